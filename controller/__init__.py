@@ -1,0 +1,1 @@
+"""The one process that decides: energy, state and HTTP. Importing it does nothing."""

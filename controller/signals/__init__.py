@@ -1,0 +1,1 @@
+"""Where readings of marginal carbon intensity come from. Importing it does nothing."""

@@ -1,0 +1,92 @@
+"""Durable writes, each with a purpose name.
+
+A file that matters is written beside its place, fsynced, renamed over it, and
+the folder is fsynced, so that a crash leaves the old file or the new one. The
+purpose name (`op`) lets a test break exactly one write. Reading needs no
+wrapper: a reader checks what it read.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Protocol
+
+from curtail.errors import DiskError
+
+
+class Disk(Protocol):
+    """The durable writes of the product; tests pass one that fails by name."""
+
+    def replace(self, op: str, path: Path, data: bytes, mode: int = 0o644) -> None:
+        """Make `path` hold exactly `data`, or leave it as it was.
+
+        Raises: DiskError: the folder is full, read-only or missing.
+        """
+        ...
+
+    def publish(self, op: str, temp: Path, path: Path) -> None:
+        """Make the finished file `temp` durable and move it to `path` (same file system).
+
+        Raises: DiskError: the folder is full, read-only or missing.
+        """
+        ...
+
+    def remove(self, op: str, path: Path) -> None:
+        """Delete `path`; a file that is not there is no error."""
+        ...
+
+
+def disk_error(doing: str, path: Path, error: OSError) -> DiskError:
+    """The one sentence for an `OSError` met while `doing` something with `path`."""
+    remedies = {
+        errno.ENOSPC: "free some space there or choose another folder",
+        errno.EDQUOT: "the quota is used up; free some space or choose another folder",
+        errno.EROFS: "the file system is read-only; choose another folder",
+        errno.EACCES: "the folder's permissions forbid it; fix them or choose another folder",
+        errno.EPERM: "the folder's permissions forbid it; fix them or choose another folder",
+        errno.ENOENT: "the folder does not exist; create it first",
+    }
+    return DiskError(f"cannot {doing} {path}: {error.strerror or error}", remedies.get(error.errno or 0))
+
+
+class SystemDisk:
+    """Writes with fsync of the file and of its folder."""
+
+    def replace(self, op: str, path: Path, data: bytes, mode: int = 0o644) -> None:
+        temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temp, path)
+            _fsync_folder(path.parent)
+        except OSError as error:
+            temp.unlink(missing_ok=True)
+            raise disk_error("write", path, error) from error
+
+    def publish(self, op: str, temp: Path, path: Path) -> None:
+        try:
+            with open(temp, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temp, path)
+            _fsync_folder(path.parent)
+        except OSError as error:
+            raise disk_error("write", path, error) from error
+
+    def remove(self, op: str, path: Path) -> None:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise disk_error("delete", path, error) from error
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
