@@ -8,6 +8,7 @@ wrapper: a reader checks what it read.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -65,7 +66,8 @@ class SystemDisk:
             os.replace(temp, path)
             _fsync_folder(path.parent)
         except OSError as error:
-            temp.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the first error is the one to report
+                temp.unlink()
             raise disk_error("write", path, error) from error
 
     def publish(self, op: str, temp: Path, path: Path) -> None:

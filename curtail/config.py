@@ -1,0 +1,298 @@
+"""The run file: one TOML file that describes a run, read strictly.
+
+An unknown key, a missing key, a wrong type or a quantity without its unit is a
+`ConfigError` that names the key and says what to write instead. Quantities
+carry their unit in the file ("100 g/kWh", "2.024 kW", "60 s") and are plain
+numbers in one unit afterwards: gCO2/kWh, W, s. What each key means is in
+docs/run-file.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from curtail.errors import ConfigError, NotFound
+from curtail.reading import POUNDS_PER_MWH
+
+_QUANTITY = re.compile(r"^\s*([-+]?\d[\d_]*(?:\.\d+)?(?:[eE][-+]?\d+)?)\s*([A-Za-z/%]+)\s*$")
+
+_UNITS: dict[str, dict[str, float]] = {
+    "intensity": {"g/kWh": 1.0, "lb/MWh": POUNDS_PER_MWH},
+    "power": {"W": 1.0, "kW": 1000.0, "MW": 1e6},
+    "duration": {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0},
+}
+
+_EXAMPLES = {"intensity": "100 g/kWh", "power": "2.024 kW", "duration": "60 s"}
+
+
+def _quantity(kind: str, default: float | None | object = dataclasses.MISSING, *, low: float | None = 0.0) -> Any:
+    metadata = {"quantity": kind, "low": low}
+    if default is dataclasses.MISSING:
+        return field(metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def _number(default: Any = dataclasses.MISSING, *, low: float | None = None, high: float | None = None) -> Any:
+    metadata = {"low": low, "high": high}
+    if default is dataclasses.MISSING:
+        return field(metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class RunSection:
+    """[run]"""
+
+    name: str
+    seed: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSection:
+    """[model]"""
+
+    preset: str
+
+
+@dataclass(frozen=True, slots=True)
+class DataSection:
+    """[data]"""
+
+    path: str  # folder made by `curtail data prepare`; relative to the run file
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSection:
+    """[training]"""
+
+    token_budget: int = _number(low=1)
+    batch_samples: int = _number(low=1)  # samples per optimizer step of a site
+    device_batch_samples: int = _number(0, low=0)  # per rank and pass; 0: the whole slice
+    warmdown_fraction: float = _number(0.4, low=0.0, high=1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class RoundsSection:
+    """[rounds]"""
+
+    inner_steps: int = _number(100, low=1)  # most steps of a site in one round
+    length: float = _quantity("duration", 300.0, low=0.1)  # wall time after which a site commits
+    grace: float = _quantity("duration", 30.0)  # wall time the round waits for commits after that
+    codec: str = field(default="int8", metadata={"choices": ("int8", "fp32")})
+    outer_lr: float = _number(1.0, low=0.0)
+    outer_momentum: float = _number(0.0, low=0.0, high=0.999)
+    keep_versions: int = _number(3, low=2)
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySection:
+    """[policy]"""
+
+    threshold: float = _quantity("intensity", 100.0, low=None)
+    max_reading_age: float = _quantity("duration", 600.0, low=1.0)  # controller clock
+    enter_dwell: float = _quantity("duration", 0.0)  # controller clock
+    leave_lead: float = _quantity("duration", 0.0)  # controller clock; needs a forecast
+    permit: float = _quantity("duration", 15.0, low=0.5)  # wall time a permit lives without renewal
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSection:
+    """[fleet]"""
+
+    heartbeat: float = _quantity("duration", 2.0, low=0.05)  # wall time
+    lost_after: float = _quantity("duration", 15.0, low=0.2)  # wall time without a heartbeat
+
+
+@dataclass(frozen=True, slots=True)
+class RegionSection:
+    """[regions.NAME]"""
+
+    power_train: float = _quantity("power")  # of one site while it trains
+    power_idle: float = _quantity("power")  # loading, syncing, draining
+    power_paused: float | None = _quantity("power", None)  # standing by; default: power_idle
+    pue: float = _number(1.0, low=1.0, high=5.0)
+    threshold: float | None = _quantity("intensity", None, low=None)  # default: [policy] threshold
+    column: str = ""  # of the trace; default: the region's name
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """The whole run file."""
+
+    run: RunSection
+    model: ModelSection
+    data: DataSection
+    training: TrainingSection
+    regions: Mapping[str, RegionSection]
+    rounds: RoundsSection = RoundsSection()
+    policy: PolicySection = PolicySection()
+    fleet: FleetSection = FleetSection()
+
+    def threshold(self, region: str) -> float:
+        """gCO2/kWh below which `region` counts as curtailed."""
+        own = self.regions[region].threshold
+        return self.policy.threshold if own is None else own
+
+    def watts(self, region: str, phase: str) -> float:
+        """Modelled power of one site of `region` in an energy phase, W, without PUE."""
+        section = self.regions[region]
+        if phase == "train":
+            return section.power_train
+        if phase == "paused":
+            return section.power_idle if section.power_paused is None else section.power_paused
+        return section.power_idle
+
+    def to_json(self) -> str:
+        """Canonical JSON, the form kept in the store."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+
+def load_config(path: Path) -> RunConfig:
+    """The run file at `path`; its data path is made absolute.
+
+    Raises: NotFound, ConfigError.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise NotFound(f"there is no run file {path}", "write one as docs/run-file.md shows") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the run file {path}: {error}") from error
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is no valid TOML: {error}") from error
+    config = parse_config(table, str(path))
+    data = (path.parent / config.data.path).resolve()
+    return dataclasses.replace(config, data=DataSection(path=str(data)))
+
+
+def parse_config(table: Mapping[str, Any], where: str = "run file") -> RunConfig:
+    """The run described by a parsed TOML table.
+
+    Raises: ConfigError: names the key and what to write instead.
+    """
+    hints: dict[str, Any] = {
+        "run": RunSection,
+        "model": ModelSection,
+        "data": DataSection,
+        "training": TrainingSection,
+        "rounds": RoundsSection,
+        "policy": PolicySection,
+        "fleet": FleetSection,
+    }
+    _refuse_unknown(table, [*hints, "regions"], where, "section")
+    sections: dict[str, Any] = {}
+    for name, kind in hints.items():
+        if name in table:
+            sections[name] = _section(kind, table[name], f"{where}: [{name}]")
+        elif name in ("run", "model", "data", "training"):
+            raise ConfigError(f"{where}: section [{name}] is missing", "docs/run-file.md shows a whole run file")
+    regions = table.get("regions")
+    if not isinstance(regions, Mapping) or not regions:
+        raise ConfigError(f"{where}: no region is described", "add a section [regions.NAME] with power_train")
+    parsed = {name: _section(RegionSection, value, f"{where}: [regions.{name}]") for name, value in regions.items()}
+    config = RunConfig(regions=parsed, **sections)
+    _check_together(config, where)
+    return config
+
+
+def config_from_json(text: str) -> RunConfig:
+    """The inverse of `RunConfig.to_json`."""
+    value = json.loads(text)
+    hints = typing.get_type_hints(RunConfig)
+    sections = {name: hints[name](**value[name]) for name in value if name != "regions"}
+    return RunConfig(regions={k: RegionSection(**v) for k, v in value["regions"].items()}, **sections)
+
+
+def _check_together(config: RunConfig, where: str) -> None:
+    if config.fleet.lost_after < 2 * config.fleet.heartbeat:
+        raise ConfigError(
+            f"{where}: [fleet] lost_after is shorter than two heartbeats",
+            "one lost message would lose a site; raise lost_after or lower heartbeat",
+        )
+    if config.policy.permit < 2 * config.fleet.heartbeat:
+        raise ConfigError(
+            f"{where}: [policy] permit is shorter than two heartbeats",
+            "permits would lapse between renewals; raise permit or lower [fleet] heartbeat",
+        )
+    if config.training.device_batch_samples > config.training.batch_samples:
+        raise ConfigError(f"{where}: [training] device_batch_samples is larger than batch_samples")
+
+
+def _section(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where}: a section is needed, not {value!r}")
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    _refuse_unknown(value, list(fields), where, "key")
+    hints = typing.get_type_hints(kind)
+    out = {}
+    for name, spec in fields.items():
+        if name in value:
+            out[name] = _value(hints[name], spec.metadata, value[name], f"{where} {name}")
+        elif spec.default is dataclasses.MISSING:
+            quantity = spec.metadata.get("quantity")
+            remedy = f'add {name} = "{_EXAMPLES[quantity]}"' if quantity else f"add {name} = ..."
+            raise ConfigError(f"{where}: key {name} is missing", remedy)
+    return kind(**out)
+
+
+def _value(hint: Any, metadata: Mapping[str, Any], value: Any, where: str) -> Any:
+    if "quantity" in metadata:
+        number = _parse_quantity(metadata["quantity"], value, where)
+        return _within(number, metadata, where)
+    if hint is str:
+        if not isinstance(value, str) or not value:
+            raise ConfigError(f"{where} = {value!r}: a text in quotes is needed")
+        choices = metadata.get("choices")
+        if choices and value not in choices:
+            raise ConfigError(f"{where} = {value!r} is not known", f"use one of {', '.join(choices)}")
+        return value
+    if hint is int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ConfigError(f"{where} = {value!r}: a whole number without a unit is needed")
+        return _within(value, metadata, where)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigError(f"{where} = {value!r}: a number without a unit is needed")
+    return _within(float(value), metadata, where)
+
+
+def _within(number: Any, metadata: Mapping[str, Any], where: str) -> Any:
+    low, high = metadata.get("low"), metadata.get("high")
+    if low is not None and not number >= low:
+        raise ConfigError(f"{where} = {number:g} is too small", f"at least {low:g} is needed")
+    if high is not None and not number <= high:
+        raise ConfigError(f"{where} = {number:g} is too large", f"at most {high:g} is allowed")
+    return number
+
+
+def _parse_quantity(kind: str, value: Any, where: str) -> float:
+    units = _UNITS[kind]
+    listed = ", ".join(units)
+    if not isinstance(value, str):
+        raise ConfigError(f"{where} = {value!r} has no unit", f'write for example "{_EXAMPLES[kind]}" ({listed})')
+    match = _QUANTITY.match(value)
+    if match is None:
+        raise ConfigError(f"{where} = {value!r} is no quantity", f'write for example "{_EXAMPLES[kind]}" ({listed})')
+    if match[2] not in units:
+        raise ConfigError(f"{where} = {value!r} has the wrong unit {match[2]!r}", f"use one of {listed}")
+    return float(match[1].replace("_", "")) * units[match[2]]
+
+
+def _refuse_unknown(value: Mapping[str, Any], known: list[str], where: str, what: str) -> None:
+    for name in value:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            remedy = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+            raise ConfigError(f"{where}: unknown {what} {name!r}", remedy)
+
+
