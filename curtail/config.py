@@ -34,7 +34,7 @@ _UNITS: dict[str, dict[str, float]] = {
 _EXAMPLES = {"intensity": "100 g/kWh", "power": "2.024 kW", "duration": "60 s"}
 
 
-def _quantity(kind: str, default: float | None | object = dataclasses.MISSING, *, low: float | None = 0.0) -> Any:
+def _quantity(kind: str, default: float | object | None = dataclasses.MISSING, *, low: float | None = 0.0) -> Any:
     metadata = {"quantity": kind, "low": low}
     if default is dataclasses.MISSING:
         return field(metadata=metadata)
@@ -294,5 +294,3 @@ def _refuse_unknown(value: Mapping[str, Any], known: list[str], where: str, what
             close = difflib.get_close_matches(name, known, 1)
             remedy = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
             raise ConfigError(f"{where}: unknown {what} {name!r}", remedy)
-
-

@@ -1,0 +1,175 @@
+"""Uploads and downloads of files that are named by their SHA-256.
+
+An upload is reserved first (size and free space are checked before a byte is
+sent), then arrives in parts that are written to their place in one file, each
+with its own checksum; the whole is hashed before it counts. Parts that arrived
+survive a restart, so a broken upload resumes. Which file a name stands for is
+in the store; this module only handles bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from curtail.disk import Disk, disk_error
+from curtail.errors import DiskError, NotFound, Refused, WireError
+from curtail.wire import PART_BYTES, BlobStatus
+
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+RESERVE = 64 * 1024 * 1024
+"""Bytes that must stay free after an upload, for the store and the next version's small files."""
+
+PIECE = 1024 * 1024
+"""Bytes read and sent at a time."""
+
+
+def check_name(sha256: str) -> str:
+    """`sha256` if it is one. Raises: WireError."""
+    if not SHA256.fullmatch(sha256):
+        raise WireError("a blob is named by 64 lower-case hex digits, its SHA-256")
+    return sha256
+
+
+class Uploads:
+    """The folder `HOME/blobs`: finished contributions, and `incoming` ones."""
+
+    def __init__(self, folder: Path, disk: Disk, largest: int) -> None:
+        self.folder = folder
+        self._incoming = folder / "incoming"
+        self._disk = disk
+        self._largest = largest
+
+    def path(self, sha256: str) -> Path:
+        """Where a finished upload lies."""
+        return self.folder / check_name(sha256)
+
+    def reserve(self, sha256: str, size: int) -> BlobStatus:
+        """Begin or resume an upload of `size` bytes.
+
+        Raises: Refused: too large, or begun with another size. DiskError: no room.
+        """
+        check_name(sha256)
+        if not 0 < size <= self._largest:
+            raise Refused(
+                f"an upload of {size} bytes is refused", f"at most {self._largest} bytes fit this run's model"
+            )
+        folder = self._incoming / sha256
+        data = folder / "data"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not data.exists():
+                free = shutil.disk_usage(folder).free
+                if free < size + RESERVE:
+                    raise DiskError(
+                        f"the controller's disk has {free} bytes left, the upload needs {size}",
+                        "free some space in the controller's folder",
+                    )
+                with open(data, "wb") as file:
+                    file.truncate(size)
+            elif data.stat().st_size != size:
+                raise Refused("the same blob was offered with another size")
+        except OSError as error:
+            raise disk_error("reserve", data, error) from error
+        return self._status(sha256, size)
+
+    def write_part(self, sha256: str, number: int, body: bytes, digest: str) -> None:
+        """Store part `number`; `digest` is the Content-Digest header of RFC 9530, sha-256.
+
+        Raises: NotFound: never reserved. WireError: wrong length or checksum. DiskError.
+        """
+        data = self._reserved(sha256)
+        size = data.stat().st_size
+        count = -(-size // PART_BYTES)
+        if not 0 <= number < count:
+            raise WireError(f"part {number} does not exist; there are {count}")
+        expected = min(PART_BYTES, size - number * PART_BYTES)
+        if len(body) != expected:
+            raise WireError(f"part {number} has {len(body)} bytes, {expected} are needed")
+        actual = base64.b64encode(hashlib.sha256(body).digest()).decode()
+        if digest != f"sha-256=:{actual}:":
+            raise WireError(f"part {number} arrived damaged: its Content-Digest does not match")
+        try:
+            with open(data, "r+b") as file:
+                file.seek(number * PART_BYTES)
+                file.write(body)
+                file.flush()
+                os.fsync(file.fileno())
+            (data.parent / f"{number}.done").touch()
+        except OSError as error:
+            raise disk_error("write", data, error) from error
+
+    def finish(self, sha256: str) -> tuple[Path, int]:
+        """Check the whole and move it to its place; returns path and size. A repeat is no error.
+
+        Raises: NotFound: never reserved. Refused: parts are missing. WireError: the hash is wrong.
+        """
+        final = self.path(sha256)
+        if final.exists():
+            return final, final.stat().st_size
+        data = self._reserved(sha256)
+        size = data.stat().st_size
+        missing = self._status(sha256, size).missing
+        if missing:
+            raise Refused(f"{len(missing)} parts of the upload are missing", "send them, then commit again")
+        hasher = hashlib.sha256()
+        for piece in read_pieces(data, 0, size):
+            hasher.update(piece)
+        if hasher.hexdigest() != sha256:
+            shutil.rmtree(data.parent, ignore_errors=True)
+            raise WireError("the uploaded file is not what its name says", "send it again")
+        self._disk.publish("BLOB", data, final)
+        shutil.rmtree(data.parent, ignore_errors=True)
+        return final, size
+
+    def remove(self, sha256: str) -> None:
+        """Forget a finished upload."""
+        self._disk.remove("BLOB_REMOVE", self.path(sha256))
+
+    def _reserved(self, sha256: str) -> Path:
+        data = self._incoming / check_name(sha256) / "data"
+        if not data.exists():
+            raise NotFound("this upload was never begun", "offer the blob first")
+        return data
+
+    def _status(self, sha256: str, size: int) -> BlobStatus:
+        folder = self._incoming / sha256
+        count = -(-size // PART_BYTES)
+        missing = tuple(n for n in range(count) if not (folder / f"{n}.done").exists())
+        return BlobStatus(sha256, size, PART_BYTES, missing, complete=False)
+
+
+def parse_range(header: str | None, size: int) -> tuple[int, int]:
+    """(first, one past last) byte of a Range header; all of the file without one.
+
+    Raises: WireError: a form or position that cannot be served.
+    """
+    if header is None:
+        return 0, size
+    match = re.fullmatch(r"bytes=(\d+)-(\d*)", header.strip())
+    if match is None:
+        raise WireError("only one range of the form bytes=FIRST- or bytes=FIRST-LAST is served")
+    first = int(match[1])
+    stop = min(size, int(match[2]) + 1) if match[2] else size
+    if first >= stop:
+        raise WireError(f"the range starts at byte {first}, the file has {size}")
+    return first, stop
+
+
+def read_pieces(path: Path, first: int, stop: int) -> Iterator[bytes]:
+    """Bytes [first, stop) of a file, a megabyte at a time."""
+    with open(path, "rb") as file:
+        file.seek(first)
+        left = stop - first
+        while left > 0:
+            piece = file.read(min(PIECE, left))
+            if not piece:
+                return
+            left -= len(piece)
+            yield piece

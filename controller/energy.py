@@ -1,0 +1,141 @@
+"""The energy simulation: one Vessim microgrid per region, paced to the wall clock.
+
+The only module that imports vessim. Each region's sites are a consumer whose
+power the ledger supplies; the grid connection balances it, and Vessim says how
+much came from the grid. Every simulation step calls back with the simulated
+time, which is the controller's clock. MCI never passes through here: Vessim has
+no word for "unknown", so the regime must not depend on one of its numbers.
+Power in W, time in seconds; `speed` simulated seconds pass per real second.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from curtail.clock import Clock
+
+log = logging.getLogger("curtail.energy")
+
+Tick = Callable[[float, Mapping[str, float]], None]
+"""(controller clock, grid power in W per region) after each step."""
+
+
+def preload() -> None:
+    """Import vessim now: it takes seconds, which the clock of a replay should not lose."""
+    import vessim  # noqa: F401
+
+
+class ReplayClock:
+    """Simulated time that runs at `speed` from `start`; readable from any thread."""
+
+    def __init__(self, start: float, speed: float, clock: Clock) -> None:
+        self.start = start
+        self.speed = speed
+        self._clock = clock
+        self._origin = clock.monotonic()
+
+    def now(self) -> float:
+        """The controller's clock, seconds."""
+        return self.start + self.speed * (self._clock.monotonic() - self._origin)
+
+
+class EnergySimulation:
+    """Runs Vessim in a thread until it is stopped.
+
+    Args:
+        regions: names; one microgrid each.
+        power: region -> present draw of its sites in W, with PUE; called in the simulation's thread.
+        tick: called after every step; what it raises is logged and does not end the simulation.
+        step_s: wall seconds between steps.
+    """
+
+    def __init__(
+        self,
+        regions: Sequence[str],
+        power: Callable[[str], float],
+        tick: Tick,
+        replay: ReplayClock,
+        step_s: float = 0.25,
+    ) -> None:
+        self._regions = tuple(regions)
+        self._power = power
+        self._tick = tick
+        self._replay = replay
+        # Vessim's steps are whole simulated seconds.
+        self.step = max(1, round(replay.speed * step_s))
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="energy", daemon=True)
+        self.failure: BaseException | None = None
+
+    def start(self) -> None:
+        """Begin to simulate."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the present step and wait for it."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._simulate()
+        except _Stopped:
+            return
+        except BaseException as error:
+            # Reported by the status and by /healthz; without ticks no permit is renewed, so nothing trains.
+            self.failure = error
+            log.exception("the energy simulation failed")
+
+    def _simulate(self) -> None:
+        import vessim
+
+        simulation = self
+
+        class Draw(vessim.Signal):
+            """The present draw of a region's sites, W."""
+
+            def __init__(self, region: str) -> None:
+                self.region = region
+
+            def at(self, elapsed: Any = None) -> float:
+                return max(0.0, simulation._power(self.region))
+
+        class Pacer(vessim.Controller):
+            """Holds the simulation to the replay clock and hands each step on."""
+
+            def step(self, now: datetime, microgrid_states: Mapping[str, Any]) -> None:
+                simulation._after_step(now.timestamp(), microgrid_states)
+
+        environment = vessim.Environment(
+            sim_start=datetime.fromtimestamp(self._replay.start, UTC), step_size=self.step, name="curtail"
+        )
+        for region in self._regions:
+            environment.add_microgrid(
+                actors=[vessim.Consumer("sites", Draw(region))],
+                dispatchables=[vessim.GridConnection()],
+                name=region,
+            )
+        environment.add_controller(Pacer())
+        environment.run(until=_FOREVER)
+
+    def _after_step(self, now: float, states: Mapping[str, Any]) -> None:
+        grid = {region: max(0.0, -float(state["p_grid"])) for region, state in states.items()}
+        delay = (now - self._replay.now()) / self._replay.speed
+        if self._stop.wait(max(0.0, delay)):
+            raise _Stopped
+        try:
+            self._tick(now, grid)
+        except Exception:
+            log.exception("a step of the controller failed; the next one tries again")
+
+
+_FOREVER = 100 * 365 * 86400
+"""Seconds; Vessim wants a horizon, a run ends when it is stopped."""
+
+
+class _Stopped(Exception):
+    """Raised inside the simulation to end it: Vessim has no stop of its own."""

@@ -1,0 +1,84 @@
+"""Which samples of the packed token stream belong to whom.
+
+Samples are numbered from 0 without end; sample i of the run is sample i modulo
+the number of samples of the data set, so that a long run passes over the data
+several times. A pool is what nobody holds: a cursor (everything from it on was
+never leased) and ranges that came back. Leases are contiguous, so that step s
+of a lease with batch B is samples [start + s*B, start + (s+1)*B).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Range:
+    """Samples [start, stop)."""
+
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The samples nobody holds. `returned` is ascending, disjoint and below `cursor`."""
+
+    cursor: int
+    limit: int  # one past the last sample of the run's budget
+    returned: tuple[Range, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """How many samples can still be leased."""
+        return self.limit - self.cursor + sum(part.size for part in self.returned)
+
+
+def take(pool: Pool, wanted: int) -> tuple[Range | None, Pool]:
+    """Lease up to `wanted` contiguous samples, returned ones first; None if the pool is empty."""
+    assert wanted > 0
+    if pool.returned:
+        first, rest = pool.returned[0], pool.returned[1:]
+        stop = min(first.stop, first.start + wanted)
+        left = (Range(stop, first.stop),) if stop < first.stop else ()
+        return Range(first.start, stop), Pool(pool.cursor, pool.limit, left + rest)
+    stop = min(pool.limit, pool.cursor + wanted)
+    if stop == pool.cursor:
+        return None, pool
+    return Range(pool.cursor, stop), Pool(stop, pool.limit)
+
+
+def give_back(pool: Pool, part: Range) -> Pool:
+    """The pool after `part` came back; neighbours are joined.
+
+    Raises: ValueError: some of it was never leased or is back already.
+    """
+    if part.size == 0:
+        return pool
+    if part.size < 0 or part.stop > pool.cursor or part.start < 0:
+        raise ValueError(f"samples {part.start}..{part.stop} were never leased")
+    merged: list[Range] = []
+    for piece in sorted((*pool.returned, part)):
+        if merged and piece.start < merged[-1].stop:
+            raise ValueError(f"samples {part.start}..{part.stop} came back twice")
+        if merged and piece.start == merged[-1].stop:
+            merged[-1] = Range(merged[-1].start, piece.stop)
+        else:
+            merged.append(piece)
+    return Pool(pool.cursor, pool.limit, tuple(merged))
+
+
+def budget_samples(token_budget: int, sequence_len: int, batch_samples: int) -> int:
+    """Samples of the whole run: the budget in full batches, rounded up to at least one."""
+    per_step = sequence_len * batch_samples
+    return max(1, token_budget // per_step) * batch_samples
+
+
+def fair_share(pool_samples: int, inner_steps: int, batch_samples: int, sites: int) -> int:
+    """Samples to lease to one of `sites`: a full round, less when the budget runs out."""
+    steps_left = pool_samples // batch_samples
+    return min(inner_steps, -(-steps_left // max(1, sites))) * batch_samples

@@ -1,0 +1,123 @@
+"""The life cycle of a round and of its members, as tables, and when a round ends.
+
+A round has a base version, members that train from it, and ends in one merge.
+LOCAL is a round with one member, which sends its exact weights; FEDERATED
+rounds merge deltas. Nothing here touches the store or a clock: times are
+arguments, in seconds of Unix time (they must survive a restart).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+
+from curtail.errors import RefusedTransition
+
+
+class Kind(StrEnum):
+    """What the members of a round send."""
+
+    LOCAL = "LOCAL"  # the sole member's exact weights
+    FEDERATED = "FEDERATED"  # deltas from the base, averaged
+
+
+class Round(StrEnum):
+    """State of a round."""
+
+    OPEN = "OPEN"  # members train and commit
+    MERGING = "MERGING"  # contributions are fixed, the next version is being made
+    MERGED = "MERGED"  # the next version is true
+    ABANDONED = "ABANDONED"  # ended without any contribution
+
+
+class RoundEvent(StrEnum):
+    """What can happen to a round."""
+
+    MEMBER_JOINED = "a member joined"
+    MEMBERS_DONE = "all live members committed"
+    DEADLINE_PASSED = "the deadline and the grace passed"
+    NOTHING_COMMITTED = "it ended without a contribution"
+    VERSION_PUBLISHED = "the next version is durable"
+    ALL_REFUSED = "every contribution was refused"
+
+
+ROUND_NEXT: dict[tuple[Round, RoundEvent], Round] = {
+    (Round.OPEN, RoundEvent.MEMBER_JOINED): Round.OPEN,
+    (Round.OPEN, RoundEvent.MEMBERS_DONE): Round.MERGING,
+    (Round.OPEN, RoundEvent.DEADLINE_PASSED): Round.MERGING,
+    (Round.OPEN, RoundEvent.NOTHING_COMMITTED): Round.ABANDONED,
+    (Round.MERGING, RoundEvent.VERSION_PUBLISHED): Round.MERGED,
+    (Round.MERGING, RoundEvent.ALL_REFUSED): Round.ABANDONED,
+}
+
+
+class Member(StrEnum):
+    """State of one site in one round."""
+
+    TRAINING = "TRAINING"  # holds a lease
+    COMMITTED = "COMMITTED"  # its contribution is durable and waits for the merge
+    MERGED = "MERGED"  # its contribution is part of the next version
+    REFUSED = "REFUSED"  # its contribution was not usable; its samples went back
+    RETURNED = "RETURNED"  # it left without a contribution; its samples went back
+    LOST = "LOST"  # it fell silent or missed the deadline; its samples went back
+
+
+class MemberEvent(StrEnum):
+    """What can happen to a member."""
+
+    COMMIT = "its contribution arrived"
+    JOB_ENDED = "its job ended without a commit"
+    SILENT = "it fell silent"
+    DEADLINE_PASSED = "it missed the deadline"
+    MERGE = "its contribution was merged"
+    REFUSE = "its contribution was refused"
+
+
+MEMBER_NEXT: dict[tuple[Member, MemberEvent], Member] = {
+    (Member.TRAINING, MemberEvent.COMMIT): Member.COMMITTED,
+    (Member.TRAINING, MemberEvent.JOB_ENDED): Member.RETURNED,
+    (Member.TRAINING, MemberEvent.SILENT): Member.LOST,
+    (Member.TRAINING, MemberEvent.DEADLINE_PASSED): Member.LOST,
+    (Member.COMMITTED, MemberEvent.MERGE): Member.MERGED,
+    (Member.COMMITTED, MemberEvent.REFUSE): Member.REFUSED,
+}
+
+
+def advance_round(state: Round, event: RoundEvent) -> Round:
+    """The state after `event`. Raises: RefusedTransition: `event` is forbidden in `state`."""
+    try:
+        return ROUND_NEXT[state, event]
+    except KeyError:
+        raise RefusedTransition(f"a round that is {state.value} cannot take the event '{event.value}'") from None
+
+
+def advance_member(state: Member, event: MemberEvent) -> Member:
+    """The state after `event`. Raises: RefusedTransition: `event` is forbidden in `state`."""
+    try:
+        return MEMBER_NEXT[state, event]
+    except KeyError:
+        raise RefusedTransition(f"a member that is {state.value} cannot take the event '{event.value}'") from None
+
+
+def ending(members: Iterable[Member], now: float, deadline: float, grace: float) -> RoundEvent | None:
+    """Why an open round with members in these states ends at `now`, or None.
+
+    It ends when nobody trains any more, or `grace` seconds after the deadline.
+    A round nobody contributed to is abandoned, so that no version is made of nothing.
+    """
+    states = list(members)
+    committed = Member.COMMITTED in states
+    if Member.TRAINING not in states:
+        return RoundEvent.MEMBERS_DONE if committed else RoundEvent.NOTHING_COMMITTED
+    if now >= deadline + grace:
+        return RoundEvent.DEADLINE_PASSED if committed else RoundEvent.NOTHING_COMMITTED
+    return None
+
+
+def may_enter(kind: Kind, opened: float, deadline: float, now: float) -> bool:
+    """May a further site enter the open round, or should it wait for the next boundary?
+
+    A FEDERATED round takes it while half of its time is left: less would not be
+    worth the download. A LOCAL round takes nobody: its member sends exact weights.
+    """
+    return kind is Kind.FEDERATED and deadline - now >= 0.5 * (deadline - opened)

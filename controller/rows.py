@@ -1,0 +1,122 @@
+"""The rows of the store as frozen values; `controller.store` reads and writes them.
+
+Field names equal column names. Times named *_wall are Unix seconds, the others
+seconds of the controller's clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """The run: exactly one row."""
+
+    id: str
+    config: str  # RunConfig.to_json
+    model: str  # GPTConfig as JSON
+    manifest: str  # SHA-256 of the data manifest file
+    tokenizer: str  # digest of the tokenizer
+    sequence_len: int
+    state: str  # RUNNING, FINISHED
+    created_wall: float
+    started: float
+    clock: float  # controller clock at the last step
+    tokens: int  # global tokens: all of them merged
+    cursor: int
+    sample_limit: int
+    regime: str
+    regime_since: float
+    regime_seconds: dict[str, float]
+    loss_first: float | None
+    loss_last: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class SiteRow:
+    """A site that joined, at its latest epoch."""
+
+    site: str
+    region: str
+    agent: str
+    machine: str
+    devices: int
+    fence: int
+    credential: str  # hashed
+    left_run: int  # 1: it said goodbye
+    tokens: int  # merged
+    joined_wall: float
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRow:
+    """Global weights number `version`."""
+
+    version: int
+    round: int | None  # that made it; None: the initial weights
+    tokens: int
+    digest: str  # of the weights' content
+    weights: str  # SHA-256 of the weights file
+    updates: str  # SHA-256 of the delta file from the version before, or ""
+    created_wall: float
+    kept: int  # 1: the files are still on disk
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRow:
+    """One round."""
+
+    round: int
+    kind: str
+    state: str
+    base_version: int
+    opened_wall: float
+    deadline_wall: float
+    cut: int  # 1: members shall commit at once, another site waits
+    version: int | None  # it made
+
+
+@dataclass(frozen=True, slots=True)
+class MemberRow:
+    """One site's part in one round: its lease, and its contribution once committed."""
+
+    round: int
+    site: str
+    job: str
+    fence: int
+    state: str
+    lease_start: int
+    lease_stop: int
+    codec: str
+    samples: int = 0
+    tokens: int = 0
+    steps: int = 0
+    blob: str = ""
+    digest: str = ""
+    receipt: str = ""
+    seconds: float = 0.0
+    loss_first: float | None = None
+    loss_mean: float | None = None
+    loss_last: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BlobRow:
+    """A file that is served or was uploaded, named by its content."""
+
+    sha256: str
+    path: str
+    size: int
+    kind: str  # data, weights, update, contribution
+
+
+@dataclass(frozen=True, slots=True)
+class EventRow:
+    """One line of the event log."""
+
+    id: int
+    at: float
+    kind: str
+    text: str

@@ -1,0 +1,441 @@
+"""The durable state of a run: one SQLite file, and the only module with SQL.
+
+One thread owns the connection; what others want done they hand over as a
+function, which runs there inside one `BEGIN IMMEDIATE` transaction: either all
+of it becomes true or nothing. Journal WAL, synchronous FULL: what was
+acknowledged survives kill -9 and power loss. Weights and deltas are files,
+never rows. Times named *_wall are Unix seconds, the others the controller's clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlite_utils import Database
+
+from controller.accounts import Entry, Interval
+from controller.leases import Pool, Range
+from controller.rows import BlobRow, EventRow, MemberRow, RoundRow, RunRow, SiteRow, VersionRow
+from curtail.errors import CurtailError, DiskError
+
+log = logging.getLogger("curtail.store")
+
+Result = TypeVar("Result")
+
+MIGRATIONS = (
+    """
+    CREATE TABLE run (
+        only_row INTEGER PRIMARY KEY CHECK (only_row = 1),
+        id TEXT NOT NULL, config TEXT NOT NULL, model TEXT NOT NULL, manifest TEXT NOT NULL,
+        tokenizer TEXT NOT NULL, sequence_len INTEGER NOT NULL, state TEXT NOT NULL,
+        created_wall REAL NOT NULL, started REAL NOT NULL, clock REAL NOT NULL,
+        tokens INTEGER NOT NULL, cursor INTEGER NOT NULL, sample_limit INTEGER NOT NULL,
+        regime TEXT NOT NULL, regime_since REAL NOT NULL, regime_seconds TEXT NOT NULL,
+        loss_first REAL, loss_last REAL
+    ) STRICT;
+    CREATE TABLE returned (start INTEGER PRIMARY KEY, stop INTEGER NOT NULL) STRICT;
+    CREATE TABLE join_tokens (id TEXT PRIMARY KEY, secret TEXT NOT NULL, created_wall REAL NOT NULL) STRICT;
+    CREATE TABLE sites (
+        site TEXT PRIMARY KEY, region TEXT NOT NULL, agent TEXT NOT NULL, machine TEXT NOT NULL,
+        devices INTEGER NOT NULL, fence INTEGER NOT NULL, credential TEXT NOT NULL,
+        left_run INTEGER NOT NULL, tokens INTEGER NOT NULL, joined_wall REAL NOT NULL
+    ) STRICT;
+    CREATE TABLE versions (
+        version INTEGER PRIMARY KEY, round INTEGER, tokens INTEGER NOT NULL, digest TEXT NOT NULL,
+        weights TEXT NOT NULL, updates TEXT NOT NULL, created_wall REAL NOT NULL, kept INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE rounds (
+        round INTEGER PRIMARY KEY, kind TEXT NOT NULL, state TEXT NOT NULL, base_version INTEGER NOT NULL,
+        opened_wall REAL NOT NULL, deadline_wall REAL NOT NULL, cut INTEGER NOT NULL, version INTEGER
+    ) STRICT;
+    CREATE TABLE members (
+        round INTEGER NOT NULL REFERENCES rounds (round), site TEXT NOT NULL, job TEXT NOT NULL,
+        fence INTEGER NOT NULL, state TEXT NOT NULL, lease_start INTEGER NOT NULL, lease_stop INTEGER NOT NULL,
+        codec TEXT NOT NULL, samples INTEGER NOT NULL, tokens INTEGER NOT NULL, steps INTEGER NOT NULL,
+        blob TEXT NOT NULL, digest TEXT NOT NULL, receipt TEXT NOT NULL, seconds REAL NOT NULL,
+        loss_first REAL, loss_mean REAL, loss_last REAL, reason TEXT NOT NULL,
+        PRIMARY KEY (round, site)
+    ) STRICT;
+    CREATE TABLE blobs (
+        sha256 TEXT PRIMARY KEY, path TEXT NOT NULL, size INTEGER NOT NULL, kind TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE readings (
+        region TEXT NOT NULL, point_time REAL NOT NULL, mci REAL, source TEXT NOT NULL, reason TEXT NOT NULL,
+        PRIMARY KEY (region, point_time)
+    ) STRICT;
+    CREATE TABLE energy (
+        id INTEGER PRIMARY KEY, site TEXT NOT NULL, region TEXT NOT NULL, phase TEXT NOT NULL,
+        t0 REAL NOT NULL, t1 REAL NOT NULL, watts REAL NOT NULL, method TEXT NOT NULL, pue REAL NOT NULL,
+        grid_share REAL NOT NULL, kwh REAL NOT NULL, mci REAL, kg REAL, curtailed INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE energy_open (
+        site TEXT PRIMARY KEY, region TEXT NOT NULL, phase TEXT NOT NULL, t0 REAL NOT NULL, seen REAL NOT NULL,
+        watts REAL NOT NULL, method TEXT NOT NULL, pue REAL NOT NULL, grid_share REAL NOT NULL,
+        mci REAL, curtailed INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE events (
+        id INTEGER PRIMARY KEY, at REAL NOT NULL, at_wall REAL NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL
+    ) STRICT;
+    """,
+)
+"""One script per schema version; never changed once released, only added to."""
+
+
+class Transaction:
+    """What one use case may ask of the store; valid only inside the function it was handed to."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self.after_commit: list[Callable[[], None]] = []
+
+    # -- the run -----------------------------------------------------------
+
+    def run(self) -> RunRow | None:
+        row = self._one("SELECT * FROM run")
+        if row is None:
+            return None
+        values = {key: row[key] for key in row if key not in ("only_row", "regime_seconds")}
+        return RunRow(regime_seconds=json.loads(row["regime_seconds"]), **values)
+
+    def create_run(self, run: RunRow) -> None:
+        values = {name: getattr(run, name) for name in RunRow.__slots__}
+        values["regime_seconds"] = json.dumps(run.regime_seconds)
+        self._insert("run", {"only_row": 1, **values})
+
+    def set_run(self, **values: Any) -> None:
+        if "regime_seconds" in values:
+            values["regime_seconds"] = json.dumps(values["regime_seconds"])
+        self._update("run", values, {"only_row": 1})
+
+    def pool(self) -> Pool:
+        row = self._one("SELECT cursor, sample_limit FROM run")
+        assert row is not None
+        parts = self._all("SELECT start, stop FROM returned ORDER BY start")
+        return Pool(row["cursor"], row["sample_limit"], tuple(Range(p["start"], p["stop"]) for p in parts))
+
+    def set_pool(self, pool: Pool) -> None:
+        self._db.execute("UPDATE run SET cursor = ?", (pool.cursor,))
+        self._db.execute("DELETE FROM returned")
+        for part in pool.returned:
+            self._insert("returned", {"start": part.start, "stop": part.stop})
+
+    # -- who is here -------------------------------------------------------
+
+    def add_join_token(self, token_id: str, secret_hash: str, now_wall: float) -> None:
+        self._insert("join_tokens", {"id": token_id, "secret": secret_hash, "created_wall": now_wall})
+
+    def join_token(self, token_id: str) -> str | None:
+        row = self._one("SELECT secret FROM join_tokens WHERE id = ?", token_id)
+        return None if row is None else str(row["secret"])
+
+    def site(self, name: str) -> SiteRow | None:
+        row = self._one("SELECT * FROM sites WHERE site = ?", name)
+        return None if row is None else SiteRow(**row)
+
+    def site_by_credential(self, credential_hash: str) -> SiteRow | None:
+        row = self._one("SELECT * FROM sites WHERE credential = ?", credential_hash)
+        return None if row is None else SiteRow(**row)
+
+    def sites(self) -> list[SiteRow]:
+        return [SiteRow(**row) for row in self._all("SELECT * FROM sites ORDER BY site")]
+
+    def put_site(self, site: SiteRow) -> None:
+        self._insert("sites", {name: getattr(site, name) for name in SiteRow.__slots__}, replace=True)
+
+    def set_site(self, name: str, **values: Any) -> None:
+        self._update("sites", values, {"site": name})
+
+    # -- versions and rounds -------------------------------------------------
+
+    def add_version(self, version: VersionRow) -> None:
+        self._insert("versions", {name: getattr(version, name) for name in VersionRow.__slots__})
+
+    def version(self, number: int) -> VersionRow | None:
+        row = self._one("SELECT * FROM versions WHERE version = ?", number)
+        return None if row is None else VersionRow(**row)
+
+    def latest_version(self) -> VersionRow:
+        row = self._one("SELECT * FROM versions ORDER BY version DESC LIMIT 1")
+        assert row is not None, "a run has version 0 from its first moment"
+        return VersionRow(**row)
+
+    def kept_versions(self) -> list[VersionRow]:
+        return [VersionRow(**row) for row in self._all("SELECT * FROM versions WHERE kept = 1 ORDER BY version")]
+
+    def set_version(self, number: int, **values: Any) -> None:
+        self._update("versions", values, {"version": number})
+
+    def add_round(self, row: RoundRow) -> None:
+        self._insert("rounds", {name: getattr(row, name) for name in RoundRow.__slots__})
+
+    def live_round(self) -> RoundRow | None:
+        """The round that is open or being merged; there is at most one."""
+        row = self._one("SELECT * FROM rounds WHERE state IN ('OPEN', 'MERGING') ORDER BY round DESC LIMIT 1")
+        return None if row is None else RoundRow(**row)
+
+    def round(self, number: int) -> RoundRow | None:
+        row = self._one("SELECT * FROM rounds WHERE round = ?", number)
+        return None if row is None else RoundRow(**row)
+
+    def next_round(self) -> int:
+        row = self._one("SELECT COALESCE(MAX(round), 0) + 1 AS next FROM rounds")
+        assert row is not None
+        return int(row["next"])
+
+    def merged_rounds(self) -> int:
+        row = self._one("SELECT COUNT(*) AS n FROM rounds WHERE state = 'MERGED'")
+        assert row is not None
+        return int(row["n"])
+
+    def set_round(self, number: int, **values: Any) -> None:
+        self._update("rounds", values, {"round": number})
+
+    def add_member(self, row: MemberRow) -> None:
+        self._insert("members", {name: getattr(row, name) for name in MemberRow.__slots__})
+
+    def members(self, round_number: int) -> list[MemberRow]:
+        rows = self._all("SELECT * FROM members WHERE round = ? ORDER BY site", round_number)
+        return [MemberRow(**row) for row in rows]
+
+    def member(self, round_number: int, site: str) -> MemberRow | None:
+        row = self._one("SELECT * FROM members WHERE round = ? AND site = ?", round_number, site)
+        return None if row is None else MemberRow(**row)
+
+    def set_member(self, round_number: int, site: str, **values: Any) -> None:
+        self._update("members", values, {"round": round_number, "site": site})
+
+    # -- files ---------------------------------------------------------------
+
+    def put_blob(self, blob: BlobRow) -> None:
+        self._insert("blobs", {name: getattr(blob, name) for name in BlobRow.__slots__}, replace=True)
+
+    def blob(self, sha256: str) -> BlobRow | None:
+        row = self._one("SELECT * FROM blobs WHERE sha256 = ?", sha256)
+        return None if row is None else BlobRow(**row)
+
+    def blobs_of_kind(self, kind: str) -> list[BlobRow]:
+        return [BlobRow(**row) for row in self._all("SELECT * FROM blobs WHERE kind = ?", kind)]
+
+    def drop_blob(self, sha256: str) -> None:
+        self._db.execute("DELETE FROM blobs WHERE sha256 = ?", (sha256,))
+
+    # -- energy --------------------------------------------------------------
+
+    def add_reading(self, region: str, point_time: float, mci: float | None, source: str, reason: str) -> None:
+        row = {"region": region, "point_time": point_time, "mci": mci, "source": source, "reason": reason}
+        self._insert("readings", row, ignore=True)
+
+    def readings(self, region: str) -> list[tuple[float, float | None]]:
+        rows = self._all("SELECT point_time, mci FROM readings WHERE region = ? ORDER BY point_time", region)
+        return [(row["point_time"], row["mci"]) for row in rows]
+
+    def add_entries(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            values = {name: getattr(entry, name) for name in Entry.__slots__}
+            self._insert("energy", {**values, "curtailed": int(entry.curtailed)})
+
+    def entries(self) -> list[Entry]:
+        return [_entry(row) for row in self._all("SELECT * FROM energy ORDER BY id")]
+
+    def open_intervals(self) -> list[tuple[Interval, float]]:
+        """Intervals still growing at the last step, each with the time up to which it is certain."""
+        rows = self._all("SELECT * FROM energy_open ORDER BY site")
+        return [(_interval(row), row["seen"]) for row in rows]
+
+    def put_open(self, interval: Interval, seen: float) -> None:
+        values = {name: getattr(interval, name) for name in Interval.__slots__}
+        self._insert("energy_open", {**values, "curtailed": int(interval.curtailed), "seen": seen}, replace=True)
+
+    def drop_open(self, site: str) -> None:
+        self._db.execute("DELETE FROM energy_open WHERE site = ?", (site,))
+
+    # -- events --------------------------------------------------------------
+
+    def add_event(self, at: float, at_wall: float, kind: str, text: str) -> None:
+        self._insert("events", {"at": at, "at_wall": at_wall, "kind": kind, "text": text})
+
+    def last_events(self, count: int) -> list[EventRow]:
+        rows = self._all("SELECT id, at, kind, text FROM events ORDER BY id DESC LIMIT ?", count)
+        return [EventRow(**row) for row in reversed(rows)]
+
+    # -- checks --------------------------------------------------------------
+
+    def ledger_problems(self) -> list[str]:
+        """Violations of the data ledger's invariants; empty when it is sound."""
+        problems = []
+        run = self._one("SELECT * FROM run")
+        if run is None:
+            return []
+        merged = self._all(
+            "SELECT lease_start AS a, lease_start + samples AS b, tokens, samples FROM members"
+            " WHERE state = 'MERGED' ORDER BY lease_start"
+        )
+        for before, after in itertools.pairwise(merged):
+            if after["a"] < before["b"]:
+                problems.append(f"samples {after['a']}..{before['b']} were merged twice")
+        tokens = sum(row["tokens"] for row in merged)
+        samples = sum(row["samples"] for row in merged)
+        if tokens != run["tokens"]:
+            problems.append(f"merged contributions hold {tokens} tokens, the run says {run['tokens']}")
+        if samples * run["sequence_len"] != tokens:
+            problems.append(f"{samples} samples of {run['sequence_len']} tokens are not {tokens} tokens")
+        by_version = self._one("SELECT tokens FROM versions ORDER BY version DESC LIMIT 1")
+        if by_version is not None and by_version["tokens"] != run["tokens"]:
+            problems.append(f"the latest version says {by_version['tokens']} tokens, the run {run['tokens']}")
+        # Leased: whole leases of those who train, consumed prefixes of those who wait for the merge.
+        leased = sum(
+            row["n"]
+            for row in self._all(
+                "SELECT CASE state WHEN 'TRAINING' THEN lease_stop - lease_start ELSE samples END AS n"
+                " FROM members WHERE state IN ('TRAINING', 'COMMITTED')"
+            )
+        )
+        returned = sum(row["stop"] - row["start"] for row in self._all("SELECT * FROM returned"))
+        if samples + leased + returned != run["cursor"]:
+            problems.append(
+                f"{samples} consumed + {leased} leased + {returned} returned samples are not"
+                f" the {run['cursor']} handed out"
+            )
+        return problems
+
+    # -- plumbing ------------------------------------------------------------
+
+    def _one(self, sql: str, *values: Any) -> dict[str, Any] | None:
+        return next(iter(self._all(sql, *values)), None)
+
+    def _all(self, sql: str, *values: Any) -> list[dict[str, Any]]:
+        return list(self._db.query(sql, values))
+
+    def _insert(self, table: str, values: dict[str, Any], replace: bool = False, ignore: bool = False) -> None:
+        self._db.table(table).insert(values, replace=replace, ignore=ignore)
+
+    def _update(self, table: str, values: dict[str, Any], where: dict[str, Any]) -> None:
+        sets = ", ".join(f"{name} = ?" for name in values)
+        keys = " AND ".join(f"{name} = ?" for name in where)
+        self._db.execute(f"UPDATE {table} SET {sets} WHERE {keys}", (*values.values(), *where.values()))
+
+
+class Store:
+    """The thread that owns the database.
+
+    Raises (from `open`): DiskError: the folder is full or read-only; CurtailError: the file is damaged or newer.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._queue: queue.SimpleQueue[tuple[Callable[[Transaction], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name="store", daemon=True)
+        self._ready: Future[None] = Future()
+
+    def open(self) -> None:
+        """Open or create the file and bring its tables up to date."""
+        self._thread.start()
+        self._ready.result()
+
+    def submit(self, use_case: Callable[[Transaction], Result]) -> Future[Result]:
+        """Run `use_case` in one transaction on the store's thread; the future holds its result or error."""
+        future: Future[Result] = Future()
+        self._queue.put((use_case, future))
+        return future
+
+    def call(self, use_case: Callable[[Transaction], Result]) -> Result:
+        """Like `submit`, and wait."""
+        return self.submit(use_case).result()
+
+    def close(self) -> None:
+        """Finish what was handed over, then close the file."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _serve(self) -> None:
+        try:
+            connection = self._connect()
+        except BaseException as error:
+            self._ready.set_exception(error)
+            return
+        self._ready.set_result(None)
+        while (entry := self._queue.get()) is not None:
+            self._execute(connection, *entry)
+        connection.close()
+
+    def _connect(self) -> Database:
+        try:
+            connection = sqlite3.connect(self._path, isolation_level=None)
+            for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 30000"):
+                connection.execute(f"PRAGMA {pragma}")
+            check = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if check != "ok":
+                raise CurtailError(f"the store {self._path} is damaged: {check}", "restore it from a backup")
+            migrate(connection, self._path)
+        except sqlite3.DatabaseError as error:
+            raise store_error(self._path, error) from error
+        return Database(connection)
+
+    def _execute(self, db: Database, use_case: Callable[[Transaction], Any], future: Future[Any]) -> None:
+        transaction = Transaction(db)
+        connection = db.conn
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            result = use_case(transaction)
+            connection.execute("COMMIT")
+        except BaseException as error:
+            with contextlib.suppress(sqlite3.Error):  # the first error is the one to report
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+            reported = store_error(self._path, error) if isinstance(error, sqlite3.OperationalError) else error
+            future.set_exception(reported)
+            return
+        for action in transaction.after_commit:
+            action()
+        future.set_result(result)
+
+
+def migrate(connection: sqlite3.Connection, path: Path, migrations: Sequence[str] = MIGRATIONS) -> None:
+    """Bring the tables up to the newest schema, each step in its own transaction."""
+    have = connection.execute("PRAGMA user_version").fetchone()[0]
+    if have > len(migrations):
+        raise CurtailError(
+            f"the store {path} was written by a newer curtail (schema {have}, known {len(migrations)})",
+            "install the newer curtail",
+        )
+    for number in range(have, len(migrations)):
+        connection.execute("BEGIN IMMEDIATE")
+        for statement in migrations[number].split(";"):
+            if statement.strip():
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {number + 1}")
+        connection.execute("COMMIT")
+
+
+def store_error(path: Path, error: BaseException) -> CurtailError:
+    """The one sentence for an SQLite error."""
+    text = str(error)
+    if "full" in text:
+        return DiskError(f"cannot write the store {path}: the disk is full", "free some space; the run goes on then")
+    if "readonly" in text or "unable to open" in text:
+        return DiskError(f"cannot write the store {path}: {text}", "fix the folder's permissions")
+    if "not a database" in text or "malformed" in text:
+        return CurtailError(f"the store {path} is damaged: {text}", "restore it from a backup or use another --home")
+    return CurtailError(f"the store {path} failed: {text}")
+
+
+def _interval(row: dict[str, Any]) -> Interval:
+    return Interval(
+        **{name: row[name] for name in Interval.__slots__ if name != "curtailed"}, curtailed=bool(row["curtailed"])
+    )
+
+
+def _entry(row: dict[str, Any]) -> Entry:
+    return Entry(
+        **{name: row[name] for name in Entry.__slots__ if name != "curtailed"}, curtailed=bool(row["curtailed"])
+    )
