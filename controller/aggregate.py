@@ -165,9 +165,7 @@ def _pass_through(
     return _result(spec, [part.site], {}, written.weights_digest)
 
 
-def _meta(
-    spec: MergeSpec, base: checkpoint.CheckpointMeta, tokens: int, digest: str
-) -> checkpoint.CheckpointMeta:
+def _meta(spec: MergeSpec, base: checkpoint.CheckpointMeta, tokens: int, digest: str) -> checkpoint.CheckpointMeta:
     return dataclasses.replace(
         base, version=spec.version, tokens=spec.tokens + tokens, weights_digest=digest, created=spec.created
     )

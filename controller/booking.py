@@ -76,7 +76,11 @@ class Booking:
         return live.watts if live.watts is not None else self._config.watts(live.region, live.phase)
 
     def always_on_kg(
-        self, totals: Totals, started: float, sites: Mapping[str, str], readings: Mapping[str, Sequence[tuple[float, float | None]]]
+        self,
+        totals: Totals,
+        started: float,
+        sites: Mapping[str, str],
+        readings: Mapping[str, Sequence[tuple[float, float | None]]],
     ) -> float | None:
         """kgCO2 of the same training without waiting, on the sites given as name -> region."""
         rows = []

@@ -95,7 +95,7 @@ class EnergySimulation:
 
         simulation = self
 
-        class Draw(vessim.Signal):
+        class Draw(vessim.Signal):  # type: ignore[misc]
             """The present draw of a region's sites, W."""
 
             def __init__(self, region: str) -> None:
@@ -104,7 +104,7 @@ class EnergySimulation:
             def at(self, elapsed: Any = None) -> float:
                 return max(0.0, simulation._power(self.region))
 
-        class Pacer(vessim.Controller):
+        class Pacer(vessim.Controller):  # type: ignore[misc]
             """Holds the simulation to the replay clock and hands each step on."""
 
             def step(self, now: datetime, microgrid_states: Mapping[str, Any]) -> None:

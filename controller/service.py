@@ -384,6 +384,10 @@ class Service:
         """One snapshot for every view."""
         return snapshot.make(tx, self)
 
+    def seconds_since_tick(self) -> float:
+        """Real seconds since the last step of the energy simulation; any thread."""
+        return 0.0 if self._last_tick is None else self.clock.monotonic() - self._last_tick
+
     def authenticate(self, tx: Transaction, credential: str) -> SiteRow:
         """The site a credential belongs to. Raises: AuthError."""
         row = tx.site_by_credential(auth.hashed(credential)) if credential else None

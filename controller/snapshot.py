@@ -92,9 +92,7 @@ def _energy(
     )
 
 
-def _region(
-    service: Service, region: str, history: list[tuple[float, float | None]], now: float
-) -> wire.RegionStatus:
+def _region(service: Service, region: str, history: list[tuple[float, float | None]], now: float) -> wire.RegionStatus:
     reading, verdict = service.readings.get(region), service.verdicts.get(region)
     return wire.RegionStatus(
         region=region,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -49,7 +49,7 @@ LONGEST_TOKEN = 4096
 """Characters; a token file that is longer is another file, given by mistake."""
 
 
-class Unit(str, Enum):
+class Unit(StrEnum):
     """Units of an MCI trace."""
 
     GRAMS = "g/kWh"
@@ -109,7 +109,9 @@ def read_token(file: Path | None) -> str | None:
     except FileNotFoundError:
         raise NotFound(f"there is no token file {file}", "the controller writes it to HOME/join-token") from None
     except OSError as error:
-        raise AuthError(f"cannot read the token file {file}: {error.strerror}", "check its owner and its mode") from None
+        raise AuthError(
+            f"cannot read the token file {file}: {error.strerror}", "check its owner and its mode"
+        ) from None
     except UnicodeDecodeError:
         raise UsageError(f"{file} is no token file", "the controller writes it to HOME/join-token") from None
     if not text or len(text) > LONGEST_TOKEN or len(text.split()) != 1:
@@ -159,22 +161,21 @@ def agent_join(
     site: Annotated[str, typer.Option(help="Name of this site.")],
     region: Annotated[str, typer.Option(help="Grid region of the site, as in the run file.")],
     url: Annotated[
-        str | None, typer.Argument(help="The controller, http://HOST:PORT; found by zeroconf if not given.", show_default=False)
+        str | None,
+        typer.Argument(help="The controller, http://HOST:PORT; found by zeroconf if not given.", show_default=False),
     ] = None,
     home: Annotated[
         Path | None,
-        typer.Option(help="Folder of the agent's state; by default ~/.local/state/curtail/agent-SITE.", show_default=False),
+        typer.Option(
+            help="Folder of the agent's state; by default ~/.local/state/curtail/agent-SITE.", show_default=False
+        ),
     ] = None,
     token_file: Annotated[
         Path | None,
         typer.Option(help="File with the join token; else CURTAIL_TOKEN in the environment.", show_default=False),
     ] = None,
-    ranks: Annotated[
-        int | None, typer.Option(min=1, help="Processes of a job; by default one for each GPU.", show_default=False)
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads of each; by default the cores, split.", show_default=False)
-    ] = None,
+    ranks: Annotated[int, typer.Option(min=0, help="Processes of a job; 0: one for each GPU, or one.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads of each process; 0: the cores, split.")] = 0,
 ) -> int:
     """Join a run with this machine and train whenever its region permits."""
     check_name("site", site)
@@ -208,7 +209,7 @@ def status(
     if not address:
         from curtail.discovery import find_controller
 
-        address = find_controller()
+        address = find_controller().url
     return show(address, as_json=json, watch=watch, interval=interval)
 
 
@@ -288,11 +289,12 @@ def tokenizer_train(
 def data_import(
     paths: Annotated[list[Path], typer.Argument(help="Text files, folders, JSONL or parquet with a column `text`.")],
     out: Annotated[Path, typer.Option(help="Folder for the shards; made if missing.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the data set in that folder.")] = False,
 ) -> int:
     """Bring text into shards."""
     from curtail.corpus import import_texts
 
-    return import_texts(paths, out)
+    return import_texts(paths, out, overwrite)
 
 
 @data_app.command("prepare")

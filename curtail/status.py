@@ -288,7 +288,9 @@ def _events(status: Status, limit: int, glyphs: Glyphs) -> list[Text]:
 def _table(width: int) -> Table:
     from rich.table import Table
 
-    return Table(box=None, padding=(0, 1, 0, 0), width=width, header_style="bold", pad_edge=False)
+    return Table(
+        box=None, padding=(0, 2 if width >= WIDE else 1, 0, 0), width=width, header_style="bold", pad_edge=False
+    )
 
 
 def _line(text: str, style: str, glyphs: Glyphs) -> Text:

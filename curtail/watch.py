@@ -183,7 +183,9 @@ class Poll:
                 self.view = self.view.failed(error.message, time.time())
 
 
-def live(view: Callable[[], View], title: str = "q quits", done: Callable[[], bool] = lambda: False) -> bool:
+def live(
+    view: Callable[[], View], title: Callable[[], str] = lambda: "q quits", done: Callable[[], bool] = lambda: False
+) -> bool:
     """Draw what `view` gives until q is pressed or it is `done`; the terminal is restored whatever happens.
 
     Returns: whether q was pressed.
@@ -192,16 +194,19 @@ def live(view: Callable[[], View], title: str = "q quits", done: Callable[[], bo
     from rich.live import Live
 
     console = Console(highlight=False, markup=False)
-    with _terminated_by_exception(), keys() as read, Live(
-        console=console, screen=True, auto_refresh=False, vertical_overflow="crop"
-    ) as screen:
+    unicode = speaks_unicode(sys.stdout)
+    with (
+        _terminated_by_exception(),
+        keys() as read,
+        Live(console=console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as screen,
+    ):
         drawn: tuple[Any, ...] = ()
         while True:
             now = view()
             # drawn again only if something changed: a still picture does not flicker
-            key = (now.status, now.notice(time.time()), console.size)
+            key = (now.status, now.notice(time.time()), title(), console.size)
             if key != drawn:
-                screen.update(picture(console, now, title), refresh=True)
+                screen.update(picture(console, now, title(), unicode), refresh=True)
                 drawn = key
             if read(KEY_WAIT_S).lower() == "q":
                 return True
@@ -209,7 +214,7 @@ def live(view: Callable[[], View], title: str = "q quits", done: Callable[[], bo
                 return False
 
 
-def picture(console: Console, view: View, title: str) -> Any:
+def picture(console: Console, view: View, title: str, unicode: bool) -> Any:
     """The renderable for one frame that fills the console, with `title` as its last line."""
     from rich.console import Group
     from rich.text import Text
@@ -219,7 +224,7 @@ def picture(console: Console, view: View, title: str) -> Any:
     if view.status is None:
         return Text(view.problem or "waiting for the controller", no_wrap=True)
     width, height = console.size
-    body = render(view.status, width, speaks_unicode(sys.stdout), height - 1, view.notice(time.time()))
+    body = render(view.status, width, unicode, height - 1, view.notice(time.time()))
     lines = console.render_lines(body, console.options.update(width=width), pad=False)
     filler = max(0, height - 1 - len(lines))
     return Group(body, *[Text("") for _ in range(filler)], Text(title, style="dim", no_wrap=True))

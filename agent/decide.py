@@ -1,0 +1,82 @@
+"""What an agent does next, from values alone.
+
+Decides which event happened, given the permit, the job and the time, and how
+long the agent pauses after failures. It finds out nothing and acts on nothing:
+`agent.join` does both. Units: seconds of `Clock.monotonic`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agent.lifecycle import WITH_JOB, Event, State
+
+DRAIN_S = 60.0
+"""How long a job may take to finish its step and hand in what it has."""
+
+RETRY_MOST_S = 5.0
+"""Longest pause between heartbeats that fail: well inside the default permit of 15 s."""
+
+BACKOFF_S, BACKOFF_MOST_S = 2.0, 60.0
+"""Pause after a failed job; doubles with each failure in a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """All that the next event depends on."""
+
+    state: State
+    now: float
+    since: float  # when the state began
+    permit_until: float | None = None  # None: no permit
+    job_exit: int | None = None  # exit code of the job of this state, None while it runs
+    job_phase: str | None = None
+    stopping: bool = False  # told to stop, or unable to go on
+    finished: bool = False  # the run is over
+    credential_refused: bool = False
+    backoff_until: float = 0.0
+
+
+def next_event(view: View) -> Event | None:
+    """What happened to the agent, or None. Called again after each event until nothing is left."""
+    leaving = view.stopping or view.finished
+    permitted = view.permit_until is not None and view.now <= view.permit_until
+    if view.state in WITH_JOB:
+        return _job_event(view, permitted)
+    if view.state is State.LEFT:
+        return None
+    if leaving:
+        return Event.LEAVE
+    if view.state is State.JOINING:
+        return None
+    if view.credential_refused:
+        return Event.CREDENTIAL_REFUSED
+    if view.state is State.BACKOFF:
+        return Event.BACKOFF_OVER if view.now >= view.backoff_until else None
+    return Event.PERMIT_GRANTED if permitted else None
+
+
+def _job_event(view: View, permitted: bool) -> Event | None:
+    if view.job_exit is not None:
+        # A job that leaves at once without training would be started again and again: that is a failure too.
+        idle = view.state is State.STARTING
+        failed = (view.job_exit != 0 or idle) and view.state is not State.STOPPING
+        return Event.JOB_FAILED if failed else Event.JOB_ENDED
+    if view.state in (State.STARTING, State.TRAINING):
+        if view.stopping or not permitted:
+            return Event.PERMIT_ENDED
+        if view.state is State.STARTING and view.job_phase in ("train", "sync"):
+            return Event.JOB_TRAINS
+    if view.state is State.DRAINING and view.now - view.since >= DRAIN_S:
+        return Event.DRAIN_OVERDUE
+    return None
+
+
+def backoff_s(failures: int) -> float:
+    """Pause after so many failed jobs in a row: 2, 4, 8, ... at most 60 s."""
+    return min(BACKOFF_S * 2.0 ** (failures - 1), BACKOFF_MOST_S)
+
+
+def retry_s(failures: int, heartbeat_s: float) -> float:
+    """Pause after so many failed heartbeats in a row; at most 5 s."""
+    return min(min(heartbeat_s, 1.0) * 2.0 ** (failures - 1), RETRY_MOST_S)

@@ -1,0 +1,125 @@
+"""The agent's own folder: who it is, its credential, and that it is alone.
+
+Decides what survives a restart of the agent: a stable identity, the credential
+and the fence of its site. Everything else in the folder (jobs, cache) can be
+deleted at any time. The credential lies in a file of its own, readable by its
+owner only, because the job reads it too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from curtail.disk import Disk, disk_error
+from curtail.errors import Refused
+
+KEPT_JOBS = 5
+"""Job folders that stay for a look at their logs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who this agent is, and what it last joined."""
+
+    agent: str  # 32 hex digits, never changes
+    site: str = ""
+    run: str = ""
+    fence: int = -1
+    heartbeat_s: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where an agent keeps its files."""
+
+    path: Path
+
+    @property
+    def credential_file(self) -> Path:
+        return self.path / "credential"
+
+    @property
+    def cache(self) -> Path:
+        return self.path / "cache"
+
+    def job_folder(self, job: str) -> Path:
+        return self.path / "jobs" / job
+
+    def credential(self) -> str | None:
+        """The stored credential, None if there is none."""
+        try:
+            return self.credential_file.read_text(encoding="utf-8").strip() or None
+        except (OSError, UnicodeDecodeError):
+            return None
+
+    def identity(self, disk: Disk) -> Identity:
+        """The stored identity; a new one at the first start or if the file is damaged.
+
+        Raises: DiskError.
+        """
+        try:
+            value = json.loads((self.path / "identity.json").read_text(encoding="utf-8"))
+            identity = Identity(**value)
+            if len(identity.agent) == 32 and isinstance(identity.fence, int):
+                return identity
+        except (OSError, ValueError, TypeError):
+            pass
+        identity = Identity(secrets.token_hex(16))
+        self._write_identity(identity, disk)
+        return identity
+
+    def remember(self, identity: Identity, credential: str, disk: Disk) -> None:
+        """Keep what a join gave.
+
+        Raises: DiskError.
+        """
+        disk.replace("CREDENTIAL", self.credential_file, credential.encode(), 0o600)
+        self._write_identity(identity, disk)
+
+    def _write_identity(self, identity: Identity, disk: Disk) -> None:
+        data = json.dumps(dataclasses.asdict(identity)).encode()
+        disk.replace("IDENTITY", self.path / "identity.json", data, 0o600)
+
+    def forget_old_jobs(self) -> None:
+        """Delete all but the newest job folders; one that cannot be deleted stays."""
+        with contextlib.suppress(OSError):
+            folders = sorted((self.path / "jobs").iterdir(), key=lambda folder: folder.stat().st_mtime)
+            for folder in folders[:-KEPT_JOBS]:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def open_home(path: Path) -> Iterator[Home]:
+    """The agent's folder, made if needed, held against other agents while the block runs.
+
+    Raises: Refused: another agent runs in it. DiskError.
+    """
+    path = path.resolve()  # jobs run in another working folder
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(path / "agent.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise disk_error("use the folder", path, error) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            other = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+            raise Refused(
+                f"another agent runs in {path}" + (f" (process {other})" if other else ""),
+                "stop it, or give this one a folder of its own with --home",
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield Home(path)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,428 @@
+"""`curtail agent join`: the loop that keeps one machine in a run. Poll, decide, act.
+
+Finds out what happened (`agent.decide` says which event that is), goes to the
+next state of `agent.lifecycle` and acts: joins, starts, drains, ends, leaves. Whether the site may
+train is the controller's decision; here only its permit's end is watched, so
+that no job trains without one. Units: seconds of `Clock.monotonic`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import signal
+import socket
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from agent import launcher
+from agent.client import Control, open_http
+from agent.decide import DRAIN_S, View, backoff_s, next_event, retry_s
+from agent.home import Home, Identity, open_home
+from agent.jobfolder import Orders
+from agent.launcher import Job, JobSpec, Spawn
+from agent.lifecycle import Event, State, advance, energy_phase
+from agent.power import ConstantMeter, PowerMeter
+from curtail import wire
+from curtail.clock import Clock, SystemClock
+from curtail.discovery import Found, find_controller
+from curtail.disk import Disk, SystemDisk
+from curtail.errors import AuthError, CurtailError, Refused, UsageError
+
+POLL_S = 0.2
+"""Between two looks at the job and at signals."""
+
+TERMINATE_S = 10.0
+"""From SIGTERM to SIGKILL."""
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+@dataclass(frozen=True, slots=True)
+class JoinOptions:
+    """What `curtail agent join` was asked for."""
+
+    url: str | None  # None: search the network
+    site: str
+    region: str
+    home: Path
+    token: str | None = None  # needed only while there is no valid credential
+    ranks: int = 0  # 0: one per CUDA device, or 1
+    threads: int = 0  # per rank; 0: this machine's cores, split
+    discover_s: float = 3.0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+@dataclass(slots=True)
+class Edges:
+    """What the loop needs of the world; tests pass fakes."""
+
+    clock: Clock = field(default_factory=SystemClock)
+    disk: Disk = field(default_factory=SystemDisk)
+    spawn: Spawn = launcher.system_spawn
+    meter: PowerMeter = field(default_factory=ConstantMeter)
+    find: Callable[[float], Found] = find_controller
+    open_control: Callable[[str], Control] = field(default=lambda url: Control(open_http(url)))
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    say: Callable[[str], None] = _say
+
+
+@dataclass(slots=True)
+class Stop:
+    """Whether a person or the system asked the agent to end, and by which signal."""
+
+    number: int | None = None
+    kill: Callable[[], None] = lambda: None
+
+    def ask(self, number: int) -> None:
+        """The first time: end in order. The second time: end now.
+
+        Raises: SystemExit: at the second time, after the job was killed.
+        """
+        if self.number is None:
+            self.number = number
+            return
+        self.kill()
+        raise SystemExit(128 + number)
+
+
+class Agent:
+    """One machine in a run: its state, its permit and its job."""
+
+    def __init__(self, options: JoinOptions, edges: Edges, home: Home, control: Control, stop: Stop) -> None:
+        self.options, self.edges, self.home, self.control, self.stop = options, edges, home, control, stop
+        self.identity: Identity = home.identity(edges.disk)
+        self.ranks = options.ranks or launcher.count_devices()
+        self.threads = options.threads or launcher.threads_per_rank(self.ranks)
+        self.state, self.since = State.JOINING, edges.clock.monotonic()
+        self.permit_until: float | None = None
+        self.reason = self.note = ""
+        self.finished = self.credential_refused = self.terminated = self.killed = False
+        self.fatal: CurtailError | None = None
+        self.job: Job | None = None
+        self.job_exit: int | None = None
+        self.job_phase: str | None = None
+        self.job_failures = self.beat_failures = 0
+        self.backoff_until = self.next_beat = 0.0
+        self.told: tuple[State, str] | None = None  # what the last heartbeat said
+        stop.kill = self._kill
+
+    def first_contact(self) -> None:
+        """Join, or take up the stored credential.
+
+        Raises: Unreachable, AuthError, WireError, Refused: a first contact is not retried.
+        """
+        self.control.credential = self.home.credential()
+        if self.control.credential is not None and self.identity.site == self.options.site:
+            try:
+                reply = self.control.heartbeat(self._heartbeat(State.IDLE))
+            except (AuthError, Refused) as error:
+                self._admit(error)
+            else:
+                self._heard(reply, self.edges.clock.monotonic())
+        else:
+            self._admit(None)
+        self._take(Event.JOINED)
+
+    def live(self) -> int:
+        """Run until the end; the exit code.
+
+        Raises: AuthError, Refused: the controller turned this agent away.
+        """
+        try:
+            while True:
+                self._observe()
+                self._settle()
+                if self.state is not State.LEFT and self._beat_due():
+                    self._beat()
+                    self._settle()
+                if self.state is State.LEFT:
+                    break
+                self.edges.clock.sleep(POLL_S)
+        finally:
+            self._kill()
+        if self.fatal is not None:
+            raise self.fatal
+        return 130 if self.stop.number == signal.SIGINT else 0
+
+    def _admit(self, refusal: CurtailError | None) -> None:
+        """Join with the token."""
+        if not self.options.token:
+            what = f"site {self.options.site} has not joined from {self.home.path} and no token was given"
+            if refusal is not None:
+                what = f"the controller refuses this agent's credential: {refusal.message}"
+            raise AuthError(what, "give a join token: set CURTAIL_TOKEN or use --token-file")
+        self.control.credential = None
+        request = wire.JoinRequest(
+            wire.PROTOCOL,
+            self.identity.agent,
+            self.options.site,
+            self.options.region,
+            socket.gethostname(),
+            self.ranks,
+            self.options.token,
+        )
+        reply = self.control.join(request)
+        self.identity = Identity(self.identity.agent, self.options.site, reply.run, reply.fence, reply.heartbeat_s)
+        self.home.remember(self.identity, reply.credential, self.edges.disk)
+        self.credential_refused = False
+        self.next_beat = 0.0
+
+    def _observe(self) -> None:
+        """Look at the job."""
+        if self.job is not None and self.job_exit is None:
+            self.job_exit = self.job.poll()
+            status = self.job.status()
+            if status is not None:
+                self.job_phase = status.phase
+
+    def _settle(self) -> None:
+        """Take events until nothing more happens."""
+        while True:
+            now = self.edges.clock.monotonic()
+            event = next_event(
+                View(
+                    self.state,
+                    now,
+                    self.since,
+                    self.permit_until,
+                    self.job_exit,
+                    self.job_phase,
+                    self.stop.number is not None or self.fatal is not None,
+                    self.finished,
+                    self.credential_refused,
+                    self.backoff_until,
+                )
+            )
+            if event is None:
+                self._press(now)
+                return
+            self._take(event)
+
+    def _take(self, event: Event) -> None:
+        """Go to the next state and do what it asks for."""
+        self.state, self.since = advance(self.state, event), self.edges.clock.monotonic()
+        if event is Event.PERMIT_GRANTED:
+            self._start()
+        elif event is Event.PERMIT_ENDED:
+            self._drain()
+        elif event in (Event.JOB_ENDED, Event.JOB_FAILED):
+            self._bury(event)
+        elif event is Event.JOB_TRAINS:
+            self.job_failures = 0
+        elif event is Event.LEAVE:
+            self._leave()
+        elif event is Event.CREDENTIAL_REFUSED:
+            self.next_beat = 0.0
+        self._tell(event)
+
+    def _start(self) -> None:
+        assert self.permit_until is not None
+        self.home.forget_old_jobs()
+        job = secrets.token_hex(6)
+        spec = JobSpec(
+            job,
+            self.home.job_folder(job),
+            self.control.address,
+            self.home.credential_file,
+            self.options.site,
+            self.identity.fence,
+            self.home.cache,
+            self.ranks,
+            self.threads,
+        )
+        self.job_exit, self.job_phase, self.terminated, self.killed = None, None, False, False
+        orders = Orders(self.permit_until, False, self.reason)
+        try:
+            self.job = launcher.start_job(spec, orders, self.edges.spawn, self.edges.environment)
+        except CurtailError as error:
+            self.job, self.job_exit, self.note = None, 1, str(error)
+
+    def _drain(self) -> None:
+        if self.stop.number is not None:
+            self.reason = "the agent was stopped"
+        elif self.fatal is not None:
+            self.reason = self.fatal.message
+        elif self.permit_until is not None:
+            self.reason = "the permit lapsed without word from the controller"
+        self.permit_until = None
+        self._order(Orders(0.0, True, self.reason))
+
+    def _order(self, orders: Orders) -> None:
+        if self.job is not None:
+            # A job that cannot be told drains by itself when its permit lapses.
+            with contextlib.suppress(CurtailError):
+                self.job.order(orders)
+
+    def _press(self, now: float) -> None:
+        """End a job that has not drained in time, first politely."""
+        if self.state is not State.STOPPING or self.job is None:
+            return
+        if not self.terminated:
+            self.terminated = True
+            self.job.terminate()
+        elif not self.killed and now - self.since >= TERMINATE_S:
+            self.killed = True
+            self.job.kill()
+
+    def _bury(self, event: Event) -> None:
+        """The job is over: note how, and ask the controller anew before another starts."""
+        if self.job is not None:
+            words = self.job.last_words()
+            self.note = f"job ended with {self.job_exit}: {words}" if words else f"job ended with {self.job_exit}"
+            self.job.kill()  # whatever is left of its group
+        if event is Event.JOB_FAILED:
+            self.job_failures += 1
+            self.backoff_until = self.edges.clock.monotonic() + backoff_s(self.job_failures)
+        self.job, self.job_exit, self.job_phase, self.permit_until = None, None, None, None
+        self.next_beat = 0.0
+
+    def _leave(self) -> None:
+        if self.fatal is not None or self.control.credential is None:
+            return
+        reason = "the run is finished" if self.finished else "the agent was stopped"
+        request = wire.LeaveRequest(self.identity.agent, self.options.site, self.identity.fence, reason)
+        try:
+            self.control.leave(request)
+        except CurtailError as error:
+            # Without the message the controller notices by the missing heartbeats.
+            self.edges.say(f"site {self.options.site}: the controller was not told: {error}")
+
+    def _beat_due(self) -> bool:
+        if self.edges.clock.monotonic() >= self.next_beat:
+            return True
+        # While the controller cannot be reached, a change does not make it reachable.
+        return self.beat_failures == 0 and self.told != (self.state, energy_phase(self.state, self.job_phase))
+
+    def _beat(self) -> None:
+        """Send a heartbeat and take in the answer; in JOINING, join first."""
+        sent = self.edges.clock.monotonic()
+        try:
+            if self.state is State.JOINING:
+                self._admit(None)
+                self._take(Event.JOINED)
+            beat = self._heartbeat(self.state)
+            reply = self.control.heartbeat(beat, max(1.0, min(5.0, self.identity.heartbeat_s * 2)))
+        except AuthError as error:
+            self._turned_away(error)
+        except Refused as error:
+            self.fatal = Refused(
+                f"another agent speaks for site {self.options.site} now ({error.message})",
+                "run one agent per machine and site; start this one again to take over",
+            )
+        except CurtailError as error:
+            self._outage(error, sent)
+        else:
+            if self.beat_failures:
+                self.edges.say(f"site {self.options.site}: the controller answers again")
+            self.beat_failures = 0
+            self.told = (State(beat.state), beat.phase)
+            self._heard(reply, sent)
+
+    def _turned_away(self, error: AuthError) -> None:
+        self.permit_until = None
+        self.next_beat = self.edges.clock.monotonic() + self.identity.heartbeat_s
+        if self.state is State.JOINING or not self.options.token:
+            remedy = "give a join token: set CURTAIL_TOKEN or use --token-file"
+            self.fatal = error if error.remedy else AuthError(error.message, remedy)
+        self.reason = error.message
+        self.credential_refused = True
+
+    def _outage(self, error: CurtailError, sent: float) -> None:
+        self.beat_failures += 1
+        self.next_beat = self.edges.clock.monotonic() + retry_s(self.beat_failures, self.identity.heartbeat_s)
+        if self.beat_failures > 1:
+            return
+        left = self.permit_until - sent if self.permit_until is not None else 0.0
+        job = f"; the job trains on for {max(0.0, left):.0f} s at most" if self.job is not None else ""
+        self.edges.say(f"site {self.options.site}: {error.message}{job}; trying again")
+
+    def _heard(self, reply: wire.HeartbeatReply, sent: float) -> None:
+        """Take in an answer to a heartbeat sent at `sent`: the permit counts from then, to be safe."""
+        now = self.edges.clock.monotonic()
+        self.next_beat = now + reply.heartbeat_s
+        self.finished = reply.finished
+        if self.state in (State.DRAINING, State.STOPPING):
+            return  # a drain is not taken back; the next job gets a permit of its own
+        self.reason = reply.reason
+        self.permit_until = sent + reply.valid_s if reply.granted else None
+        if self.permit_until is not None and self.job is not None:
+            self._order(Orders(self.permit_until, False, reply.reason))
+
+    def _heartbeat(self, state: State) -> wire.Heartbeat:
+        return wire.Heartbeat(
+            self.identity.agent,
+            self.options.site,
+            self.identity.fence,
+            state.value,
+            energy_phase(state, self.job_phase),
+            self.job.spec.job if self.job is not None else None,
+            self.edges.meter.watts(),
+            self.note,
+        )
+
+    def _tell(self, event: Event) -> None:
+        texts = {
+            State.JOINING: f"joining again ({self.reason})",
+            State.IDLE: f"waiting ({self.reason})" if self.reason else "waiting",
+            State.STARTING: f"starting a job ({self.reason})",
+            State.TRAINING: f"training ({self.reason})",
+            State.DRAINING: f"draining ({self.reason})",
+            State.STOPPING: f"ending a job that did not drain within {DRAIN_S:.0f} s",
+            State.BACKOFF: f"waiting {backoff_s(max(1, self.job_failures)):.0f} s ({self.note})",
+            State.LEFT: "left, the run is finished" if self.finished else "left",
+        }
+        text = texts[self.state]
+        if event is Event.JOINED:
+            text = f"joined the run {self.identity.run} at {self.control.address}"
+        self.edges.say(f"site {self.options.site}: {text}")
+
+    def _kill(self) -> None:
+        if self.job is not None and self.job_exit is None:
+            self.job.kill()
+
+
+def run(options: JoinOptions, edges: Edges | None = None, stop: Stop | None = None) -> int:
+    """Keep this machine in the run until it is finished or the agent is told to stop.
+
+    Returns: the exit code: 0, or 130 after SIGINT.
+    Raises: CurtailError: the agent could not join, or was turned away.
+    """
+    edges, stop = edges or Edges(), stop or Stop()
+    for what, name in (("site", options.site), ("region", options.region)):
+        if not NAME.fullmatch(name):
+            raise UsageError(f"{name!r} is no name of a {what}", "use letters, digits, '.', '_' and '-', at most 63")
+    with open_home(options.home) as home, _signals(stop):
+        url = options.url or edges.find(options.discover_s).url
+        control = edges.open_control(url)
+        with control.http:
+            agent = Agent(options, edges, home, control, stop)
+            agent.first_contact()
+            return agent.live()
+
+
+@contextlib.contextmanager
+def _signals(stop: Stop) -> Iterator[None]:
+    """SIGINT and SIGTERM end the agent in order while the block runs."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals belong to the main thread; the caller stops through `stop`
+        return
+
+    def ask(number: int, frame: types.FrameType | None) -> None:
+        stop.ask(number)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,250 @@
+"""Starts, watches and ends the torchrun job of one machine. The only module of `agent` that starts processes.
+
+Decides the command, its environment and how it is ended: a drain through the
+control file, SIGTERM to the process group, SIGKILL after a grace. When to do
+which is decided by `agent.join`. A job never outlives its agent: the kernel
+kills it when the thread that started it ends, so start jobs from the main
+thread. Units: seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import curtail
+from agent import jobfolder
+from agent.jobfolder import JobStatus, Orders
+from curtail.disk import disk_error
+from curtail.errors import CurtailError
+
+PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+
+WITHHELD_VARIABLES = ("CURTAIL_TOKEN",)
+"""Variables of the agent that a job must not inherit: a job needs no join token."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """Everything a job is told at its start."""
+
+    job: str
+    folder: Path  # job folder: control, status, log; also its working folder
+    url: str
+    credential_file: Path
+    site: str
+    fence: int
+    cache: Path
+    ranks: int
+    threads: int  # per rank
+
+
+class Process(Protocol):
+    """A started process group."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """Exit code, or None while it runs."""
+        ...
+
+    def signal_group(self, number: int) -> None:
+        """Send a signal to the whole group; a group that is gone is no error."""
+        ...
+
+
+class Spawn(Protocol):
+    """How processes are started; tests pass one that starts none."""
+
+    def __call__(self, argv: Sequence[str], env: Mapping[str, str], cwd: Path, log: Path) -> Process: ...
+
+
+def die_with_parent(parent: int) -> None:
+    """Let the kernel kill this process when its parent, of process id `parent`, ends. Linux only."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it ended before the call
+        os._exit(128 + signal.SIGKILL)
+
+
+class SystemProcess:
+    """A process group of this machine."""
+
+    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+        self._popen = popen
+        self.pid = popen.pid
+
+    def poll(self) -> int | None:
+        """Exit code, or None while it runs; negative: ended by that signal."""
+        return self._popen.poll()
+
+    def signal_group(self, number: int) -> None:
+        """Send a signal to the whole group; a group that is gone is no error."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+
+def system_spawn(argv: Sequence[str], env: Mapping[str, str], cwd: Path, log: Path) -> SystemProcess:
+    """Start a process in a session of its own, both outputs appended to `log`.
+
+    Raises: DiskError: the log cannot be opened. CurtailError: the program cannot be started.
+    """
+    try:
+        output = open(log, "ab")  # noqa: SIM115 (closed below, the child keeps its own copy)
+    except OSError as error:
+        raise disk_error("write", log, error) from error
+    with output:
+        try:
+            popen = subprocess.Popen(
+                list(argv),
+                env=dict(env),
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_dying_with(os.getpid()),
+            )
+        except OSError as error:
+            raise CurtailError(f"cannot start {argv[0]}: {error}") from error
+    return SystemProcess(popen)
+
+
+def _dying_with(parent: int) -> Callable[[], None]:
+    # Loaded before the fork: a child of a process with threads must not import or allocate much.
+    library = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+    kill = int(signal.SIGKILL)
+
+    def prepare() -> None:
+        if library is not None:
+            library.prctl(PR_SET_PDEATHSIG, kill, 0, 0, 0)
+            if os.getppid() != parent:
+                os._exit(128 + kill)
+
+    return prepare
+
+
+def job_argv(ranks: int, python: str = sys.executable) -> list[str]:
+    """The command of a job: torchrun on this machine only, without restarts."""
+    return [
+        python,
+        *("-m", "torch.distributed.run"),
+        "--standalone",
+        *("--local-addr", "127.0.0.1"),  # else the host's full name, which may not resolve
+        *("--nproc-per-node", str(ranks)),
+        *("--max-restarts", "0"),
+        *("-m", "agent.job"),
+    ]
+
+
+def job_environment(spec: JobSpec, inherited: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a job, on top of what the agent `inherited`."""
+    env = {name: value for name, value in inherited.items() if name not in WITHHELD_VARIABLES}
+    # Without it a folder named `agent` in the working folder would shadow this package.
+    env["PYTHONSAFEPATH"] = "1"
+    env["PYTHONUNBUFFERED"] = "1"
+    env["OMP_NUM_THREADS"] = str(spec.threads)
+    env["GLOO_SOCKET_IFNAME"] = "lo" if sys.platform == "linux" else "lo0"
+    env["NCCL_SOCKET_IFNAME"] = env["GLOO_SOCKET_IFNAME"]
+    source = source_folder()
+    if source is not None:
+        env["PYTHONPATH"] = os.pathsep.join([str(source), *filter(None, [inherited.get("PYTHONPATH")])])
+    env |= {
+        "CURTAIL_URL": spec.url,
+        "CURTAIL_CREDENTIAL_FILE": str(spec.credential_file),
+        "CURTAIL_SITE": spec.site,
+        "CURTAIL_FENCE": str(spec.fence),
+        "CURTAIL_JOB": spec.job,
+        "CURTAIL_CACHE": str(spec.cache),
+        "CURTAIL_JOB_FOLDER": str(spec.folder),
+        "CURTAIL_THREADS": str(spec.threads),
+    }
+    return env
+
+
+def source_folder() -> Path | None:
+    """The folder that holds the packages when they run from a source tree; None when they are installed."""
+    folder = Path(curtail.__file__).resolve().parent.parent
+    return None if folder.name in ("site-packages", "dist-packages") else folder
+
+
+class Job:
+    """One started job.
+
+    Args: process: as `Spawn` returned it.
+    """
+
+    def __init__(self, spec: JobSpec, process: Process) -> None:
+        self.spec = spec
+        self.process = process
+
+    def poll(self) -> int | None:
+        """Exit code, or None while the job runs."""
+        return self.process.poll()
+
+    def status(self) -> JobStatus | None:
+        """What the job says of itself, None if nothing yet."""
+        return jobfolder.read_status(self.spec.folder)
+
+    def order(self, orders: Orders) -> None:
+        """Renew the job's permission, or ask it to drain."""
+        jobfolder.write_orders(self.spec.folder, orders)
+
+    def terminate(self) -> None:
+        """Ask the process group to end."""
+        self.process.signal_group(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End the process group at once."""
+        self.process.signal_group(signal.SIGKILL)
+
+    def last_words(self) -> str:
+        """How the job says it ended: its own reason, else the last line of its log."""
+        status = self.status()
+        if status is not None and status.exit_code is not None and status.reason:
+            return status.reason
+        return jobfolder.last_log_line(self.spec.folder)
+
+
+def start_job(spec: JobSpec, orders: Orders, spawn: Spawn, inherited: Mapping[str, str]) -> Job:
+    """Make the job folder, write the first orders, start torchrun.
+
+    Raises: DiskError; CurtailError: the program cannot be started.
+    """
+    try:
+        spec.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error("create", spec.folder, error) from error
+    jobfolder.write_orders(spec.folder, orders)
+    argv, env = job_argv(spec.ranks), job_environment(spec, inherited)
+    return Job(spec, spawn(argv, env, spec.folder, spec.folder / jobfolder.LOG))
+
+
+def count_devices() -> int:
+    """CUDA devices that a job could use here; 1, for one CPU rank, if there is none.
+
+    Asked in a process of its own, so that the agent holds neither torch nor a device.
+    """
+    if not Path("/proc/driver/nvidia/gpus").exists():
+        return 1
+    ask = "import torch; print(torch.cuda.device_count())"
+    try:
+        answer = subprocess.run([sys.executable, "-c", ask], capture_output=True, timeout=120, check=True, text=True)
+        return max(1, int(answer.stdout.split()[-1]))
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return 1
+
+
+def threads_per_rank(ranks: int) -> int:
+    """CPU threads each rank may use: this process's share of cores, split evenly."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // ranks)

@@ -1,0 +1,229 @@
+"""The controller's folder: one run, one process, and what is needed to begin or continue it.
+
+Decides whether a folder holds this run, another one or none; makes version 0
+and the first join token; checks that run file, data and model fit together.
+Layout: state.db, versions/, blobs/, merge/, data (link), join-token, controller.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from controller import auth, leases
+from controller.beside import make_initial_weights
+from controller.rows import BlobRow, RunRow, VersionRow
+from controller.store import Store, Transaction
+from controller.versions import Versions
+from curtail.clock import Clock
+from curtail.config import RunConfig, config_from_json
+from curtail.disk import Disk, disk_error
+from curtail.errors import ConfigError, DataError, Refused
+from nanochat import presets
+from nanochat.checkpoint import MODEL_FILE, read_meta
+from nanochat.manifest import MANIFEST_NAME, Manifest
+from nanochat.weights import file_sha256
+
+FIXED = ("run", "model", "training")
+"""Sections of the run file that cannot change once a run has begun; data may move but not change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """The packed data of a run."""
+
+    folder: Path
+    manifest: Manifest
+    sha256: str  # of the manifest file
+
+
+def lock(home: Path) -> IO[str]:
+    """Hold the folder for this process; keep the result.
+
+    Raises: Refused: another controller runs there. DiskError.
+    """
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        file = open(home / "lock", "w")  # noqa: SIM115 (held open for the life of the process)
+    except OSError as error:
+        raise disk_error("use the folder", home, error) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise Refused(f"another controller already uses {home}", "stop it, or choose another --home") from error
+    return file
+
+
+def load_data(config: RunConfig) -> Data:
+    """The run's data. Raises: NotFound, DataError: no manifest there, or a file is missing or has another size."""
+    folder = Path(config.data.path)
+    manifest = Manifest.load(folder)
+    for file in manifest.files:
+        path = folder / file.name
+        if not path.is_file() or path.stat().st_size != file.size:
+            raise DataError(
+                f"the token file {path} is missing or has the wrong size", "run `curtail data prepare` again"
+            )
+    if manifest.samples("train") < config.training.batch_samples:
+        raise DataError(
+            f"the data in {folder} hold {manifest.samples('train')} samples, a batch needs"
+            f" {config.training.batch_samples}",
+            "import more text, or lower [training] batch_samples",
+        )
+    text = (folder / MANIFEST_NAME).read_bytes()
+    return Data(folder, manifest, hashlib.sha256(text).hexdigest())
+
+
+def model_for(config: RunConfig, manifest: Manifest) -> presets.GPTConfig:
+    """The model of the run. Raises: ConfigError: it does not fit the data."""
+    model = presets.preset(config.model.preset)
+    if manifest.vocab_size != model.vocab_size:
+        raise ConfigError(
+            f"the data use a tokenizer with {manifest.vocab_size} ids, the preset {config.model.preset} has"
+            f" {model.vocab_size}",
+            f"train the tokenizer with --vocab-size {model.vocab_size}, or choose another preset",
+        )
+    if manifest.sequence_len > model.sequence_len:
+        raise ConfigError(
+            f"the data have samples of {manifest.sequence_len} tokens, the preset {config.model.preset} takes"
+            f" {model.sequence_len}",
+            f"run `curtail data prepare` with --sequence-len {model.sequence_len}",
+        )
+    return dataclasses.replace(model, sequence_len=manifest.sequence_len)
+
+
+def begin_or_continue(
+    home: Path, config: RunConfig, data: Data, store: Store, versions: Versions, start: float, clock: Clock, disk: Disk
+) -> RunRow:
+    """The run in `home`, made now if there is none.
+
+    Args: start: the controller's clock at the beginning of a new run.
+    Raises: ConfigError: the folder holds another run. CheckpointError: its weights are damaged.
+    """
+    run = store.call(lambda tx: tx.run())
+    if run is None:
+        run = _begin(home, config, data, store, versions, start, clock)
+    else:
+        _check_same(home, config, data, run)
+        latest = store.call(lambda tx: tx.latest_version())
+        versions.verify(latest.version, latest.digest)
+        store.call(lambda tx: tx.set_run(config=config.to_json()))
+    blobs = _data_blobs(data)
+
+    def register(tx: Transaction) -> None:
+        for blob in blobs:
+            tx.put_blob(blob)
+
+    store.call(register)
+    _link_data(home, data.folder)
+    ensure_join_token(home, store, clock, disk)
+    return run
+
+
+def _begin(
+    home: Path, config: RunConfig, data: Data, store: Store, versions: Versions, start: float, clock: Clock
+) -> RunRow:
+    model = model_for(config, data.manifest)
+    making = versions.prepare(0)
+    make_initial_weights(
+        making,
+        config.model.preset,
+        presets.to_json(model),
+        config.run.seed,
+        data.manifest.tokenizer,
+        data.manifest.digest,
+    )
+    digest = read_meta(making).weights_digest
+    folder = versions.publish(0)
+    weights = folder / MODEL_FILE
+    blob = BlobRow(file_sha256(weights), str(weights), weights.stat().st_size, "weights")
+    limit = leases.budget_samples(
+        config.training.token_budget, data.manifest.sequence_len, config.training.batch_samples
+    )
+    run = RunRow(
+        id=secrets.token_hex(6),
+        config=config.to_json(),
+        model=presets.to_json(model),
+        manifest=data.sha256,
+        tokenizer=data.manifest.tokenizer,
+        sequence_len=data.manifest.sequence_len,
+        state="RUNNING",
+        created_wall=clock.wall(),
+        started=start,
+        clock=start,
+        tokens=0,
+        cursor=0,
+        sample_limit=limit,
+        regime="PAUSED",
+        regime_since=start,
+        regime_seconds={},
+        loss_first=None,
+        loss_last=None,
+    )
+
+    def create(tx: Transaction) -> None:
+        tx.create_run(run)
+        tx.put_blob(blob)
+        tx.add_version(VersionRow(0, None, 0, digest, blob.sha256, "", clock.wall(), 1))
+
+    store.call(create)
+    return run
+
+
+def _check_same(home: Path, config: RunConfig, data: Data, run: RunRow) -> None:
+    before, now = json.loads(run.config), json.loads(config.to_json())
+    for section in FIXED:
+        for key in sorted(set(before[section]) | set(now[section])):
+            old, new = before[section].get(key), now[section].get(key)
+            if old != new:
+                raise ConfigError(
+                    f"{home} holds a run with [{section}] {key} = {old!r}, the run file says {new!r}",
+                    "restore the run file, or choose another --home for a new run",
+                )
+    if data.sha256 != run.manifest:
+        raise ConfigError(
+            f"{home} holds a run on other data than {data.folder}",
+            "restore [data] path, or choose another --home for a new run",
+        )
+    config_from_json(run.config)
+
+
+def _data_blobs(data: Data) -> list[BlobRow]:
+    manifest = data.folder / MANIFEST_NAME
+    blobs = [BlobRow(data.sha256, str(manifest), manifest.stat().st_size, "data")]
+    blobs += [BlobRow(f.sha256, str(data.folder / f.name), f.size, "data") for f in data.manifest.files]
+    return blobs
+
+
+def _link_data(home: Path, folder: Path) -> None:
+    """HOME/data leads to the data, so that `curtail eval HOME/versions/...` finds tokenizer and text."""
+    link, temp = home / "data", home / f".data.{os.getpid()}"
+    try:
+        temp.unlink(missing_ok=True)
+        temp.symlink_to(folder, target_is_directory=True)
+        os.replace(temp, link)
+    except OSError as error:
+        raise disk_error("write", link, error) from error
+
+
+def ensure_join_token(home: Path, store: Store, clock: Clock, disk: Disk) -> str:
+    """The text of the join token in HOME/join-token; made if the file is gone."""
+    path = home / "join-token"
+    if path.exists():
+        text = path.read_text().strip()
+        token = auth.parse_token(text)
+        stored = store.call(lambda tx: tx.join_token(token.id))
+        if stored is not None and auth.matches(token.secret, stored):
+            return text
+    fresh = auth.new_token()
+    store.call(lambda tx: tx.add_join_token(fresh.id, auth.hashed(fresh.secret), clock.wall()))
+    disk.replace("JOIN_TOKEN", path, f"{fresh}\n".encode(), mode=0o600)
+    return str(fresh)

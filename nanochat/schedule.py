@@ -1,0 +1,72 @@
+"""Learning rate, Muon momentum and weight decay as functions of trained tokens.
+
+Decides the three numbers an optimizer step runs with, from the global token
+count alone: no state, no clock, no step counter of one process, so that a site
+that joins late or resumes gets the same numbers. Progress is clamped to
+[0, 1], and nothing here is ever negative. Units: tokens; `lr_scale` multiplies
+every learning rate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from curtail.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Hyper:
+    """What one optimizer step runs with."""
+
+    lr_scale: float  # multiplies each group's learning rate, 0 to 1
+    muon_momentum: float  # 0 to 1
+    weight_decay: float  # of Muon's matrices, per unit of learning rate
+
+
+def default_weight_decay(n_layer: int) -> float:
+    """0.2 * (12 / n_layer)^2: nanochat's rule, tuned at 12 layers (2026-01-12)."""
+    return 0.2 * (12 / n_layer) ** 2
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Constant rate, then linear warmdown; the defaults are nanochat's of 2026-01-12."""
+
+    token_budget: int  # the whole run, tokens
+    batch_tokens: int  # tokens of one optimizer step at one site; turns tokens into steps for the momentum
+    warmup_tokens: int = 0
+    warmdown_fraction: float = 0.4  # last part of the budget in which the rate falls
+    final_lr: float = 0.0  # lr_scale at the end of the budget
+    momentum_start: float = 0.85
+    momentum_end: float = 0.95
+    momentum_warmup_steps: int = 300
+    weight_decay: float = 0.072  # at the start, falls linearly to 0; default_weight_decay(20)
+
+    def __post_init__(self) -> None:
+        if self.token_budget < 1 or self.batch_tokens < 1:
+            raise ConfigError("token_budget and batch_tokens must be at least 1", "give both in tokens")
+        if self.warmup_tokens < 0 or self.momentum_warmup_steps < 0 or not 0 <= self.weight_decay < float("inf"):
+            raise ConfigError("a schedule length or the weight decay is negative", "use 0 to switch it off")
+        for name in ("warmdown_fraction", "final_lr", "momentum_start", "momentum_end"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}", "give a number from 0 to 1")
+
+    def at(self, tokens: int | float) -> Hyper:
+        """The numbers for a step that starts when `tokens` tokens have been trained globally."""
+        progress = min(max(tokens / self.token_budget, 0.0), 1.0)
+        warmup = 1.0
+        if self.warmup_tokens:
+            # a step that starts at 0 tokens must move: count the step's own tokens
+            warmup = min(max(tokens, 0) + self.batch_tokens, self.warmup_tokens) / self.warmup_tokens
+        left = 1.0
+        if self.warmdown_fraction:
+            left = min((1.0 - progress) / self.warmdown_fraction, 1.0)
+        falling = left + (1.0 - left) * self.final_lr
+        ramp = 1.0
+        if self.momentum_warmup_steps:
+            ramp = min(max(tokens, 0) / self.batch_tokens / self.momentum_warmup_steps, 1.0)
+        return Hyper(
+            lr_scale=min(warmup, falling),
+            muon_momentum=(1.0 - ramp) * self.momentum_start + ramp * self.momentum_end,
+            weight_decay=self.weight_decay * (1.0 - progress),
+        )

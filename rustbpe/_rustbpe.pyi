@@ -1,0 +1,6 @@
+from collections.abc import Iterable
+
+SPLIT_PATTERN: str
+
+def train(texts: Iterable[str], vocab_size: int, pattern: str | None = None) -> list[tuple[bytes, int]]: ...
+def split(text: str, pattern: str | None = None) -> list[str]: ...
