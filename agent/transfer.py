@@ -26,7 +26,7 @@ PARALLEL = 2
 """Parts in flight; with PART_BYTES this bounds an upload's memory."""
 
 PIECE = 1024 * 1024
-"""Bytes read or written at a time."""
+"""Bytes read at a time."""
 
 PART_S = 120.0
 """Longest silence while one part is sent or a download flows: 16 MiB at 140 kB/s."""
@@ -193,14 +193,14 @@ def _receive(control: Control, sha256: str, part: Path, size: int | None, stop: 
     digest = hashlib.sha256()
     have = _feed(digest.update, part) if part.exists() else 0
     got = 0
-    headers = {"Range": f"bytes={have}-"} if have else {}
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     try:
         with control.stream("GET", wire.BLOB.format(sha256=sha256), headers=headers, timeout_s=PART_S) as response:
             if response.status_code != 206 and have:  # the whole file comes again
                 digest, have = hashlib.sha256(), 0
             with open(part, "r+b" if have else "wb") as file:
                 file.seek(have)
-                for chunk in response.iter_raw(PIECE):
+                for chunk in response.iter_bytes():
                     _check(stop)
                     got += len(chunk)
                     if size is not None and have + got > size:

@@ -1,0 +1,100 @@
+"""The run file: strict, and helpful when it refuses."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+
+from curtail.config import config_from_json, load_config, parse_config
+from curtail.errors import ConfigError, NotFound
+
+TABLE = {
+    "run": {"name": "x"},
+    "model": {"preset": "d2-demo"},
+    "data": {"path": "d"},
+    "training": {"token_budget": 1000, "batch_samples": 4},
+    "regions": {"A": {"power_train": "2.024 kW", "power_idle": "468 W", "pue": 1.2}},
+}
+
+
+def changed(section: str, key: str, value: object) -> dict:
+    table = copy.deepcopy(TABLE)
+    table.setdefault(section, {})[key] = value
+    return table
+
+
+def test_quantities_become_numbers_in_one_unit():
+    table = changed("policy", "threshold", "220.46226 lb/MWh")
+    table["rounds"] = {"length": "5 min"}
+    config = parse_config(table)
+    assert config.policy.threshold == pytest.approx(100.0)
+    assert config.rounds.length == 300.0
+    assert config.regions["A"].power_train == 2024.0
+
+
+def test_a_region_without_its_own_threshold_has_the_policys():
+    table = changed("policy", "threshold", "80 g/kWh")
+    assert parse_config(table).threshold("A") == 80.0
+    table["regions"]["A"]["threshold"] = "120 g/kWh"
+    assert parse_config(table).threshold("A") == 120.0
+
+
+def test_a_paused_site_draws_idle_power_unless_the_file_says_less():
+    config = parse_config(TABLE)
+    assert [config.watts("A", phase) for phase in ("train", "sync", "paused")] == [2024.0, 468.0, 468.0]
+    table = copy.deepcopy(TABLE)
+    table["regions"]["A"]["power_paused"] = "10 W"
+    assert parse_config(table).watts("A", "paused") == 10.0
+
+
+def test_the_stored_form_is_the_same_run():
+    config = parse_config(TABLE)
+    assert config_from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "sentence"),
+    [
+        ("policy", "threshold", 100, "has no unit"),
+        ("policy", "threshold", "100 kW", "wrong unit 'kW'"),
+        ("policy", "treshold", "100 g/kWh", "did you mean threshold"),
+        ("rounds", "length", "five minutes", "is no quantity"),
+        ("training", "batch_samples", 0, "at least 1"),
+        ("training", "batch_samples", 1.5, "whole number"),
+        ("training", "token_budget", True, "whole number"),
+        ("rounds", "codec", "int3", "use one of int8, fp32"),
+        ("run", "name", "", "a text in quotes"),
+        ("trainig", "x", 1, "did you mean training"),
+        ("fleet", "lost_after", "1 s", "shorter than two heartbeats"),
+        ("policy", "permit", "1 s", "shorter than two heartbeats"),
+    ],
+)
+def test_a_wrong_key_is_named_with_its_remedy(section, key, value, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        parse_config(changed(section, key, value))
+
+
+@pytest.mark.parametrize("section", ["run", "model", "data", "training", "regions"])
+def test_a_missing_section_is_named(section):
+    table = {name: value for name, value in TABLE.items() if name != section}
+    with pytest.raises(ConfigError, match=r"missing|no region"):
+        parse_config(table)
+
+
+def test_the_data_path_is_relative_to_the_run_file(tmp_path: Path):
+    file = tmp_path / "run.toml"
+    file.write_text(
+        '[run]\nname="x"\n[model]\npreset="p"\n[data]\npath="tokens"\n'
+        '[training]\ntoken_budget=10\nbatch_samples=1\n[regions.A]\npower_train="1 kW"\npower_idle="1 W"\n'
+    )
+    assert load_config(file).data.path == str(tmp_path / "tokens")
+
+
+def test_no_file_and_no_toml_are_clear_errors(tmp_path: Path):
+    with pytest.raises(NotFound, match="there is no run file"):
+        load_config(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("[run\n")
+    with pytest.raises(ConfigError, match="no valid TOML"):
+        load_config(tmp_path / "bad.toml")

@@ -1,0 +1,393 @@
+"""The agent's loop against a controller in memory, with a clock that never waits and jobs that are not there."""
+
+from __future__ import annotations
+
+import json
+import signal
+import stat
+
+import httpx
+import pytest
+
+from agent import jobfolder
+from agent.client import Control
+from agent.decide import DRAIN_S, View, backoff_s, next_event, retry_s
+from agent.jobfolder import JobStatus
+from agent.join import TERMINATE_S, Edges, JoinOptions, Stop, run
+from agent.lifecycle import NEXT, Event, State
+from curtail import wire
+from curtail.discovery import Found
+from curtail.errors import AuthError, Refused, Unreachable, UsageError
+
+
+class World:
+    """Clock, controller and machine in one; `at(t, what)` makes something happen at a time."""
+
+    def __init__(self):
+        self.t = 100.0
+        self.plan = []
+        self.granted, self.valid_s, self.reason, self.finished = False, 15.0, "MCI 130 is not below 100 g/kWh", False
+        self.up, self.known, self.stale = True, {"good"}, False
+        self.tokens = {"token"}
+        self.beats, self.left, self.joins = [], [], []
+        self.jobs, self.lines = [], []
+        self.on_job = lambda job: job.says("train")
+        self.stop = Stop()
+
+    # a clock
+    def wall(self):
+        return self.t
+
+    def monotonic(self):
+        return self.t
+
+    def sleep(self, seconds):
+        self.t += seconds
+        assert self.t < 2000, "the agent never ends"
+        while self.plan and self.plan[0][0] <= self.t:
+            self.plan.pop(0)[1]()
+
+    def at(self, after, what):
+        self.plan.append((100.0 + after, what))
+        self.plan.sort(key=lambda entry: entry[0])
+
+    def set(self, **values):
+        for name, value in values.items():
+            assert hasattr(self, name)
+            setattr(self, name, value)
+
+    # a controller
+    def handle(self, request):
+        if not self.up:
+            raise httpx.ConnectError("down", request=request)
+        if request.url.path == wire.JOIN:
+            join = wire.decode(wire.JoinRequest, request.content)
+            self.joins.append(join)
+            if join.token not in self.tokens:
+                return problem(401, "the join token is not known here")
+            self.known.add(f"c{len(self.joins)}")
+            return answer(wire.JoinReply(f"c{len(self.joins)}", len(self.joins), 2.0, "run1"))
+        if request.headers.get("authorization", "")[7:] not in self.known:
+            return problem(401, "the credential is not known here")
+        if self.stale:
+            return problem(409, "epoch 1 is over")
+        if request.url.path == wire.LEAVE:
+            self.left.append(wire.decode(wire.LeaveRequest, request.content))
+            return answer(wire.Ack(True))
+        beat = wire.decode(wire.Heartbeat, request.content)
+        self.beats.append((self.t, beat))
+        valid = self.valid_s if self.granted else 0.0
+        return answer(wire.HeartbeatReply(self.granted, valid, self.reason, self.finished, 2.0, "LOCAL"))
+
+    # a machine
+    def spawn(self, argv, env, cwd, log):
+        job = FakeJob(self, cwd, env)
+        self.jobs.append(job)
+        self.on_job(job)
+        return job
+
+    def run(self, home, **options):
+        values = {"url": "http://127.0.0.1:1", "site": "A", "region": "north", "token": "token", "ranks": 1}
+        http = httpx.Client(transport=httpx.MockTransport(self.handle), base_url="http://127.0.0.1:1")
+        edges = Edges(
+            clock=self,
+            spawn=self.spawn,
+            open_control=lambda url: Control(http),
+            find=lambda _: Found("c", "http://127.0.0.1:1", "run1"),
+            environment={},
+            say=self.lines.append,
+        )
+        return run(JoinOptions(**(values | {"home": home} | options)), edges, self.stop)
+
+    def phases(self):
+        seen = [beat.phase for _, beat in self.beats]
+        return [phase for i, phase in enumerate(seen) if i == 0 or seen[i - 1] != phase]
+
+
+class FakeJob:
+    """Drains when told, after `drain_s`; None: never."""
+
+    pid = 1
+
+    def __init__(self, world, folder, env):
+        self.world, self.folder, self.env = world, folder, env
+        self.code, self.signals, self.drain_s, self.told = None, [], 1.0, None
+        self.dies_of = signal.SIGTERM
+
+    def says(self, phase, reason="", code=None):
+        jobfolder.write_status(self.folder, JobStatus(phase, 1, 1, 2.0, 3.0, reason, code))
+
+    def poll(self):
+        if self.code is None and jobfolder.must_drain(self.orders(), self.world.t):
+            self.told = self.world.t if self.told is None else self.told
+            if self.drain_s is not None and self.world.t - self.told >= self.drain_s:
+                self.code = 0
+        return self.code
+
+    def orders(self):
+        return jobfolder.read_orders(self.folder)
+
+    def signal_group(self, number):
+        self.signals.append(number)
+        if self.code is None and number in (self.dies_of, signal.SIGKILL):
+            self.code = -number
+
+
+def answer(message):
+    return httpx.Response(200, content=wire.encode(message))
+
+
+def problem(status, message):
+    return httpx.Response(status, content=wire.encode(wire.Problem("X", message, "")))
+
+
+@pytest.fixture
+def world():
+    return World()
+
+
+def interrupt(world, number=signal.SIGTERM):
+    return lambda: world.stop.ask(number)
+
+
+def test_a_window_is_one_job_from_permit_to_drain(world, tmp_path):
+    world.on_job = lambda job: job.says("start")
+    world.at(15, lambda: world.jobs[0].says("train"))
+    world.at(10, lambda: world.set(granted=True, reason="MCI 60 is below 100 g/kWh"))
+    world.at(30, lambda: world.set(granted=False, reason="MCI 120 is not below 100 g/kWh"))
+    world.at(40, lambda: world.set(finished=True))
+    assert world.run(tmp_path) == 0
+    assert len(world.jobs) == 1 and world.jobs[0].code == 0
+    assert world.phases() == ["paused", "start", "train", "drain", "paused"]
+    assert world.left[0].reason == "the run is finished"
+    assert "site A: training (MCI 60 is below 100 g/kWh)" in world.lines
+    assert "site A: draining (MCI 120 is not below 100 g/kWh)" in world.lines
+    assert world.jobs[0].env["CURTAIL_FENCE"] == "1" and "CURTAIL_TOKEN" not in world.jobs[0].env
+
+
+def test_a_change_of_phase_is_reported_at_once(world, tmp_path):
+    world.granted = True
+    world.at(5.1, lambda: world.jobs[0].says("sync"))
+    world.at(8, interrupt(world))
+    world.run(tmp_path)
+    first = next(t for t, beat in world.beats if beat.phase == "sync")
+    assert first - 105.1 <= 0.41
+
+
+def test_the_heartbeat_names_the_job_that_is_alive(world, tmp_path):
+    world.granted = True
+    world.at(8, interrupt(world))
+    world.run(tmp_path)
+    assert {beat.job for _, beat in world.beats if beat.phase == "train"} == {world.jobs[0].env["CURTAIL_JOB"]}
+    assert world.beats[0][1].job is None
+
+
+def test_a_short_outage_does_not_touch_the_job(world, tmp_path):
+    world.granted = True
+    world.at(5, lambda: world.set(up=False))
+    world.at(12, lambda: world.set(up=True))
+    world.at(20, interrupt(world))
+    assert world.run(tmp_path) == 0
+    assert len(world.jobs) == 1 and world.jobs[0].told >= 120
+    assert len([line for line in world.lines if "trying again" in line]) == 1
+    assert "site A: the controller answers again" in world.lines
+
+
+def test_a_long_outage_ends_the_job_with_its_permit(world, tmp_path):
+    world.granted = True
+    world.at(5, lambda: world.set(up=False))
+    world.at(60, lambda: world.set(up=True))
+    world.at(80, interrupt(world))
+    world.run(tmp_path)
+    assert 115 < world.jobs[0].told <= 121
+    assert len(world.jobs) == 2, "a new window begins when the controller is back"
+    assert any("draining (the permit lapsed" in line for line in world.lines)
+
+
+def test_retries_are_never_more_than_five_seconds_apart():
+    assert [retry_s(n, 2.0) for n in range(1, 6)] == [1.0, 2.0, 4.0, 5.0, 5.0]
+    assert retry_s(1, 0.1) == 0.1
+
+
+def test_a_job_that_does_not_drain_is_ended_first_politely(world, tmp_path):
+    world.granted = True
+
+    def stubborn(job):
+        job.says("train")
+        job.drain_s, job.dies_of = None, None
+
+    world.on_job = stubborn
+    world.at(10, lambda: world.set(granted=False))
+    world.at(10 + DRAIN_S + TERMINATE_S + 10, interrupt(world))
+    assert world.run(tmp_path) == 0
+    assert world.jobs[0].signals[:2] == [signal.SIGTERM, signal.SIGKILL]
+    assert not any("failed" in line for line in world.lines)
+
+
+def test_a_failing_job_is_started_again_ever_more_slowly(world, tmp_path):
+    world.granted = True
+
+    def failing(job):
+        job.says("start", "the manifest is damaged", 1)
+        job.code = 1
+
+    world.on_job = failing
+    world.at(20, interrupt(world))
+    world.run(tmp_path)
+    assert len(world.jobs) == 4, "after 0, 2, 6 and 14 s"
+    assert "the manifest is damaged" in world.beats[-1][1].note
+    assert [backoff_s(n) for n in (1, 2, 3, 10)] == [2.0, 4.0, 8.0, 60.0]
+
+
+def test_a_job_that_leaves_without_training_is_not_restarted_in_a_loop(world, tmp_path):
+    world.granted = True
+
+    def leaving(job):
+        job.says("start", "no permit", 0)
+        job.code = 0
+
+    world.on_job = leaving
+    world.at(7, interrupt(world))
+    world.run(tmp_path)
+    assert len(world.jobs) <= 3
+
+
+def test_a_program_that_cannot_start_is_a_failed_job(world, tmp_path):
+    world.granted = True
+
+    def spawn(*_):
+        raise Refused("cannot start python")
+
+    world.spawn = spawn
+    world.at(5, interrupt(world))
+    assert world.run(tmp_path) == 0
+    assert any("cannot start python" in beat.note for _, beat in world.beats)
+
+
+def test_a_credential_is_kept_and_used_again(world, tmp_path):
+    world.at(1, interrupt(world))
+    world.run(tmp_path)
+    assert (tmp_path / "credential").read_text() == "c1"
+    assert stat.S_IMODE((tmp_path / "credential").stat().st_mode) == 0o600
+    agent = json.loads((tmp_path / "identity.json").read_text())["agent"]
+    world.stop = Stop()
+    world.at(4, interrupt(world))
+    world.run(tmp_path, token=None)
+    assert len(world.joins) == 1 and world.beats[-1][1].agent == agent == world.joins[0].agent
+
+
+def test_without_token_and_credential_the_agent_says_what_to_do(world, tmp_path):
+    with pytest.raises(AuthError, match="CURTAIL_TOKEN"):
+        world.run(tmp_path, token=None)
+
+
+def test_a_refused_credential_is_replaced_with_the_token(world, tmp_path):
+    world.at(1, interrupt(world))
+    world.run(tmp_path)
+    world.known.clear()
+    with pytest.raises(AuthError, match=r"refuses this agent's credential.*CURTAIL_TOKEN"):
+        world.run(tmp_path, token=None)
+    world.stop = Stop()
+    world.at(4, interrupt(world))
+    assert world.run(tmp_path) == 0
+    assert len(world.joins) == 2
+
+
+def test_a_credential_that_is_refused_while_training_is_replaced_after_a_drain(world, tmp_path):
+    world.granted = True
+    world.at(5, lambda: world.known.clear())
+    world.at(30, interrupt(world))
+    assert world.run(tmp_path) == 0
+    assert len(world.joins) == 2 and world.jobs[0].code == 0
+    assert world.jobs[-1].env["CURTAIL_FENCE"] == "2"
+
+
+def test_a_wrong_token_is_an_error_at_once(world, tmp_path):
+    with pytest.raises(AuthError, match="not known"):
+        world.run(tmp_path, token="other")
+
+
+def test_another_agent_of_the_site_ends_this_one(world, tmp_path):
+    world.granted = True
+    world.at(5, lambda: world.set(stale=True))
+    with pytest.raises(Refused, match="another agent speaks for site A"):
+        world.run(tmp_path)
+    assert world.jobs[0].code == 0 and not world.left
+
+
+def test_a_first_contact_that_fails_is_an_error(world, tmp_path):
+    world.up = False
+    with pytest.raises(Unreachable) as caught:
+        world.run(tmp_path)
+    assert caught.value.exit_code == 5 and world.t == 100.0
+
+
+def test_the_controller_is_searched_when_no_address_is_given(world, tmp_path):
+    world.at(1, interrupt(world))
+    assert world.run(tmp_path, url=None) == 0
+
+
+@pytest.mark.parametrize("number,code", [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_drains_the_job_and_leaves(world, tmp_path, number, code):
+    world.granted = True
+    world.at(5, interrupt(world, number))
+    assert world.run(tmp_path) == code
+    assert world.jobs[0].code == 0 and world.left[0].reason == "the agent was stopped"
+    assert world.jobs[0].signals == [signal.SIGKILL], "only what is left of the group after its end"
+
+
+def test_a_second_signal_ends_at_once(world, tmp_path):
+    world.granted = True
+    world.at(5, interrupt(world))
+    world.at(5.2, interrupt(world, signal.SIGINT))
+    with pytest.raises(SystemExit) as caught:
+        world.run(tmp_path)
+    assert caught.value.code == 130 and world.jobs[0].code == -signal.SIGKILL
+
+
+def test_two_agents_do_not_share_a_folder(world, tmp_path):
+    def second():
+        with pytest.raises(Refused, match="another agent runs in"):
+            World().run(tmp_path)
+        world.stop.ask(signal.SIGTERM)
+
+    world.at(1, second)
+    assert world.run(tmp_path) == 0
+
+
+def test_leaving_while_the_controller_is_down_still_ends(world, tmp_path):
+    world.at(3, lambda: world.set(up=False))
+    world.at(5, interrupt(world))
+    assert world.run(tmp_path) == 0
+    assert any("was not told" in line for line in world.lines)
+
+
+def test_only_the_newest_job_folders_stay(world, tmp_path):
+    for number in range(9):
+        (tmp_path / "jobs" / f"old{number}").mkdir(parents=True)
+    world.granted = True
+    world.at(3, interrupt(world))
+    world.run(tmp_path)
+    assert len(list((tmp_path / "jobs").iterdir())) == 6
+
+
+@pytest.mark.parametrize("changes", [{"site": ""}, {"site": "a/b"}, {"region": "no rth"}])
+def test_a_name_that_is_no_name_is_refused(world, tmp_path, changes):
+    with pytest.raises(UsageError):
+        world.run(tmp_path, **changes)
+
+
+def test_no_state_trains_without_a_live_permit():
+    for state in (State.STARTING, State.TRAINING):
+        assert next_event(View(state, 10.0, 0.0, permit_until=9.9)) is Event.PERMIT_ENDED
+        assert next_event(View(state, 10.0, 0.0)) is Event.PERMIT_ENDED
+    assert next_event(View(State.IDLE, 10.0, 0.0, permit_until=9.9)) is None
+    assert next_event(View(State.BACKOFF, 10.0, 0.0, permit_until=99.0, backoff_until=11.0)) is None
+
+
+def test_decide_knows_every_state():
+    for state in State:
+        for stopping in (False, True):
+            event = next_event(View(state, 1e9, 0.0, 2e9, None, "train", stopping))
+            assert event is None or (state, event) in NEXT
+    assert next_event(View(State.LEFT, 0.0, 0.0, stopping=True)) is None

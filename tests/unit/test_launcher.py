@@ -1,0 +1,158 @@
+"""Jobs are started with the right command and environment, and do not outlive their agent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from agent import jobfolder, launcher
+from agent.jobfolder import JobStatus, Orders, must_drain
+from agent.launcher import JobSpec, job_argv, job_environment, start_job, system_spawn
+from curtail.errors import CurtailError, DiskError
+
+
+def spec(tmp_path, **changes):
+    values = {
+        "job": "j1",
+        "folder": tmp_path / "jobs" / "j1",
+        "url": "http://127.0.0.1:7070",
+        "credential_file": tmp_path / "credential",
+        "site": "A",
+        "fence": 3,
+        "cache": tmp_path / "cache",
+        "ranks": 2,
+        "threads": 4,
+    }
+    return JobSpec(**(values | changes))
+
+
+class FakeProcess:
+    pid = 1
+
+    def __init__(self):
+        self.code, self.signals = None, []
+
+    def poll(self):
+        return self.code
+
+    def signal_group(self, number):
+        self.signals.append(number)
+
+
+def wait_for(condition, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def test_the_command_is_torchrun_on_this_machine():
+    argv = job_argv(2, "python3")
+    assert argv[:3] == ["python3", "-m", "torch.distributed.run"]
+    assert argv[-2:] == ["-m", "agent.job"]
+    assert "--standalone" in argv and argv[argv.index("--nproc-per-node") + 1] == "2"
+
+
+def test_the_environment_carries_the_contract_and_no_token(tmp_path):
+    env = job_environment(spec(tmp_path), {"PATH": "/bin", "CURTAIL_TOKEN": "secret", "PYTHONPATH": "/own"})
+    assert env["PATH"] == "/bin" and "CURTAIL_TOKEN" not in env
+    assert env["PYTHONSAFEPATH"] == "1" and env["OMP_NUM_THREADS"] == "4"
+    assert env["CURTAIL_URL"] == "http://127.0.0.1:7070" and env["CURTAIL_FENCE"] == "3"
+    assert env["CURTAIL_JOB_FOLDER"] == str(tmp_path / "jobs" / "j1")
+    source = launcher.source_folder()
+    if source is not None:
+        assert env["PYTHONPATH"] == f"{source}{os.pathsep}/own"
+
+
+def test_the_first_orders_lie_there_before_the_job_starts(tmp_path):
+    seen = {}
+
+    def spawn(argv, env, cwd, log):
+        seen.update(orders=jobfolder.read_orders(cwd), cwd=cwd, log=log)
+        return FakeProcess()
+
+    orders = Orders(10.0, False, "go")
+    job = start_job(spec(tmp_path), orders, spawn, {})
+    assert seen == {"orders": orders, "cwd": job.spec.folder, "log": job.spec.folder / "job.log"}
+    assert job.poll() is None and job.status() is None
+
+
+def test_a_job_is_ended_as_a_group(tmp_path):
+    process = FakeProcess()
+    job = start_job(spec(tmp_path), Orders(1.0, False, ""), lambda *_: process, {})
+    job.terminate()
+    job.kill()
+    assert process.signals == [signal.SIGTERM, signal.SIGKILL]
+
+
+def test_last_words_are_the_jobs_own_reason_or_else_its_last_line(tmp_path):
+    job = start_job(spec(tmp_path), Orders(1.0, False, ""), lambda *_: FakeProcess(), {})
+    assert job.last_words() == ""
+    (job.spec.folder / "job.log").write_text("one\ntwo\n\n")
+    assert job.last_words() == "two"
+    jobfolder.write_status(job.spec.folder, JobStatus("train", 1, 2, 3.0, 4.0, "the disk is full", 1))
+    assert job.last_words() == "the disk is full"
+
+
+def test_orders_and_status_survive_the_folder(tmp_path):
+    status = JobStatus("sync", None, 0, None, 1)
+    jobfolder.write_status(tmp_path, status)
+    assert jobfolder.read_status(tmp_path) == status
+    for text in ("", "{}", "[]", '{"valid_until": "x", "drain": false, "reason": ""}'):
+        (tmp_path / "control.json").write_text(text)
+        assert jobfolder.read_orders(tmp_path) is None
+    with pytest.raises(DiskError):
+        jobfolder.write_orders(tmp_path / "none", Orders(0.0, True, ""))
+
+
+def test_a_job_drains_when_told_when_its_permit_lapses_and_when_nobody_can_be_read():
+    assert must_drain(Orders(10.0, False, ""), 9.0) is None
+    assert must_drain(Orders(10.0, True, "curtailment ends"), 9.0) == "curtailment ends"
+    assert "lapsed" in must_drain(Orders(10.0, False, ""), 10.1)
+    assert "cannot be read" in must_drain(None, 0.0)
+
+
+def test_a_program_that_is_not_there_is_a_clear_error(tmp_path):
+    with pytest.raises(CurtailError, match="cannot start"):
+        system_spawn([str(tmp_path / "nothing")], {}, tmp_path, tmp_path / "log")
+
+
+def test_a_started_process_has_a_group_of_its_own_and_writes_to_the_log(tmp_path):
+    script = "import os, time; print(os.getpgrp(), flush=True); time.sleep(60)"
+    process = system_spawn([sys.executable, "-c", script], os.environ, tmp_path, tmp_path / "log")
+    wait_for(lambda: (tmp_path / "log").read_text().strip())
+    assert int((tmp_path / "log").read_text()) == process.pid != os.getpgrp()
+    process.signal_group(signal.SIGKILL)
+    wait_for(lambda: process.poll() is not None)
+    assert process.poll() == -signal.SIGKILL
+    process.signal_group(signal.SIGKILL)  # gone: no error
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel kills orphans on Linux only")
+def test_a_job_dies_with_a_killed_agent(tmp_path):
+    root = Path(launcher.__file__).parent.parent
+    child = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    parent = (
+        "import os, sys, time; from pathlib import Path; from agent.launcher import system_spawn\n"
+        f"system_spawn([sys.executable, '-c', {child!r}], os.environ, Path('.'), Path('child'))\n"
+        "time.sleep(60)"
+    )
+    env = {**os.environ, "PYTHONPATH": str(root)}
+    agent = system_spawn([sys.executable, "-c", parent], env, tmp_path, tmp_path / "parent")
+    wait_for(lambda: (tmp_path / "child").exists() and (tmp_path / "child").read_text().strip())
+    pid = int((tmp_path / "child").read_text())
+    os.kill(agent.pid, signal.SIGKILL)
+    wait_for(lambda: agent.poll() is not None)
+
+    def gone():
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+        except OSError:
+            return True
+
+    wait_for(gone)

@@ -1,0 +1,100 @@
+"""Rounds, leases and the ledger's arithmetic, without a store."""
+
+from __future__ import annotations
+
+import pytest
+
+from controller import leases
+from controller.leases import Pool, Range
+from controller.rounds import (
+    MEMBER_NEXT,
+    ROUND_NEXT,
+    Kind,
+    Member,
+    MemberEvent,
+    Round,
+    RoundEvent,
+    advance_member,
+    advance_round,
+    ending,
+    may_enter,
+)
+from curtail.errors import RefusedTransition
+
+
+def reachable(start, table):
+    seen = {start}
+    while True:
+        more = {after for (state, _), after in table.items() if state in seen} - seen
+        if not more:
+            return seen
+        seen |= more
+
+
+def test_every_state_of_a_round_and_of_a_member_can_end():
+    for state in Round:
+        assert reachable(state, ROUND_NEXT) & {Round.MERGED, Round.ABANDONED}
+    for member in Member:
+        assert reachable(member, MEMBER_NEXT) - {Member.TRAINING, Member.COMMITTED}
+
+
+def test_a_forbidden_event_raises():
+    with pytest.raises(RefusedTransition, match="MERGED"):
+        advance_round(Round.MERGED, RoundEvent.MEMBER_JOINED)
+    with pytest.raises(RefusedTransition, match="LOST"):
+        advance_member(Member.LOST, MemberEvent.COMMIT)
+
+
+@pytest.mark.parametrize(
+    ("states", "now", "event"),
+    [
+        ([Member.TRAINING], 0.0, None),
+        ([Member.TRAINING, Member.COMMITTED], 14.9, None),
+        ([Member.TRAINING, Member.COMMITTED], 15.0, RoundEvent.DEADLINE_PASSED),
+        ([Member.TRAINING], 15.0, RoundEvent.NOTHING_COMMITTED),
+        ([Member.COMMITTED, Member.COMMITTED], 0.0, RoundEvent.MEMBERS_DONE),
+        ([Member.COMMITTED, Member.LOST], 0.0, RoundEvent.MEMBERS_DONE),
+        ([Member.RETURNED], 0.0, RoundEvent.NOTHING_COMMITTED),
+        ([], 0.0, RoundEvent.NOTHING_COMMITTED),
+    ],
+)
+def test_a_round_ends_when_nobody_trains_or_the_grace_is_over(states, now, event):
+    assert ending(states, now, deadline=10.0, grace=5.0) is event
+
+
+def test_a_latecomer_enters_a_federated_round_only_in_its_first_half():
+    assert may_enter(Kind.FEDERATED, 0.0, 10.0, 5.0)
+    assert not may_enter(Kind.FEDERATED, 0.0, 10.0, 5.1)
+    assert not may_enter(Kind.LOCAL, 0.0, 10.0, 0.0)
+
+
+def test_returned_samples_are_leased_before_new_ones():
+    lease, pool = leases.take(Pool(100, 1000), 64)
+    assert lease == Range(100, 164)
+    pool = leases.give_back(pool, Range(132, 164))
+    lease, pool = leases.take(pool, 64)
+    assert lease == Range(132, 164)
+    assert leases.take(pool, 64)[0] == Range(164, 228)
+
+
+def test_samples_cannot_come_back_twice_or_before_they_were_leased():
+    pool = leases.give_back(Pool(100, 1000), Range(10, 20))
+    with pytest.raises(ValueError, match="twice"):
+        leases.give_back(pool, Range(15, 25))
+    with pytest.raises(ValueError, match="never leased"):
+        leases.give_back(pool, Range(90, 101))
+
+
+def test_neighbouring_ranges_are_joined():
+    pool = Pool(100, 1000)
+    for part in (Range(10, 20), Range(30, 40), Range(20, 30)):
+        pool = leases.give_back(pool, part)
+    assert pool.returned == (Range(10, 40),)
+
+
+def test_the_budget_is_cut_to_whole_batches_and_shared_at_the_end():
+    assert leases.budget_samples(10_000, 128, 16) == 64
+    assert leases.budget_samples(1, 128, 16) == 16
+    assert leases.fair_share(1600, inner_steps=30, batch_samples=16, sites=2) == 480
+    assert leases.fair_share(160, inner_steps=30, batch_samples=16, sites=3) == 64
+    assert leases.fair_share(0, inner_steps=30, batch_samples=16, sites=3) == 0
