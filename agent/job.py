@@ -14,12 +14,11 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from nanochat.stream import TokenStream
 
 from agent import innerstate, launcher
 from agent.cache import fetch_data
@@ -328,7 +327,20 @@ def prepare(speaker: Speaker, disk: Disk, clock: Clock) -> dict[str, object]:
     return {"info": asdict(info), "data": str(data)}
 
 
-def train_window(env: JobEnvironment, speaker: Speaker | None, disk: Disk, clock: Clock) -> str:
+def open_stream(folder: Path) -> SampleStream:
+    """The training samples in a data folder."""
+    from nanochat.pack import Manifest, TokenStream
+
+    return TokenStream(folder, Manifest.load(folder), "train")
+
+
+def train_window(
+    env: JobEnvironment,
+    speaker: Speaker | None,
+    disk: Disk,
+    clock: Clock,
+    opening: Callable[[Path], SampleStream] = open_stream,
+) -> str:
     """Everything between start and end of this rank; why it ended."""
     torch.set_num_threads(env.threads)
     device = choose_device("auto", ranks_from_environment().local_rank)
@@ -337,7 +349,7 @@ def train_window(env: JobEnvironment, speaker: Speaker | None, disk: Disk, clock
     if "leave" in start:
         return str(start["leave"])
     info = wire.RunInfo(**start["info"])
-    stream = TokenStream(Path(start["data"]), "train")
+    stream = opening(Path(start["data"]))
     return JobLoop(Trainer(info, stream, team, device), speaker, disk, clock).run()
 
 

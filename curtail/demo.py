@@ -106,29 +106,35 @@ def run_demo(json_out: bool, keep: Path | None, seed: int) -> int:
     Args:
         json_out: the summary as JSON on stdout; everything live goes to stderr.
         keep: an empty or missing folder for all that is made.
-    Raises: CurtailError: it could not be carried out; nothing is left behind then.
+    Raises: CurtailError: it could not be carried out. What was made is deleted, unless `keep` was
+        given or the run had begun and its logs say more.
     """
     from curtail.local import Household, unwinding_on_signals
 
     began = time.monotonic()
     folder = _make_folder(keep)
-    done = False
+    worth_keeping = keep is not None
     try:
         with unwinding_on_signals():
             seconds = prepare(folder, seed)
             household = Household(folder)
+            started = time.monotonic()
             try:
-                started = time.monotonic()
                 last = run(household, live=not json_out)
+            except CurtailError as error:
+                worth_keeping |= household.listened  # the logs tell what went wrong
+                raise type(error)(error.message, error.remedy or f"the logs are in {folder}") from error
             finally:
                 _say("stopping the processes")
                 household.stop()
-            seconds["run"] = round(time.monotonic() - started, 1)
-            tell(summarise(last, time.monotonic() - began, seconds), json_out)
-            done = True
-            return 0
+        seconds["run"] = round(time.monotonic() - started, 1)
+        worth_keeping = True
+        if not last.version:
+            raise CurtailError("nothing was trained", f"this machine may be too slow; the logs are in {folder}")
+        tell(summarise(last, time.monotonic() - began, seconds), json_out)
+        return 0
     finally:
-        if not done and keep is None:
+        if not worth_keeping:
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -240,7 +246,7 @@ def step_rate(seconds: float = 1.5) -> float:
     steps(lambda step: step == 2)  # the first steps allocate
     end = time.monotonic() + seconds
     report = steps(lambda _: time.monotonic() > end)
-    return max(1.0, report.tokens / report.seconds)
+    return float(max(1.0, report.tokens / report.seconds))
 
 
 def token_budget(rate: float, cores: int) -> int:

@@ -111,16 +111,17 @@ def _in_thread(call: Callable[[], Result]) -> Result:
 def _register(name: str, port: int, addresses: Sequence[str], properties: Mapping[str, str]) -> Zeroconf:
     from zeroconf import InterfaceChoice, ServiceInfo, Zeroconf
 
+    numbers = [ipaddress.ip_address("127.0.0.1" if a == "localhost" else a) for a in addresses]
     label = name.replace(".", "-").encode()[:63].decode(errors="ignore") or "curtail"
     info = ServiceInfo(
         SERVICE,
         f"{label}.{SERVICE}",
-        addresses=[ipaddress.ip_address(address).packed for address in addresses],
+        addresses=[number.packed for number in numbers],
         port=port,
         properties={"txtvers": "1", "api": "/v1", **properties},
         server=f"curtail-{port}.local.",
     )
-    inside = all(ipaddress.ip_address(address).is_loopback for address in addresses)
+    inside = all(number.is_loopback for number in numbers)
     zeroconf = Zeroconf(interfaces=["127.0.0.1"] if inside else InterfaceChoice.All)
     try:
         zeroconf.register_service(info, allow_name_change=True)

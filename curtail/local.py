@@ -43,6 +43,7 @@ class Household:
         self.folder = folder
         self.home = folder / "controller"
         self.mark = secrets.token_hex(8)
+        self.listened = False  # whether the controller came up
         self._controller: SystemProcess | None = None
         self._agents: dict[str, SystemProcess] = {}
 
@@ -59,6 +60,7 @@ class Household:
         while time.monotonic() < deadline:
             self.check(finished=False)
             if url := self._address():
+                self.listened = True
                 return url
             time.sleep(LOOK_S)
         raise CurtailError(f"the controller does not listen after {START_S:.0f} s", f"see {self.log('controller')}")
@@ -66,8 +68,9 @@ class Household:
     def start_agent(self, site: str, region: str, url: str) -> None:
         """Start the agent of one site, with one rank and one thread."""
         self._agents[site] = self._spawn(
-            site, "agent", "join", url, "--site", site, "--region", region, "--home", str(self.folder / f"agent-{site}"),
-            "--token-file", str(self.home / "join-token"), "--ranks", "1", "--threads", "1",
+            site, "agent", "join", url, "--site", site, "--region", region,
+            "--home", str(self.folder / f"agent-{site}"), "--token-file", str(self.home / "join-token"),
+            "--ranks", "1", "--threads", "1",
         )  # fmt: skip
 
     def check(self, finished: bool) -> None:

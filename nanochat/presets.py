@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields
 from math import prod
+from typing import Any
 
 from curtail.errors import ConfigError
 
@@ -145,7 +146,7 @@ def from_dict(values: object) -> GPTConfig:
     if wrong := sorted(set(values) ^ set(names), key=str):
         what = "lacks" if wrong[0] in names else "has the unknown field"
         raise ConfigError(f"the model configuration {what} {wrong[0]!r}", f"its fields are {', '.join(names)}")
-    checked = {}
+    checked: dict[str, Any] = {}
     for name, kind in names.items():
         value = values[name]
         if kind is float and type(value) is int:  # JSON may write 15.0 as 15

@@ -181,7 +181,7 @@ def _whole(values: object) -> bool:
 def _bytes(array: np.ndarray) -> memoryview:
     """The array's bytes in little-endian C order, without a copy where it already is."""
     ordered = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    return memoryview(ordered.reshape(-1).view(np.uint8))
+    return ordered.reshape(-1).view(np.uint8).data
 
 
 def digest(weights: Mapping[str, np.ndarray]) -> str:

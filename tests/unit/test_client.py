@@ -68,7 +68,7 @@ def test_a_lost_connection_is_unreachable(error):
     def handler(request):
         raise error("cut", request=request)
 
-    with pytest.raises(Unreachable, match="http://127.0.0.1:1"):
+    with pytest.raises(Unreachable, match=r"http://127\.0\.0\.1:1"):
         control(handler).heartbeat(BEAT)
 
 

@@ -52,7 +52,9 @@ class Blobs:
 
     def handle(self, request):
         assert request.headers["authorization"] == "Bearer c"
-        kind = {"PUT": "part", "GET": "get"}.get(request.method) or ("commit" if "commit" in request.url.path else "offer")
+        kind = {"PUT": "part", "GET": "get"}.get(request.method) or (
+            "commit" if "commit" in request.url.path else "offer"
+        )
         fault = self.faults[kind].pop(0) if self.faults.get(kind) else None
         if isinstance(fault, int):
             return httpx.Response(fault, content=wire.encode(wire.Problem("X", "no", "")))

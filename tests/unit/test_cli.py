@@ -1,0 +1,196 @@
+"""The command line: help for everything, at once; errors in one line, with their exit code."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+import typer.main
+
+import curtail
+from curtail import __main__ as entry
+from curtail import cli
+from curtail.errors import AuthError, CurtailError, NotFound, UsageError
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = ("torch", "vessim", "pandas", "numpy", "httpx", "rich", "pyarrow", "tiktoken", "fastapi", "uvicorn", "zeroconf")
+
+
+def commands() -> Iterator[tuple[str, ...]]:
+    """The path of every command and group, the program itself first."""
+
+    def below(command: object, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        yield path
+        for name, child in getattr(command, "commands", {}).items():
+            yield from below(child, (*path, name))
+
+    return below(typer.main.get_command(cli.app), ())
+
+
+ALL = list(commands())
+
+
+def test_the_commands_are_these() -> None:
+    assert {" ".join(path) for path in ALL} == {
+        "", "controller", "controller start", "agent", "agent join", "status", "eval", "sample", "demo",
+        "tokenizer", "tokenizer train", "data", "data import", "data prepare", "trace", "trace synth",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: " ".join(path) or "curtail")
+def test_every_command_and_every_flag_has_help(path: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.run([*path, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"Usage: {' '.join(('curtail', *path))}")
+    command = typer.main.get_command(cli.app)
+    for name in path:
+        command = command.commands[name]  # type: ignore[attr-defined]
+    assert command.help
+    for parameter in command.params:
+        assert getattr(parameter, "help", None), f"{parameter.name} has no help"
+
+
+def test_no_help_imports_anything_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from curtail.__main__ import run\n"
+        f"for path in {ALL!r}:\n"
+        "    assert run([*path, '--help']) == 0\n"
+        f"heavy = sorted({{m.partition('.')[0] for m in sys.modules}} & set({HEAVY!r}))\n"
+        "names = {m.partition('.')[0] for m in sys.modules}\n"
+        "ours = sorted(names & {'agent', 'controller', 'nanochat', 'rustbpe'})\n"
+        "assert not heavy and not ours, (heavy, ours)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"curtail {curtail.__version__}\n"
+
+
+TRAINED = ["controller", "start", "run.toml", "--home", "h", "--trace", "t.csv", "--unit"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["nope"], 2, "no such command 'nope': see curtail --help"),
+        (["status", "--nope"], 2, "no such option"),
+        (["agent", "join", "--site", "a"], 2, "missing option '--region': see curtail agent join --help"),
+        (["agent", "join", "--site", "a/b", "--region", "r"], 2, "'a/b' cannot be the name of a site"),
+        (["agent", "join", "--site", "a", "--region", "r s"], 2, "'r s' cannot be the name of a region"),
+        (["agent", "join", "--site", "a", "--region", "r", "--token-file", "/no/where"], 3, "there is no token file"),
+        ([*TRAINED, "kg/MWh"], 2, "--unit"),
+        ([*TRAINED, "g/kWh", "--port", "70000"], 2, "--port"),
+        ([*TRAINED, "g/kWh", "--speed", "0"], 2, "--speed"),
+        (["status", "127.0.0.1:8765"], 2, "write it as http://HOST:PORT"),
+        (["status", "http://127.0.0.1:9"], 5, "no controller answers at http://127.0.0.1:9"),
+        (["eval", "/no/where"], 3, "there is no checkpoint in /no/where"),
+        (["sample", "/no/where", "def "], 3, "there is no checkpoint in /no/where"),
+        (["data", "import", "/no/where", "--out", "/tmp/x"], 3, "/no/where does not exist"),
+        (["trace", "synth", "--out", "x", "--region", "A", "--segment", "x"], 2, "'x' is no segment"),
+    ],
+)
+def test_errors_are_one_line_with_a_remedy(
+    arguments: list[str], code: int, says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert entry.run(arguments) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1 and captured.err.startswith("curtail: ")
+    assert says in captured.err
+
+
+def test_an_error_with_line_breaks_is_still_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    entry.complain(CurtailError("two\nlines", "do\n this"))
+    assert capsys.readouterr().err == "curtail: two lines: do this\n"
+
+
+def failing(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(arguments: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "invoke", fail)
+
+
+def test_ctrl_c_leaves_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(KeyboardInterrupt(), monkeypatch)
+    assert entry.run(["status"]) == 130
+
+
+def test_ctrl_c_inside_a_command_leaves_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("curtail.watch.show", interrupt)
+    assert entry.run(["status", "http://x"]) == 130
+
+
+def test_our_own_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(ZeroDivisionError("bug"), monkeypatch)
+    with pytest.raises(ZeroDivisionError):
+        entry.run(["status"])
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "curtail", "--help"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(30) in (0, 1)
+
+
+def test_a_strangers_package_stops_the_program(tmp_path: Path) -> None:
+    (tmp_path / "agent").mkdir()
+    (tmp_path / "agent" / "__init__.py").touch()
+    done = subprocess.run(
+        [sys.executable, "-m", "curtail", "--version"],
+        cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and f"'agent' would come from {tmp_path / 'agent'}" in done.stderr
+
+
+def test_the_token_comes_from_its_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "join-token"
+    file.write_text("ct0.a.b\n")
+    monkeypatch.setenv("CURTAIL_TOKEN", "ct0.c.d")
+    assert cli.read_token(file) == "ct0.a.b"
+    assert cli.read_token(None) == "ct0.c.d"
+    monkeypatch.delenv("CURTAIL_TOKEN")
+    assert cli.read_token(None) is None
+    for wrong in (b"", b"two words", b"\xff\xfe\x00", b"x" * 10_000):
+        file.write_bytes(wrong)
+        with pytest.raises(UsageError):
+            cli.read_token(file)
+    with pytest.raises(NotFound):
+        cli.read_token(tmp_path / "other")
+    with pytest.raises(AuthError):
+        cli.read_token(tmp_path)
+
+
+def test_names_of_sites_and_regions() -> None:
+    for name in ("a", "CAISO_NORTH", "de-1.x", "x" * 64):
+        assert cli.check_name("site", name) == name
+    for name in ("", "x" * 65, "a b", "a/b", "ä", "a\n"):
+        with pytest.raises(UsageError):
+            cli.check_name("site", name)
+
+
+def test_the_state_folder_follows_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert cli.default_state() == tmp_path / "curtail"
+    monkeypatch.setenv("XDG_STATE_HOME", "relative")  # the specification says: ignore it
+    monkeypatch.setenv("HOME", "/home/x")
+    assert cli.default_state() == Path("/home/x/.local/state/curtail")
