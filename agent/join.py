@@ -1,38 +1,32 @@
 """`curtail agent join`: the loop that keeps one machine in a run. Poll, decide, act.
 
 Finds out what happened (`agent.decide` says which event that is), goes to the
-next state of `agent.lifecycle` and acts: joins, starts, drains, ends, leaves. Whether the site may
-train is the controller's decision; here only its permit's end is watched, so
-that no job trains without one. Units: seconds of `Clock.monotonic`.
+next state of `agent.lifecycle` and acts: joins, starts, drains, ends, leaves.
+Whether the site may train is the controller's decision; here only the end of
+its permit is watched, so that no job trains without one. Units: seconds of
+`Clock.monotonic`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import secrets
 import signal
 import socket
-import sys
 import threading
 import types
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator
 
 from agent import launcher
-from agent.client import Control, open_http
+from agent.client import Control
 from agent.decide import DRAIN_S, View, backoff_s, next_event, retry_s
 from agent.home import Home, Identity, open_home
 from agent.jobfolder import Orders
-from agent.launcher import Job, JobSpec, Spawn
+from agent.launcher import Job, JobSpec
 from agent.lifecycle import Event, State, advance, energy_phase
-from agent.power import ConstantMeter, PowerMeter
+from agent.options import Edges, JoinOptions, Stop
 from curtail import wire
-from curtail.clock import Clock, SystemClock
-from curtail.discovery import Found, find_controller
-from curtail.disk import Disk, SystemDisk
 from curtail.errors import AuthError, CurtailError, Refused, UsageError
 
 POLL_S = 0.2
@@ -42,57 +36,6 @@ TERMINATE_S = 10.0
 """From SIGTERM to SIGKILL."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-
-
-@dataclass(frozen=True, slots=True)
-class JoinOptions:
-    """What `curtail agent join` was asked for."""
-
-    url: str | None  # None: search the network
-    site: str
-    region: str
-    home: Path
-    token: str | None = None  # needed only while there is no valid credential
-    ranks: int = 0  # 0: one per CUDA device, or 1
-    threads: int = 0  # per rank; 0: this machine's cores, split
-    discover_s: float = 3.0
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-@dataclass(slots=True)
-class Edges:
-    """What the loop needs of the world; tests pass fakes."""
-
-    clock: Clock = field(default_factory=SystemClock)
-    disk: Disk = field(default_factory=SystemDisk)
-    spawn: Spawn = launcher.system_spawn
-    meter: PowerMeter = field(default_factory=ConstantMeter)
-    find: Callable[[float], Found] = find_controller
-    open_control: Callable[[str], Control] = field(default=lambda url: Control(open_http(url)))
-    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
-    say: Callable[[str], None] = _say
-
-
-@dataclass(slots=True)
-class Stop:
-    """Whether a person or the system asked the agent to end, and by which signal."""
-
-    number: int | None = None
-    kill: Callable[[], None] = lambda: None
-
-    def ask(self, number: int) -> None:
-        """The first time: end in order. The second time: end now.
-
-        Raises: SystemExit: at the second time, after the job was killed.
-        """
-        if self.number is None:
-            self.number = number
-            return
-        self.kill()
-        raise SystemExit(128 + number)
 
 
 class Agent:
@@ -426,3 +369,6 @@ def _signals(stop: Stop) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+__all__ = ["Agent", "Edges", "JoinOptions", "Stop", "run"]

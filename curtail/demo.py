@@ -1,103 +1,34 @@
 """`curtail demo`: the whole system on this machine, in minutes, without network, GPU or settings.
 
-Decides the course of the invented signal, the size of the model and of the
-rounds, and what is told at the end. Everything in between is the product
-itself: a controller and three agents as processes, and their torchrun jobs.
-The trace runs 60 times faster than time; energy, regimes and ages are in the
-trace's time. Wall seconds are called so.
+Decides when the demo is over, when it has failed, and what is told. What goes in
+is `curtail.demo_inputs`'; everything in between is the product itself: a
+controller and three agents as processes, and their torchrun jobs. Energy and
+regimes are in the trace's time, which runs faster; elapsed time is wall time.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import sys
-import sysconfig
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from curtail.disk import SystemDisk, disk_error
-from curtail.errors import CurtailError, DiskError, NotFound, Unreachable, UsageError
+from curtail.demo_inputs import COURSE, SITES, SPEED, prepare, say
+from curtail.disk import disk_error
+from curtail.errors import CurtailError, DiskError, Unreachable, UsageError
 from curtail.wire import Status
 
 if TYPE_CHECKING:
     from curtail.local import Household
     from curtail.watch import Poll
 
-SITES = {"caiso": "CAISO_NORTH", "spp": "SPP_TX", "nem": "NEM_SA"}
-"""Site and region: California, Texas, South Australia. Their readings here are invented."""
-
-SPEED = 60.0
-"""A reading, five minutes of the trace, takes 5 s: long enough to be seen, short enough to wait for."""
-
-PERIOD_S = 300.0
-
-COURSE: tuple[tuple[float, tuple[str, ...]], ...] = (
-    (10, ()),  # the agents join
-    (40, ("CAISO_NORTH",)),  # a job needs 10 to 15 s to start here, the rest is training alone
-    (40, ("CAISO_NORTH", "SPP_TX")),
-    (50, ("CAISO_NORTH", "SPP_TX", "NEM_SA")),
-    (15, ("NEM_SA",)),  # two leave, one goes on with what all three learned
-    (10, ()),  # the last one hands in its work before the trace ends
-)
-"""Wall seconds, and the regions that are curtailed meanwhile."""
-
-PRESET, VOCABULARY, SEQUENCE = "d2-demo", 2048, 128
-BATCH = 16  # samples: about ten steps a second on one core, so a drain waits for 0.1 s
-TEXT_BYTES = 8_000_000  # more than one pass needs, and imported in seconds
-LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "encodings", "__pycache__"}
-"""Folders of the standard library that are no library, or tables of numbers."""
-
-BUDGET_SHARE = 1.0
-"""Tokens of the budget per token that the cores could train if no job ever started, synchronised or waited.
-They do, so the budget is not reached before the trace ends; the learning rate still falls in time."""
-
 FREE_BYTES = 300_000_000  # text, tokens, three caches of weights, logs
+JOBS_MUST_RUN_S = 45.0  # by then the first job has started, or failed more than once
 LATEST_END_S = 90.0  # after the trace: a drain, a merge, and slowness
-
-RUN_FILE = """\
-[run]
-name = "demo"
-seed = {seed}
-
-[model]
-preset = "{preset}"
-
-[data]
-path = "data"
-
-[training]
-token_budget = {budget}
-batch_samples = {batch}
-
-[rounds]
-inner_steps = 100000
-length = "8 s"
-grace = "8 s"
-
-[policy]
-threshold = "100 g/kWh"
-max_reading_age = "900 s"
-leave_lead = "{lead:.0f} s"  # a site hands in its work before its window ends
-permit = "6 s"
-
-[fleet]
-heartbeat = "500 ms"
-lost_after = "8 s"
-"""
-
-REGION = """
-[regions.{region}]
-power_train = "2.024 kW"
-power_idle = "468 W"
-"""
-
-LEAD_WALL_S = 4.0
-"""How long before the end of a window a site leaves: a heartbeat, a step, a commit."""
 
 
 def run_demo(json_out: bool, keep: Path | None, seed: int) -> int:
@@ -125,12 +56,15 @@ def run_demo(json_out: bool, keep: Path | None, seed: int) -> int:
                 worth_keeping |= household.listened  # the logs tell what went wrong
                 raise type(error)(error.message, error.remedy or f"the logs are in {folder}") from error
             finally:
-                _say("stopping the processes")
+                say("stopping the processes")
                 household.stop()
         seconds["run"] = round(time.monotonic() - started, 1)
         worth_keeping = True
         if not last.version:
             raise CurtailError("nothing was trained", f"this machine may be too slow; the logs are in {folder}")
+        if keep is None:  # the sites' caches, nobody's any more
+            for site in SITES:
+                shutil.rmtree(folder / f"agent-{site}", ignore_errors=True)
         tell(summarise(last, time.monotonic() - began, seconds), json_out)
         return 0
     finally:
@@ -142,133 +76,24 @@ def _make_folder(keep: Path | None) -> Path:
     from curtail.cli import default_state
 
     folder = (keep or default_state() / f"demo-{datetime.now().strftime('%Y%m%d-%H%M%S')}").absolute()
+    made = not folder.exists()
     try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not made and (not folder.is_dir() or any(folder.iterdir())):
             raise UsageError(f"{folder} is not an empty folder", "choose another one with --keep")
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise DiskError(f"{folder} is not writable", "choose another folder with --keep")
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise disk_error("create", folder, error) from error
+        raise disk_error("use the folder", folder, error) from error
     if free < FREE_BYTES:
+        if made:
+            folder.rmdir()
         raise DiskError(
-            f"{folder} has {free / 1e6:.0f} MB left, {FREE_BYTES / 1e6:.0f} are needed", "use --keep elsewhere"
+            f"{folder} has {free / 1e6:.0f} MB left, the demo needs {FREE_BYTES / 1e6:.0f}",
+            "choose another folder with --keep",
         )
     return folder
-
-
-def prepare(folder: Path, seed: int) -> dict[str, float]:
-    """Make data, trace and run file in `folder`; returns the wall seconds of each stage."""
-    from nanochat.dataset import import_texts, iterate_texts
-    from nanochat.pack import prepare as pack
-    from nanochat.tokenizer import Tokenizer
-
-    seconds: dict[str, float] = {}
-
-    def stage(name: str, text: str, began: float) -> None:
-        seconds[name] = round(time.monotonic() - began, 1)
-        _say(f"{text} ({seconds[name]:.1f} s)")
-
-    disk = SystemDisk()
-    began = time.monotonic()
-    library = Path(sysconfig.get_paths()["stdlib"])
-    report = import_texts(choose_texts(library), folder / "shards", disk=disk, validation_fraction=0.03)
-    stage("import", f"imported {report.bytes / 1e6:.1f} MB of Python's own sources from {library}", began)
-
-    began = time.monotonic()
-    tokenizer = Tokenizer.train(iterate_texts(folder / "shards"), VOCABULARY)
-    stage("tokenizer", f"trained a tokenizer of {VOCABULARY} ids", began)
-
-    began = time.monotonic()
-    manifest = pack(folder / "shards", tokenizer, folder / "data", disk=disk, sequence_len=SEQUENCE)
-    shutil.rmtree(folder / "shards")
-    stage("prepare", f"packed {manifest.tokens('train') / 1e6:.2f} M tokens", began)
-
-    began = time.monotonic()
-    rate = step_rate()
-    stage("measure", f"one core trains {rate:,.0f} tokens per second", began)
-    disk.replace("RUN_FILE", folder / "run.toml", run_file(token_budget(rate, _cores()), seed).encode())
-    disk.replace("TRACE", folder / "trace.csv", trace(seed).encode())
-    return seconds
-
-
-def choose_texts(library: Path, most: int = TEXT_BYTES) -> list[Path]:
-    """Sources of the standard library, about `most` bytes, the same ones every time.
-
-    Raises: NotFound: this Python comes without its sources.
-    """
-    found = [path for path in library.rglob("*.py") if not LEFT_OUT & set(path.relative_to(library).parts)]
-    # Sorted by name, ignoring folders: else the cap would cut off whole packages.
-    chosen, size = [], 0
-    for path in sorted(found, key=lambda path: (path.name, path)):
-        if size >= most:
-            break
-        size += path.stat().st_size
-        chosen.append(path)
-    if size < most // 8:
-        raise NotFound(
-            f"Python's own sources are not in {library}", "use a Python that has its standard library as files"
-        )
-    return chosen
-
-
-def step_rate(seconds: float = 1.5) -> float:
-    """Tokens per wall second that one thread trains, by trying."""
-    try:
-        import numpy as np
-        import torch
-
-        from nanochat.gpt import GPT
-        from nanochat.optim import MuonAdamW
-        from nanochat.presets import preset
-        from nanochat.schedule import Schedule
-        from nanochat.train import inner_steps
-    except ImportError as error:
-        raise CurtailError(f"torch cannot be imported: {error}", "install curtail again with ./install.sh") from error
-
-    torch.set_num_threads(1)
-    config = preset(PRESET)
-    model = GPT(config)
-    model.init_weights(1)
-    batch = BATCH * config.sequence_len
-    ids = np.random.default_rng(1).integers(0, config.vocab_size, (BATCH, config.sequence_len))
-    optimizer = MuonAdamW(model, config, batch)
-    schedule = Schedule(token_budget=10**9, batch_tokens=batch)
-
-    def steps(until: Callable[[int], bool]) -> Any:
-        endless = iter(lambda: [(ids, ids)], None)
-        return inner_steps(
-            model, optimizer, schedule, endless, tokens_before=0, tokens_per_step=batch, until=until,
-            device=torch.device("cpu"),
-        )  # fmt: skip
-
-    steps(lambda step: step == 2)  # the first steps allocate
-    end = time.monotonic() + seconds
-    report = steps(lambda _: time.monotonic() > end)
-    return float(max(1.0, report.tokens / report.seconds))
-
-
-def token_budget(rate: float, cores: int) -> int:
-    """The budget that the course does not quite reach, in whole batches; `rate` as `step_rate` gives it."""
-    core_seconds = sum(seconds * min(len(curtailed), cores) for seconds, curtailed in COURSE)
-    batch = BATCH * SEQUENCE
-    return max(1, round(BUDGET_SHARE * rate * core_seconds / batch)) * batch
-
-
-def run_file(budget: int, seed: int) -> str:
-    """The text of the demo's run file."""
-    text = RUN_FILE.format(preset=PRESET, batch=BATCH, budget=budget, seed=seed, lead=LEAD_WALL_S * SPEED)
-    return text + "".join(REGION.format(region=region) for region in SITES.values())
-
-
-def trace(seed: int) -> str:
-    """The text of the demo's MCI trace."""
-    from curtail.synth import course, to_csv
-
-    regions = tuple(SITES.values())
-    segments = [(wall * SPEED, curtailed) for wall, curtailed in COURSE]
-    return to_csv(regions, course(regions, segments, PERIOD_S, datetime(2026, 3, 1, 17, tzinfo=UTC), seed))
 
 
 def run(household: Household, live: bool) -> Status:
@@ -312,6 +137,8 @@ def _look(household: Household, poll: Poll, elapsed: float, whole: float) -> boo
     household.check(finished)
     if view.status is not None and is_over(view.status):
         return True
+    if view.status is not None and elapsed > JOBS_MUST_RUN_S and (failure := jobs_fail(view.status)):
+        raise CurtailError(f"the training jobs fail ({failure})")
     if view.problem is not None and time.time() - view.since > 30:
         raise Unreachable(f"the controller stopped answering ({view.problem})")
     if elapsed > whole + LATEST_END_S:
@@ -320,6 +147,12 @@ def _look(household: Household, poll: Poll, elapsed: float, whole: float) -> boo
             f"the run did not end in time ({sites})", "this machine may be too slow or too busy; try again"
         )
     return False
+
+
+def jobs_fail(status: Status) -> str | None:
+    """Why no job can work, if one failed before anything was trained."""
+    failed = [site.reason for site in status.sites if site.state == "BACKOFF"]
+    return failed[0] if failed and not status.tokens else None
 
 
 def is_over(status: Status) -> bool:
@@ -397,10 +230,12 @@ def tell(summary: dict[str, Any], json_out: bool) -> None:
     table = Table(title="What the demo did", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in summary_rows(summary):
         table.add_row(name, value)
-    console.print()
-    console.print(table)
+    with console.capture() as captured:
+        console.print(table)
     checkpoint = summary["checkpoint"]
-    # printed plainly: rich would break a long path where a shell does not want it
+    print("", *(line.rstrip() for line in captured.get().splitlines()), sep="\n")
+    # not through rich, which would break a long path where a shell does not want it
+    print(f"checkpoint   {checkpoint}")
     print(f"\nTry next:\n  curtail eval {checkpoint}\n  curtail sample {checkpoint} 'def '")
 
 
@@ -424,14 +259,4 @@ def summary_rows(summary: dict[str, Any]) -> Sequence[tuple[str, str]]:
         ("CO2", f"{summary['kg_co2']:.3f} kg; {saved(summary['kg_co2'], summary['kg_co2_always_on'])}"),
         ("standing by", f"{summary['energy_standing_kwh']:.3f} kWh, {summary['kg_co2_standing']:.3f} kg"),
         ("took", duration(summary["wall_seconds"])),
-        ("checkpoint", summary["checkpoint"]),
     )
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _say(text: str) -> None:
-    with contextlib.suppress(OSError):  # a closed terminal must not keep processes alive
-        print(text, file=sys.stderr, flush=True)

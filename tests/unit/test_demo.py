@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from controller.signals.trace import load_trace
-from curtail import demo, wire
+from curtail import demo, demo_inputs, wire
 from curtail.config import parse_config
 from curtail.errors import NotFound, UsageError
 from curtail.local import MARK, Household, marked
@@ -21,44 +21,47 @@ SITE = wire.SiteStatus("caiso", "CAISO_NORTH", "IDLE", "paused", False, "waits",
 STATUS = wire.Status(
     protocol=wire.PROTOCOL, run="r", name="demo", state="RUNNING", now=600.0, started=0.0, speed=60.0, regime="PAUSED",
     regime_since=0.0, reason="no window", regime_seconds={"PAUSED": 600.0, "LOCAL": 30.0, "FEDERATED": 0.0},
-    tokens=4096, token_budget=8192, version=2, rounds=2, round=None, loss_first=7.6, loss_last=5.0, checkpoint="/x/v000002",
+    tokens=4096, token_budget=8192, version=2, rounds=2, round=None, loss_first=7.6, loss_last=5.0,
+    checkpoint="/x/v000002",
     energy=wire.EnergyStatus(1.0, 0.5, 0.06, 0.2, 99.0, 0.5, 0.0), regions=(), sites=(SITE,), events=(),
     signal_ended=True,
 )  # fmt: skip
 
 
 def test_the_run_file_is_valid_and_fits_the_model() -> None:
-    config = parse_config(tomllib.loads(demo.run_file(1_000_000, seed=7)))
+    config = parse_config(tomllib.loads(demo_inputs.run_file(1_000_000, seed=7)))
     assert config.run.seed == 7 and config.training.token_budget == 1_000_000
-    assert tuple(config.regions) == tuple(demo.SITES.values())
+    assert tuple(config.regions) == tuple(demo_inputs.SITES.values())
     assert config.policy.permit > 2 * config.fleet.heartbeat
     model = preset(config.model.preset)
-    assert (model.vocab_size, model.sequence_len) == (demo.VOCABULARY, demo.SEQUENCE)
+    assert (model.vocab_size, model.sequence_len) == (demo_inputs.VOCABULARY, demo_inputs.SEQUENCE)
 
 
 def test_a_reading_lives_longer_than_the_permits_that_rest_on_it() -> None:
-    config = parse_config(tomllib.loads(demo.run_file(1, seed=1)))
-    wall = (config.policy.max_reading_age - demo.PERIOD_S) / demo.SPEED
+    config = parse_config(tomllib.loads(demo_inputs.run_file(1, seed=1)))
+    wall = (config.policy.max_reading_age - demo_inputs.PERIOD_S) / demo_inputs.SPEED
     assert wall > config.policy.permit
 
 
 def test_the_trace_goes_through_all_regimes(tmp_path: Path) -> None:
     path = tmp_path / "trace.csv"
-    path.write_text(demo.trace(1))
-    trace = load_trace(path, "g/kWh", demo.SITES.values())
+    path.write_text(demo_inputs.trace(1))
+    trace = load_trace(path, "g/kWh", demo_inputs.SITES.values())
     counts = [sum(trace.values[r][i] < 100 for r in trace.values) for i in range(len(trace.stamps))]  # type: ignore[operator]
     assert [n for i, n in enumerate(counts) if i == 0 or counts[i - 1] != n] == [0, 1, 2, 3, 1, 0]
-    whole = sum(wall for wall, _ in demo.COURSE)
-    assert (trace.end - trace.start) / demo.SPEED == whole and whole < 200
-    assert all(wall * demo.SPEED % demo.PERIOD_S == 0 for wall, _ in demo.COURSE)
+    whole = sum(wall for wall, _ in demo_inputs.COURSE)
+    assert (trace.end - trace.start) / demo_inputs.SPEED == whole and whole < 200
+    assert all(wall * demo_inputs.SPEED % demo_inputs.PERIOD_S == 0 for wall, _ in demo_inputs.COURSE)
 
 
 def test_the_budget_is_whole_batches_and_grows_with_rate_and_cores() -> None:
-    batch = demo.BATCH * demo.SEQUENCE
-    assert demo.token_budget(5000.0, 2) % batch == 0
-    assert demo.token_budget(5000.0, 1) < demo.token_budget(5000.0, 2) < demo.token_budget(5000.0, 3)
-    assert demo.token_budget(5000.0, 3) == demo.token_budget(5000.0, 64)
-    assert demo.token_budget(0.001, 1) == batch
+    batch = demo_inputs.BATCH * demo_inputs.SEQUENCE
+    assert demo_inputs.token_budget(5000.0, 2) % batch == 0
+    assert (
+        demo_inputs.token_budget(5000.0, 1) < demo_inputs.token_budget(5000.0, 2) < demo_inputs.token_budget(5000.0, 3)
+    )
+    assert demo_inputs.token_budget(5000.0, 3) == demo_inputs.token_budget(5000.0, 64)
+    assert demo_inputs.token_budget(0.001, 1) == batch
 
 
 def test_texts_are_the_same_every_time_and_no_tests(tmp_path: Path) -> None:
@@ -66,10 +69,10 @@ def test_texts_are_the_same_every_time_and_no_tests(tmp_path: Path) -> None:
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text("x" * 100)
-    assert [p.name for p in demo.choose_texts(tmp_path, 1000)] == ["a.py", "b.py", "c.py"]
-    assert [p.name for p in demo.choose_texts(tmp_path, 150)] == ["a.py", "b.py"]
+    assert [p.name for p in demo_inputs.choose_texts(tmp_path, 1000)] == ["a.py", "b.py", "c.py"]
+    assert [p.name for p in demo_inputs.choose_texts(tmp_path, 150)] == ["a.py", "b.py"]
     with pytest.raises(NotFound, match="are not in"):
-        demo.choose_texts(tmp_path, 10_000)
+        demo_inputs.choose_texts(tmp_path, 10_000)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +88,13 @@ def test_texts_are_the_same_every_time_and_no_tests(tmp_path: Path) -> None:
 )
 def test_the_end_comes_when_nothing_is_left_to_do(change: dict[str, object], over: bool) -> None:
     assert demo.is_over(dataclasses.replace(STATUS, **change)) is over  # type: ignore[arg-type]
+
+
+def test_a_failed_job_before_the_first_token_is_the_end() -> None:
+    failed = dataclasses.replace(SITE, state="BACKOFF", reason="job ended with 1: no torch")
+    assert demo.jobs_fail(STATUS) is None
+    assert demo.jobs_fail(dataclasses.replace(STATUS, sites=(failed,))) is None
+    assert demo.jobs_fail(dataclasses.replace(STATUS, sites=(SITE, failed), tokens=0)) == "job ended with 1: no torch"
 
 
 def test_changes_are_told_once() -> None:

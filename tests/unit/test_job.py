@@ -14,8 +14,9 @@ import torch
 
 from agent import innerstate, jobfolder
 from agent.client import Control
-from agent.job import environment, schedule_of, train_window
+from agent.job import environment, train_window
 from agent.jobfolder import Orders
+from agent.rounds import schedule_of
 from agent.speaker import JobEnvironment, Speaker
 from curtail import wire
 from curtail.clock import SystemClock

@@ -1,0 +1,72 @@
+"""What an agent is asked to do, and what it needs of the world.
+
+Decides nothing but defaults. `Edges` are the places where tests put fakes; `Stop`
+is how a person or the system ends an agent. Units: seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from agent import launcher
+from agent.client import Control, open_http
+from agent.launcher import Spawn
+from agent.power import ConstantMeter, PowerMeter
+from curtail.clock import Clock, SystemClock
+from curtail.discovery import Found, find_controller
+from curtail.disk import Disk, SystemDisk
+
+
+@dataclass(frozen=True, slots=True)
+class JoinOptions:
+    """What `curtail agent join` was asked for."""
+
+    url: str | None  # None: search the network
+    site: str
+    region: str
+    home: Path
+    token: str | None = None  # needed only while there is no valid credential
+    ranks: int = 0  # 0: one per CUDA device, or 1
+    threads: int = 0  # per rank; 0: this machine's cores, split
+    discover_s: float = 3.0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+@dataclass(slots=True)
+class Edges:
+    """What the loop needs of the world; tests pass fakes."""
+
+    clock: Clock = field(default_factory=SystemClock)
+    disk: Disk = field(default_factory=SystemDisk)
+    spawn: Spawn = launcher.system_spawn
+    meter: PowerMeter = field(default_factory=ConstantMeter)
+    find: Callable[[float], Found] = find_controller
+    open_control: Callable[[str], Control] = field(default=lambda url: Control(open_http(url)))
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    say: Callable[[str], None] = _say
+
+
+@dataclass(slots=True)
+class Stop:
+    """Whether a person or the system asked the agent to end, and by which signal."""
+
+    number: int | None = None
+    kill: Callable[[], None] = lambda: None
+
+    def ask(self, number: int) -> None:
+        """The first time: end in order. The second time: end now.
+
+        Raises: SystemExit: at the second time, after the job was killed.
+        """
+        if self.number is None:
+            self.number = number
+            return
+        self.kill()
+        raise SystemExit(128 + number)

@@ -1,0 +1,273 @@
+"""A controller in memory: real store, versions, uploads and merge; a clock and readings the test sets."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from controller import auth
+from controller.aggregate import MergeResult, MergeSpec, merge
+from controller.blobs import Uploads
+from controller.energy import ReplayClock
+from controller.rows import BlobRow, RunRow, SiteRow, VersionRow
+from controller.service import Parts, Service
+from controller.store import Store
+from controller.versions import Versions
+from curtail import wire
+from curtail.config import RunConfig, parse_config
+from curtail.disk import SystemDisk
+from curtail.errors import CurtailError
+from curtail.policy import Forecast
+from curtail.reading import Reading, unknown
+from nanochat import checkpoint, delta, weights
+from nanochat.presets import GPTConfig, to_json, weight_shapes
+
+MODEL = GPTConfig(sequence_len=8, vocab_size=64, n_layer=1, n_head=1, n_kv_head=1, n_embd=16)
+BATCH = 4
+STEP_TOKENS = BATCH * MODEL.sequence_len
+
+
+class FakeClock:
+    """Time stands still until the test moves it."""
+
+    def __init__(self) -> None:
+        self.t = 1_000_000.0
+
+    def wall(self) -> float:
+        return self.t
+
+    def monotonic(self) -> float:
+        return self.t
+
+    def sleep(self, seconds: float) -> None:
+        self.t += seconds
+
+
+class SetReadings:
+    """Readings that the test sets; a region never set is unknown."""
+
+    def __init__(self) -> None:
+        self.mci: dict[str, float | None] = {}
+
+    def reading(self, region: str, now: float) -> Reading:
+        value = self.mci.get(region)
+        if value is None:
+            return unknown(region, now, "test", "the test says nothing")
+        return Reading(region, value, now, now + 300.0, "test")
+
+    def forecast(self, region: str, now: float, horizon: float) -> Forecast | None:
+        return None
+
+    def ended(self, now: float) -> bool:
+        return False
+
+
+class InlineMerger:
+    """Merges when the test says so, in its own thread of control."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[MergeSpec, Callable[[MergeResult | None], None]]] = []
+        self.automatic = True
+
+    def start(self, spec: MergeSpec, done: Callable[[MergeResult | None], None]) -> None:
+        self.waiting.append((spec, done))
+
+    def run(self) -> None:
+        while self.waiting:
+            spec, done = self.waiting.pop(0)
+            try:
+                result = merge(spec, SystemDisk())
+            except CurtailError:
+                result = None
+            done(result)
+
+
+class World:
+    """A controller and what its sites know."""
+
+    def __init__(self, home: Path, budget_steps: int = 100, **rounds: object) -> None:
+        self.home = home
+        self.clock = FakeClock()
+        self.source = SetReadings()
+        self.merger = InlineMerger()
+        self.config = _config(budget_steps, rounds)
+        self.versions = Versions(home / "versions")
+        self.uploads = Uploads(home / "blobs", SystemDisk(), 1 << 30)
+        self.store = Store(home / "state.db")
+        self.store.open()
+        if self.store.call(lambda tx: tx.run()) is None:
+            self._genesis(budget_steps)
+        self.start()
+
+    def start(self) -> None:
+        """A fresh service on what the store holds: also what a restart does."""
+        run = self.store.call(lambda tx: tx.run())
+        assert run is not None
+        self.merger.waiting.clear()
+        replay = ReplayClock(run.clock, 1.0, self.clock)
+        self.service = Service(
+            Parts(self.store, self.config, self.source, replay, self.clock, self.versions, self.uploads, self.merger)
+        )
+        self.store.call(self.service.resume)
+
+    def _genesis(self, budget_steps: int) -> None:
+        rng = np.random.default_rng(1)
+        start = {n: rng.standard_normal(s).astype(np.float32) for n, s in weight_shapes(MODEL).items()}
+        folder = self.versions.prepare(0)
+        meta = checkpoint.CheckpointMeta(None, MODEL, 0, 0, "", None, None, "2026-01-01T00:00:00+00:00")
+        digest = checkpoint.write_checkpoint(folder, start, meta, SystemDisk()).weights_digest
+        path = self.versions.publish(0) / checkpoint.MODEL_FILE
+        sha = weights.file_sha256(path)
+        now = self.clock.wall()
+        run = RunRow(
+            "run", self.config.to_json(), to_json(MODEL), "m" * 64, "t" * 64, MODEL.sequence_len, "RUNNING",
+            now, now, now, 0, 0, budget_steps * BATCH, "PAUSED", now, {}, None, None,
+        )  # fmt: skip
+        token = auth.parse_token("ct0.abc.secret")
+
+        def create(tx) -> None:
+            tx.create_run(run)
+            tx.put_blob(BlobRow(sha, str(path), path.stat().st_size, "weights"))
+            tx.add_version(VersionRow(0, None, 0, digest, sha, "", now, 1))
+            tx.add_join_token(token.id, auth.hashed(token.secret), now)
+
+        self.store.call(create)
+
+    # -- what sites do -------------------------------------------------------
+
+    def join(self, site: str, region: str = "A", agent: str | None = None) -> wire.JoinReply:
+        request = wire.JoinRequest(wire.PROTOCOL, agent or f"agent-{site}", site, region, "host", 1, "ct0.abc.secret")
+        return self.store.call(lambda tx: self.service.join(tx, request))
+
+    def who(self, site: str) -> SiteRow:
+        row = self.store.call(lambda tx: tx.site(site))
+        assert row is not None
+        return row
+
+    def beat(self, site: str, job: str | None = None, phase: str = "paused", fence: int | None = None):
+        who = self.who(site)
+        beat = wire.Heartbeat(who.agent, site, who.fence if fence is None else fence, "IDLE", phase, job, None, "")
+        return self.store.call(lambda tx: self.service.heartbeat(tx, who, beat))
+
+    def tick(self, seconds: float = 0.25) -> None:
+        self.clock.t += seconds
+        self.service.tick(self.service.replay.now(), {})
+
+    def checkout(self, site: str, job: str, held: str | None = None) -> wire.CheckoutReply:
+        who = self.who(site)
+        request = wire.CheckoutRequest(site, who.fence, job, None, held)
+        return self.store.call(lambda tx: self.service.checkout(tx, who, request))
+
+    def upload(self, data: bytes) -> str:
+        sha = hashlib.sha256(data).hexdigest()
+        path = self.uploads.path(sha)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        self.store.call(lambda tx: tx.put_blob(BlobRow(sha, str(path), len(data), "contribution")))
+        return sha
+
+    def base(self, version: int) -> weights.Weights:
+        return checkpoint.read_checkpoint(self.versions.path(version))[1]
+
+    def contribution(self, assignment: wire.Assignment, shift: float) -> tuple[str, str]:
+        """A file in which every weight is `shift` lower than the base; (blob, digest of exact weights)."""
+        base = self.base(assignment.base_version)
+        local = {name: (array - np.float32(shift)).astype(np.float32) for name, array in base.items()}
+        path = self.home / "contribution.bin"
+        if assignment.codec == "weights":
+            weights.write_weights(path, local, SystemDisk(), "TEST")
+            return self.upload(path.read_bytes()), weights.digest(local)
+        delta.write_delta(path, delta.encode(delta.difference(base, local), assignment.codec), SystemDisk(), "TEST")
+        return self.upload(path.read_bytes()), ""
+
+    def commit(
+        self, site: str, job: str, assignment: wire.Assignment, steps: int, shift: float = 0.5, **changes: object
+    ) -> wire.Receipt:
+        who = self.who(site)
+        blob, digest = self.contribution(assignment, shift)
+        values: dict[str, object] = {
+            "site": site,
+            "fence": who.fence,
+            "job": job,
+            "round": assignment.round,
+            "base_version": assignment.base_version,
+            "base_digest": assignment.base_digest,
+            "steps": steps,
+            "samples": steps * BATCH,
+            "tokens": steps * STEP_TOKENS,
+            "blob": blob,
+            "codec": assignment.codec,
+            "digest": digest,
+            "loss_first": 4.0,
+            "loss_mean": 3.0,
+            "loss_last": 2.0,
+            "seconds": 1.0,
+        }
+        request = wire.CommitRequest(**{**values, **changes})
+        receipt = self.store.call(lambda tx: self.service.commit(tx, who, request))
+        if self.merger.automatic:
+            self.merge()
+        return receipt
+
+    def merge(self) -> None:
+        """Let waiting merges run and be published."""
+        self.merger.run()
+        self.store.call(lambda tx: None)
+
+    def ready(self, site: str, job: str, region: str = "A") -> None:
+        """A site that joined, holds a permit and has a job."""
+        self.join(site, region)
+        self.tick()
+        assert self.beat(site, job, "start").granted
+
+    # -- what can be checked ---------------------------------------------------
+
+    def status(self) -> wire.Status:
+        return self.store.call(self.service.status)
+
+    def check(self) -> None:
+        """The ledger is sound, and the newest version is what the store says."""
+        assert self.store.call(lambda tx: tx.ledger_problems()) == []
+        latest = self.store.call(lambda tx: tx.latest_version())
+        self.versions.verify(latest.version, latest.digest)
+
+
+def _config(budget_steps: int, rounds: dict[str, object]) -> RunConfig:
+    power = {"power_train": "2 kW", "power_idle": "500 W"}
+    return parse_config(
+        {
+            "run": {"name": "test"},
+            "model": {"preset": "d2-test"},
+            "data": {"path": "nowhere"},
+            "training": {"token_budget": budget_steps * STEP_TOKENS, "batch_samples": BATCH},
+            "rounds": {"length": "60 s", "grace": "10 s", "inner_steps": 10, **rounds},
+            "regions": {"A": dict(power), "B": dict(power)},
+        }
+    )
+
+
+@pytest.fixture
+def make_world(tmp_path: Path):
+    """A function that makes a controller in memory; all are closed afterwards."""
+    worlds: list[World] = []
+
+    def make(budget_steps: int = 100, **rounds: object) -> World:
+        world = World(tmp_path, budget_steps, **rounds)
+        worlds.append(world)
+        return world
+
+    yield make
+    for world in worlds:
+        world.store.close()
+
+
+@pytest.fixture
+def world(make_world) -> World:
+    """A controller in memory with both regions curtailed."""
+    made = make_world()
+    made.source.mci = {"A": 50.0, "B": 60.0}
+    return made
