@@ -251,6 +251,12 @@ def _config(budget_steps: int, rounds: dict[str, object]) -> RunConfig:
 
 
 @pytest.fixture
+def world_class() -> type[World]:
+    """For tests that make and close many controllers themselves."""
+    return World
+
+
+@pytest.fixture
 def make_world(tmp_path: Path):
     """A function that makes a controller in memory; all are closed afterwards."""
     worlds: list[World] = []
