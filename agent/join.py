@@ -196,7 +196,9 @@ class Agent:
         elif self.fatal is not None:
             self.reason = self.fatal.message
         elif self.permit_until is not None:
-            self.reason = "the permit lapsed without word from the controller"
+            # With a forecast the controller grants only up to the end of the window, and says no more than that.
+            words = "lapsed without word from the controller" if self.beat_failures else "has run out"
+            self.reason = f"the permit {words}"
         self.permit_until = None
         self._order(Orders(0.0, True, self.reason))
 

@@ -113,7 +113,7 @@ class GPT(nn.Module):
         # look up in fp32, then cast: the gradient of the table then adds up in fp32
         x = norm(self.transformer["wte"](idx).to(self.compute_dtype))
         x0 = x
-        for layer, block in enumerate(self.transformer["h"]):
+        for layer, block in enumerate(self.transformer["h"]):  # type: ignore[arg-type]
             if self.config.lambdas:
                 x = self.resid_lambdas[layer] * x + self.x0_lambdas[layer] * x0
             x = block(x, cos, sin)
