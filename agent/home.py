@@ -118,8 +118,11 @@ def open_home(path: Path) -> Iterator[Home]:
                 f"another agent runs in {path}" + (f" (process {other})" if other else ""),
                 "stop it, or give this one a folder of its own with --home",
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        except OSError as error:
+            raise disk_error("write", path / "agent.lock", error) from error
         yield Home(path)
     finally:
         os.close(descriptor)

@@ -420,7 +420,8 @@ def migrate(connection: sqlite3.Connection, path: Path, migrations: Sequence[str
 def store_error(path: Path, error: BaseException) -> CurtailError:
     """The one sentence for an SQLite error."""
     text = str(error)
-    if "full" in text:
+    # Without space for its shared memory file SQLite speaks of an I/O error.
+    if "full" in text or getattr(error, "sqlite_errorname", "") == "SQLITE_IOERR_SHMSIZE":
         return DiskError(f"cannot write the store {path}: the disk is full", "free some space; the run goes on then")
     if "readonly" in text or "unable to open" in text:
         return DiskError(f"cannot write the store {path}: {text}", "fix the folder's permissions")

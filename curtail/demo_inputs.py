@@ -41,7 +41,7 @@ COURSE: tuple[tuple[float, tuple[str, ...]], ...] = (
 """Wall seconds, and the regions that are curtailed meanwhile."""
 
 PRESET, VOCABULARY, SEQUENCE = "d2-demo", 2048, 128
-BATCH = 16  # samples: some five steps a second on one core, so a drain is short
+BATCH = 8  # samples: some eight steps a second on one core, so a drain is short and the model learns quickly
 TEXT_BYTES = 8_000_000  # more than one pass needs, and imported in seconds
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "encodings", "__pycache__"}
 """Folders of the standard library that are no library, or tables of numbers."""
@@ -87,8 +87,8 @@ power_train = "2.024 kW"
 power_idle = "468 W"
 """
 
-LEAD_WALL_S = 4.0
-"""How long before the end of a window a site leaves: a heartbeat, a step, a commit."""
+LEAD_WALL_S = 5.0
+"""How long before the end of a window a site leaves: a heartbeat, a step, a commit, on a busy machine."""
 
 
 def prepare(folder: Path, seed: int) -> dict[str, float]:

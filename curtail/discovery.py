@@ -89,7 +89,7 @@ def find_controller(timeout_s: float = 3.0, browsing: Callable[[float], list[Fou
 
     Raises: NotFound: none answers. UsageError: several do.
     """
-    remedy = "give its address with --url, for example --url http://127.0.0.1:7070"
+    remedy = "give its address, for example http://127.0.0.1:8765"
     try:
         found = browsing(timeout_s)
     except OSError as error:
@@ -98,7 +98,7 @@ def find_controller(timeout_s: float = 3.0, browsing: Callable[[float], list[Fou
         raise NotFound(f"no controller answered on this network within {timeout_s:g} s", remedy)
     if len({entry.url for entry in found}) > 1:
         listed = ", ".join(f"{entry.url} ({entry.name})" for entry in found)
-        raise UsageError(f"several controllers answer: {listed}", "choose one with --url")
+        raise UsageError(f"several controllers answer: {listed}", "give the address of one")
     return found[0]
 
 

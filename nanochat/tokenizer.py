@@ -48,7 +48,7 @@ SMALLEST_VOCABULARY = 256 + len(SPECIALS)
 # The pattern needs one step of backtracking per blank; tiktoken panics at a million.
 _LONGEST_BLANK = 100_000
 _LONG_BLANK = re.compile(rf"\s{{{_LONGEST_BLANK}}}")
-_REMAKE = "make it again with `curtail data tokenizer`, or fetch an intact copy"
+_REMAKE = "make it again with `curtail tokenizer train`, or fetch an intact copy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class Tokenizer:
         try:
             data = path.read_bytes()
         except FileNotFoundError:
-            raise NotFound(f"no tokenizer at {path}", "train one with `curtail data tokenizer`") from None
+            raise NotFound(f"no tokenizer at {path}", "train one with `curtail tokenizer train`") from None
         except OSError as error:
             raise disk_error("read", path, error) from error
         try:
