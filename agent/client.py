@@ -71,9 +71,9 @@ def check_url(url: str) -> httpx.URL:
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise UsageError(f"{url!r} is no URL: {error}", "write for example http://127.0.0.1:7070") from None
+        raise UsageError(f"{url!r} is no URL: {error}", "write for example http://127.0.0.1:8765") from None
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise UsageError(f"{url!r} is no URL of a controller", "write for example http://127.0.0.1:7070")
+        raise UsageError(f"{url!r} is no URL of a controller", "write for example http://127.0.0.1:8765")
     if parsed.scheme == "http" and not is_loopback(parsed.host):
         raise UsageError(
             f"plain HTTP to {parsed.host} would send the credential in clear",

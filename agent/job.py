@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 
-from agent import launcher
 from agent.cache import fetch_data
 from agent.client import Control, open_http
 from agent.rounds import JobLoop, Trainer
@@ -28,6 +27,7 @@ from curtail import wire
 from curtail.clock import Clock, SystemClock
 from curtail.disk import Disk, SystemDisk
 from curtail.errors import AuthError, CurtailError, UsageError
+from curtail.lifeline import die_with_parent
 from nanochat.device import choose_device, join_ranks, leave_ranks, ranks_from_environment
 from nanochat.train import SampleStream
 
@@ -101,7 +101,7 @@ def _log(line: str) -> None:
 
 def main() -> int:
     """One rank of the job; the exit code."""
-    launcher.die_with_parent(os.getppid())
+    die_with_parent(os.getppid())
     speaker: Speaker | None = None
     try:
         env = environment(os.environ)

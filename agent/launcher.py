@@ -10,12 +10,11 @@ thread. Units: seconds.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -25,8 +24,7 @@ from agent import jobfolder
 from agent.jobfolder import JobStatus, Orders
 from curtail.disk import disk_error
 from curtail.errors import CurtailError
-
-PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+from curtail.lifeline import dying_with
 
 WITHHELD_VARIABLES = ("CURTAIL_TOKEN",)
 """Variables of the agent that a job must not inherit: a job needs no join token."""
@@ -67,15 +65,6 @@ class Spawn(Protocol):
     def __call__(self, argv: Sequence[str], env: Mapping[str, str], cwd: Path, log: Path) -> Process: ...
 
 
-def die_with_parent(parent: int) -> None:
-    """Let the kernel kill this process when its parent, of process id `parent`, ends. Linux only."""
-    if sys.platform != "linux":
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it ended before the call
-        os._exit(128 + signal.SIGKILL)
-
-
 class SystemProcess:
     """A process group of this machine."""
 
@@ -112,25 +101,11 @@ def system_spawn(argv: Sequence[str], env: Mapping[str, str], cwd: Path, log: Pa
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_dying_with(os.getpid()),
+                preexec_fn=dying_with(os.getpid()),
             )
         except OSError as error:
             raise CurtailError(f"cannot start {argv[0]}: {error}") from error
     return SystemProcess(popen)
-
-
-def _dying_with(parent: int) -> Callable[[], None]:
-    # Loaded before the fork: a child of a process with threads must not import or allocate much.
-    library = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-    kill = int(signal.SIGKILL)
-
-    def prepare() -> None:
-        if library is not None:
-            library.prctl(PR_SET_PDEATHSIG, kill, 0, 0, 0)
-            if os.getppid() != parent:
-                os._exit(128 + kill)
-
-    return prepare
 
 
 def job_argv(ranks: int, python: str = sys.executable) -> list[str]:

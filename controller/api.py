@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 
 from controller.blobs import Uploads, check_name, parse_range, read_pieces
 from controller.rows import BlobRow, SiteRow
@@ -170,12 +171,15 @@ def _pieces(known: BlobRow, first: int, stop: int) -> Any:
 
 
 async def _body(request: Request, limit: int = wire.MAX_BODY) -> bytes:
-    """The request's body. Raises: WireError: longer than `limit` bytes."""
+    """The request's body. Raises: WireError: longer than `limit` bytes, or cut short."""
     body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > limit:
-            raise WireError(f"the body is longer than {limit} bytes")
+    try:
+        async for piece in request.stream():
+            body += piece
+            if len(body) > limit:
+                raise WireError(f"the body is longer than {limit} bytes")
+    except ClientDisconnect:
+        raise WireError("the sender hung up before the body was complete") from None
     return bytes(body)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import curtail
 from controller.aggregate import MergeResult, MergeSpec, result_from_json, spec_to_json
 from curtail.errors import CurtailError
+from curtail.lifeline import dying_with
 
 log = logging.getLogger("curtail.merge")
 
@@ -84,6 +85,9 @@ class ProcessMerger:
             env=module_environment(),
             stderr=subprocess.PIPE,
             text=True,
+            # This thread waits for the process, so it lives as long. A merge that outlived a killed controller
+            # would write into the folder in which the next controller makes the same version.
+            preexec_fn=dying_with(os.getpid()),
         )
         _, errors = self._process.communicate()
         if self._process.returncode != 0:

@@ -23,7 +23,7 @@ from controller.rows import BlobRow, RunRow, VersionRow
 from controller.store import Store, Transaction
 from controller.versions import Versions
 from curtail.clock import Clock
-from curtail.config import RunConfig, config_from_json
+from curtail.config import RunConfig
 from curtail.disk import Disk, disk_error
 from curtail.errors import ConfigError, DataError, Refused
 from nanochat import presets
@@ -113,6 +113,7 @@ def begin_or_continue(
         run = _begin(home, config, data, store, versions, start, clock)
     else:
         _check_same(home, config, data, run)
+        _check_regions(home, config, store)
         latest = store.call(lambda tx: tx.latest_version())
         versions.verify(latest.version, latest.digest)
         store.call(lambda tx: tx.set_run(config=config.to_json()))
@@ -193,7 +194,15 @@ def _check_same(home: Path, config: RunConfig, data: Data, run: RunRow) -> None:
             f"{home} holds a run on other data than {data.folder}",
             "restore [data] path, or choose another --home for a new run",
         )
-    config_from_json(run.config)
+
+
+def _check_regions(home: Path, config: RunConfig, store: Store) -> None:
+    for site in store.call(lambda tx: tx.sites()):
+        if site.region not in config.regions:
+            raise ConfigError(
+                f"{home} has accounts of the site {site.site} in region {site.region}, which the run file lacks",
+                f"put [regions.{site.region}] back",
+            )
 
 
 def _data_blobs(data: Data) -> list[BlobRow]:

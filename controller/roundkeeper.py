@@ -339,7 +339,9 @@ class RoundKeeper:
             parts=parts,
             codec=self._config.rounds.codec,
             outer_lr=self._config.rounds.outer_lr,
-            outer_momentum=self._config.rounds.outer_momentum,
+            outer_momentum=rounds.outer_momentum(
+                self._config.rounds.outer_momentum, run.tokens, run.sample_limit * run.sequence_len
+            ),
             tokens=run.tokens,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )

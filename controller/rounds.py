@@ -121,3 +121,11 @@ def may_enter(kind: Kind, opened: float, deadline: float, now: float) -> bool:
     worth the download. A LOCAL round takes nobody: its member sends exact weights.
     """
     return kind is Kind.FEDERATED and deadline - now >= 0.5 * (deadline - opened)
+
+
+def outer_momentum(configured: float, tokens: int, budget: int) -> float:
+    """The outer momentum to use after `tokens` of `budget`: none in the last tenth.
+
+    The velocity would carry the model on while the learning rate falls to zero (lowcomm 5.4).
+    """
+    return 0.0 if tokens >= 0.9 * budget else configured

@@ -38,6 +38,9 @@ from nanochat import presets
 
 log = logging.getLogger("curtail.controller")
 
+SLOWEST, FASTEST = 0.5, 1e6
+"""Simulated seconds per real second. A step is a whole simulated second, and steps must come every few real ones."""
+
 
 @dataclass(frozen=True, slots=True)
 class StartOptions:
@@ -189,8 +192,8 @@ def _check_host(host: str) -> None:
 def _load_trace(options: StartOptions, config: RunConfig) -> Trace:
     if options.unit not in UNITS:
         raise UsageError(f"--unit {options.unit} is not known", f"use one of {', '.join(UNITS)}")
-    if not 0 < options.speed <= 1e6:
-        raise UsageError(f"--speed {options.speed:g} is not possible", "use a number above 0")
+    if not SLOWEST <= options.speed <= FASTEST:
+        raise UsageError(f"--speed {options.speed:g} is not possible", f"use {SLOWEST:g} to {FASTEST:g}")
     trace = load_trace(options.trace, options.unit, _columns(config).values())
     # The oldest reading that is still fresh is one period old; a permit lives on what is left.
     permit = (config.policy.max_reading_age - trace.period) / options.speed

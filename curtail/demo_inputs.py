@@ -66,7 +66,7 @@ token_budget = {budget}
 batch_samples = {batch}
 
 [rounds]
-inner_steps = 100000
+inner_steps = 400
 length = "8 s"
 grace = "8 s"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -21,9 +22,10 @@ pytestmark = pytest.mark.fault
 @pytest.fixture(scope="module")
 def pair(module_fleet):
     """A controller for the sites a and b, whose regions are curtailed for long."""
-    # Permits outlive a slow restart of the controller; a silent site is noticed long before its round's deadline.
+    # Permits outlive a slow restart of the controller. A silent site is noticed long before its round's deadline,
+    # but not while its agent makes the longest pause between two attempts to reach the controller.
     module_fleet.write_run(
-        rounds={"length": "4 s", "grace": "60 s"}, policy={"permit": "40 s"}, fleet={"lost_after": "4 s"}
+        rounds={"length": "4 s", "grace": "60 s"}, policy={"permit": "40 s"}, fleet={"lost_after": "7 s"}
     )
     module_fleet.write_trace([(3600, "AB")])
     module_fleet.start_controller()
@@ -43,9 +45,12 @@ def ensure(pair, site):
 
         def train(status):
             found = [site(status, name) for name in names]
-            return status.round is not None and status.round.state == "OPEN" and all(
-                x is not None and x.state == "TRAINING" and x.round is not None and x.step > 0 for x in found
-            ) and not status.round.committed
+            return (
+                status.round is not None
+                and status.round.state == "OPEN"
+                and all(x is not None and x.state == "TRAINING" and x.round is not None and x.step > 0 for x in found)
+                and not status.round.committed
+            )
 
         return pair.until(f"{', '.join(names)} train", train)
 
@@ -54,6 +59,12 @@ def ensure(pair, site):
 
 def alive(pids):
     return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def contributors(status):
+    """Who is in the versions of which the snapshot's events speak: round -> sites."""
+    found = [re.search(r"from round (\d+) \((.*)\)", event.text) for event in status.events if event.kind == "version"]
+    return {int(match[1]): set(match[2].split(", ")) for match in found if match}
 
 
 def torchrun_of(fleet, name):
@@ -69,7 +80,7 @@ def test_a_killed_agent_takes_its_job_along_and_the_round_ends_without_it(pair, 
     after = pair.until("a version without it", lambda s: s.version > before.version and site(s, "b").state == "SILENT")
     number = before.round.round
     assert any(e.text.startswith(f"round {number}: b contributes nothing, silent") for e in after.events)
-    assert any(e.kind == "version" and f"from round {number} (a)" in e.text for e in after.events)
+    assert contributors(after)[number] == {"a"}
     assert after.regime == "LOCAL" and after.reason == "curtailed: a"
 
     tokens = site(after, "b").tokens
@@ -89,9 +100,9 @@ def test_a_killed_controller_loses_nothing_and_the_jobs_ride_through(pair, ensur
     assert (back.version, back.tokens) == kept and back.round.round == before.round.round
     after = pair.until("the interrupted round is merged", lambda s: s.version > back.version)
     assert after.tokens > back.tokens
-    assert any(e.kind == "version" and f"from round {before.round.round} (a, b)" in e.text for e in after.events)
+    assert contributors(after)[before.round.round] == {"a", "b"}
     assert {name: set(pair.job(name)) for name in ("a", "b")} == jobs
-    assert "trying again" in pair.agents["a"].text() and "answers again" in pair.agents["a"].text()
+    pair.wait_for("the agents say so", lambda: all("answers again" in agent.text() for agent in pair.agents.values()))
 
 
 def test_a_controller_killed_while_it_merges_finishes_the_merge(pair, ensure):
@@ -151,16 +162,15 @@ def test_ctrl_c_hands_in_what_was_trained_and_leaves(pair, ensure, site):
     after = pair.until("a has left", lambda s: site(s, "a") is None)
     assert any(e.text == "a left: the agent was stopped" for e in after.events)
     number = before.round.round
-    after = pair.until("its work is merged", lambda s: s.tokens > before.tokens)
-    merged = [e.text for e in after.events if e.kind == "version"]
-    assert any("a" in text.split("(")[1] for text in merged if int(text.split("round ")[1].split()[0]) >= number)
+    pair.until(
+        "its work is merged", lambda s: any(n >= number and "a" in sites for n, sites in contributors(s).items())
+    )
     assert "draining (the agent was stopped)" in agent.text()
 
 
-def test_after_all_of_it_the_ledger_balances(pair, ensure):
-    ensure("a", "b")
+def test_after_all_of_it_the_ledger_balances(pair):
     codes = pair.stop()
-    assert codes == {"agent-a": 0, "agent-b": 0, "controller": 0}
+    assert set(codes.values()) == {0} and "controller" in codes
     assert pair.marked() == {}
     assert pair.in_store(lambda tx: tx.ledger_problems()) == []
     members = pair.members()
@@ -175,8 +185,8 @@ def test_after_all_of_it_the_ledger_balances(pair, ensure):
 
 def test_a_gap_and_the_end_of_a_trace_stop_training_and_status_says_why(fleet, site, slowness):
     fleet.write_run(regions=("A",), policy={"max_reading_age": "300 s"})
-    clean = 30 * slowness
-    fleet.write_trace([(clean, "A"), (15, None), (clean, "A")], regions=("A",))
+    clean = 25 * slowness
+    fleet.write_trace([(clean, "A"), (12, None), (clean, "A")], regions=("A",))
     fleet.start_controller()
     fleet.start_agent("a", "A")
     trained = fleet.until("a trains", lambda s: site(s, "a") is not None and s.tokens > 0)

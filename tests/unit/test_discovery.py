@@ -18,7 +18,7 @@ def test_one_controller_is_found():
 
 
 def test_none_found_says_how_to_go_on():
-    with pytest.raises(NotFound, match="http://127.0.0.1:8765"):
+    with pytest.raises(NotFound, match="give its address"):
         find_controller(1.0, lambda _: [])
 
 

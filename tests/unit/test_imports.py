@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("curtail", "controller", "agent", "nanochat", "rustbpe")
 
 CORE = {"curtail", *(f"curtail.{name}" for name in
-        ("errors", "clock", "disk", "config", "reading", "policy", "wire", "discovery"))}  # fmt: skip
+        ("errors", "clock", "disk", "config", "reading", "policy", "wire", "discovery", "lifeline"))}  # fmt: skip
 """What every package may use. The rest of `curtail` are leaves of the command line."""
 
 TORCH_FREE = {f"nanochat.{name}" for name in ("weights", "delta", "checkpoint", "presets", "manifest")}

@@ -18,6 +18,7 @@ from controller.rounds import (
     advance_round,
     ending,
     may_enter,
+    outer_momentum,
 )
 from curtail.errors import RefusedTransition
 
@@ -98,3 +99,7 @@ def test_the_budget_is_cut_to_whole_batches_and_shared_at_the_end():
     assert leases.fair_share(1600, inner_steps=30, batch_samples=16, sites=2) == 480
     assert leases.fair_share(160, inner_steps=30, batch_samples=16, sites=3) == 64
     assert leases.fair_share(0, inner_steps=30, batch_samples=16, sites=3) == 0
+
+
+def test_outer_momentum_ends_before_the_learning_rate_does():
+    assert [outer_momentum(0.5, tokens, 100) for tokens in (0, 89, 90, 100)] == [0.5, 0.5, 0.0, 0.0]

@@ -1,0 +1,37 @@
+"""Processes that must not outlive the one that started them.
+
+Linux can kill a process when its parent ends, whatever ended the parent; kill
+-9 included. The request is tied to the thread that starts the process, so that
+thread has to live as long as the process shall. Elsewhere nothing happens here,
+and a process whose parent was killed lives on until it notices by itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+
+
+def die_with_parent(parent: int) -> None:
+    """Let the kernel kill this process when its parent, of process id `parent`, ends. Linux only."""
+    dying_with(parent)()
+
+
+def dying_with(parent: int) -> Callable[[], None]:
+    """`die_with_parent` as a function to run between fork and exec (`preexec_fn`)."""
+    # Loaded before the fork: a child of a process with threads must not import or allocate much.
+    library = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+    kill = int(signal.SIGKILL)
+
+    def prepare() -> None:
+        if library is not None:
+            library.prctl(PR_SET_PDEATHSIG, kill, 0, 0, 0)
+            if os.getppid() != parent:  # it ended before the call
+                os._exit(128 + kill)
+
+    return prepare
