@@ -28,6 +28,7 @@ from agent.lifecycle import Event, State, advance, energy_phase
 from agent.options import Edges, JoinOptions, Stop
 from curtail import wire
 from curtail.errors import AuthError, CurtailError, Refused, UsageError
+from curtail.lifeline import on_signals
 
 POLL_S = 0.2
 """Between two looks at the job and at signals."""
@@ -365,12 +366,8 @@ def _signals(stop: Stop) -> Iterator[None]:
     def ask(number: int, frame: types.FrameType | None) -> None:
         stop.ask(number)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with on_signals((signal.SIGINT, signal.SIGTERM), ask):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 __all__ = ["Agent", "Edges", "JoinOptions", "Stop", "run"]

@@ -12,7 +12,7 @@ import os
 import shutil
 from pathlib import Path
 
-from curtail.disk import disk_error
+from curtail.disk import disk_error, fsync_folder
 from curtail.errors import CheckpointError
 from nanochat import checkpoint, weights
 
@@ -46,9 +46,9 @@ class Versions:
         try:
             if final.exists():
                 shutil.rmtree(final)
-            _fsync(making)
+            fsync_folder(making)
             os.rename(making, final)
-            _fsync(self.folder)
+            fsync_folder(self.folder)
         except OSError as error:
             raise disk_error("publish", final, error) from error
         return final
@@ -64,11 +64,3 @@ class Versions:
             raise CheckpointError(
                 f"version {version} in {self.path(version)} is damaged", "restore the folder from a backup"
             )
-
-
-def _fsync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

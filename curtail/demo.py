@@ -40,7 +40,8 @@ def run_demo(json_out: bool, keep: Path | None, seed: int) -> int:
     Raises: CurtailError: it could not be carried out. What was made is deleted, unless `keep` was
         given or the run had begun and its logs say more.
     """
-    from curtail.local import Household, unwinding_on_signals
+    from curtail.lifeline import unwinding_on_signals
+    from curtail.local import Household
 
     began = time.monotonic()
     folder = _make_folder(keep)

@@ -64,7 +64,7 @@ class SystemDisk:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temp, path)
-            _fsync_folder(path.parent)
+            fsync_folder(path.parent)
         except OSError as error:
             with contextlib.suppress(OSError):  # the first error is the one to report
                 temp.unlink()
@@ -75,7 +75,7 @@ class SystemDisk:
             with open(temp, "rb+") as file:
                 os.fsync(file.fileno())
             os.replace(temp, path)
-            _fsync_folder(path.parent)
+            fsync_folder(path.parent)
         except OSError as error:
             raise disk_error("write", path, error) from error
 
@@ -86,7 +86,8 @@ class SystemDisk:
             raise disk_error("delete", path, error) from error
 
 
-def _fsync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable. Raises: OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

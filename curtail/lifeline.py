@@ -1,4 +1,4 @@
-"""Processes that must not outlive the one that started them.
+"""How processes end: with the one that started them, and in order when a signal asks.
 
 Linux can kill a process when its parent ends, whatever ended the parent; kill
 -9 included. The request is tied to the thread that starts the process, so that
@@ -8,11 +8,13 @@ and a process whose parent was killed lives on until it notices by itself.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
@@ -35,3 +37,25 @@ def dying_with(parent: int) -> Callable[[], None]:
                 os._exit(128 + kill)
 
     return prepare
+
+
+@contextlib.contextmanager
+def on_signals(numbers: Sequence[int], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle these signals while the block runs, as before afterwards. Main thread only."""
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+@contextlib.contextmanager
+def unwinding_on_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind the stack as Ctrl-C does, so that whatever was begun is ended."""
+
+    def leave(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    with on_signals((signal.SIGTERM, signal.SIGHUP), leave):
+        yield

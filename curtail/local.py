@@ -135,21 +135,6 @@ def marked(mark: str) -> Iterator[int]:
                 yield int(entry.parent.name)
 
 
-@contextlib.contextmanager
-def unwinding_on_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind the stack as Ctrl-C does, so that what was started is ended."""
-
-    def leave(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _end(processes: list[SystemProcess], patience: float) -> None:
     for process in processes:
         process.signal_group(signal.SIGTERM)

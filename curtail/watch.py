@@ -11,19 +11,18 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from types import FrameType
-from typing import IO, TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from curtail import wire
 from curtail.errors import CurtailError, Refused, Unreachable, UsageError, WireError
+from curtail.lifeline import unwinding_on_signals
 
 if TYPE_CHECKING:
     import httpx
@@ -196,7 +195,7 @@ def live(
     console = Console(highlight=False, markup=False)
     unicode = speaks_unicode(sys.stdout)
     with (
-        _terminated_by_exception(),
+        unwinding_on_signals(),
         keys() as read,
         Live(console=console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as screen,
     ):
@@ -260,21 +259,6 @@ def keys() -> Iterator[Callable[[float], str]]:
 def _no_keys(seconds: float) -> str:
     time.sleep(seconds)
     return ""
-
-
-@contextlib.contextmanager
-def _terminated_by_exception() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind the stack, so that the terminal is restored."""
-
-    def leave(number: int, _: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _print_json(http: httpx.Client, url: str, status: wire.Status, watch: bool, interval: float) -> int:

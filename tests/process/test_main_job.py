@@ -48,7 +48,7 @@ def assert_books_balance(fleet, status):
 def test_a_run_follows_its_signal_through_all_regimes_and_back(fleet, site, slowness):
     fleet.write_run(policy={"leave_lead": "180 s"})
     # A job needs about 10 s to start; the rest of a phase is training.
-    course = [(6, ""), (26, "A"), (32, "AB"), (10, "B")]
+    course = [(8, ""), (26, "A"), (32, "AB"), (10, "B")]
     fleet.write_trace([*((seconds * slowness, regions) for seconds, regions in course), (1200, "")])
     fleet.start_controller("--forecast")
     fleet.start_agent("a", "A")
