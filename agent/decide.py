@@ -15,7 +15,8 @@ DRAIN_S = 60.0
 """How long a job may take to finish its step and hand in what it has."""
 
 RETRY_MOST_S = 5.0
-"""Longest pause between heartbeats that fail: well inside the default permit of 15 s."""
+"""Longest pause between heartbeats that fail; a shorter heartbeat bounds it further, for the controller
+counts a site as lost after as little as two heartbeats."""
 
 BACKOFF_S, BACKOFF_MOST_S = 2.0, 60.0
 """Pause after a failed job; doubles with each failure in a row."""
@@ -78,5 +79,5 @@ def backoff_s(failures: int) -> float:
 
 
 def retry_s(failures: int, heartbeat_s: float) -> float:
-    """Pause after so many failed heartbeats in a row; at most 5 s."""
-    return min(min(heartbeat_s, 1.0) * 2.0 ** (failures - 1), RETRY_MOST_S)
+    """Pause after so many failed heartbeats in a row; at most a heartbeat, and at most 5 s."""
+    return min(min(heartbeat_s, 1.0) * 2.0 ** (failures - 1), heartbeat_s, RETRY_MOST_S)

@@ -40,7 +40,12 @@ def module_environment() -> dict[str, str]:
 def run_module(module: str, arguments: Sequence[str]) -> None:
     """Run one of our modules and wait. Raises: CurtailError: it failed; with the last line it printed."""
     done = subprocess.run(
-        module_command(module, *arguments), env=module_environment(), capture_output=True, text=True, check=False
+        module_command(module, *arguments),
+        env=module_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=dying_with(os.getpid()),
     )
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines()

@@ -123,6 +123,9 @@ def running_fleet(folder, data, request):
         if request.session.testsfailed > failed_before:
             print(made.tails())
     assert not left, f"these processes outlived their agents and controller: {left}"
+    # Whatever a test kills, controller and agents have a sentence for it.
+    spilt = [program.tail() for program in made.programs if "Traceback" in program.text()]
+    assert not spilt, "\n".join(spilt)
 
 
 class Program:

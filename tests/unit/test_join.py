@@ -204,9 +204,10 @@ def test_a_long_outage_ends_the_job_with_its_permit(world, tmp_path):
     assert any("draining (the permit lapsed" in line for line in world.lines)
 
 
-def test_retries_are_never_more_than_five_seconds_apart():
-    assert [retry_s(n, 2.0) for n in range(1, 6)] == [1.0, 2.0, 4.0, 5.0, 5.0]
-    assert retry_s(1, 0.1) == 0.1
+def test_retries_are_never_more_than_a_heartbeat_or_five_seconds_apart():
+    assert [retry_s(n, 9.0) for n in range(1, 6)] == [1.0, 2.0, 4.0, 5.0, 5.0]
+    assert [retry_s(n, 2.0) for n in range(1, 4)] == [1.0, 2.0, 2.0]
+    assert retry_s(1, 0.1) == retry_s(5, 0.1) == 0.1
 
 
 def test_a_job_that_does_not_drain_is_ended_first_politely(world, tmp_path):
