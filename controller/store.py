@@ -371,6 +371,9 @@ class Store:
     def _connect(self) -> Database:
         try:
             connection = sqlite3.connect(self._path, isolation_level=None)
+        except sqlite3.DatabaseError as error:
+            raise store_error(self._path, error) from error
+        try:
             for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 30000"):
                 connection.execute(f"PRAGMA {pragma}")
             check = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
@@ -378,7 +381,11 @@ class Store:
                 raise CurtailError(f"the store {self._path} is damaged: {check}", "restore it from a backup")
             migrate(connection, self._path)
         except sqlite3.DatabaseError as error:
+            connection.close()
             raise store_error(self._path, error) from error
+        except CurtailError:
+            connection.close()
+            raise
         return Database(connection)
 
     def _execute(self, db: Database, use_case: Callable[[Transaction], Any], future: Future[Any]) -> None:
