@@ -26,6 +26,9 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 RESERVE = 64 * 1024 * 1024
 """Bytes that must stay free after an upload, for the store and the next version's small files."""
 
+ABANDONED_S = 86400.0
+"""An upload that is a day old belongs to a round that is long over."""
+
 PIECE = 1024 * 1024
 """Bytes read and sent at a time."""
 
@@ -131,6 +134,12 @@ class Uploads:
     def remove(self, sha256: str) -> None:
         """Forget a finished upload."""
         self._disk.remove("BLOB_REMOVE", self.path(sha256))
+
+    def purge(self, now: float) -> None:
+        """Drop uploads that nobody went on with for `ABANDONED_S` seconds before `now` (Unix time)."""
+        for data in self._incoming.glob("*/data"):
+            if now - data.stat().st_mtime > ABANDONED_S:
+                shutil.rmtree(data.parent, ignore_errors=True)
 
     def _reserved(self, sha256: str) -> Path:
         data = self._incoming / check_name(sha256) / "data"

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from curtail.clock import Clock
+from curtail.errors import CurtailError
 
 log = logging.getLogger("curtail.energy")
 
@@ -70,6 +71,7 @@ class EnergySimulation:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="energy", daemon=True)
         self.failure: BaseException | None = None
+        self._complaint = ""
 
     def start(self) -> None:
         """Begin to simulate."""
@@ -129,8 +131,18 @@ class EnergySimulation:
             raise _Stopped
         try:
             self._tick(now, grid)
-        except Exception:
-            log.exception("a step of the controller failed; the next one tries again")
+        except Exception as error:
+            self._complain(error)
+        else:
+            self._complaint = ""
+
+    def _complain(self, error: Exception) -> None:
+        """Log a failing step once: a full disk fails four steps a second until somebody frees space."""
+        if str(error) == self._complaint:
+            return
+        self._complaint = str(error)
+        expected = isinstance(error, CurtailError)
+        log.error("a step failed: %s; every step tries again", error, exc_info=None if expected else error)
 
 
 _FOREVER = 100 * 365 * 86400

@@ -383,7 +383,8 @@ class RoundKeeper:
                 tx.set_member(row.round, member.site, state=state.value, reason=reason)
                 self._give_back(tx, Range(member.lease_start, member.lease_start + member.samples))
                 self._event(tx, "member", f"round {row.round}: {member.site} was refused, {reason}")
-        contributions = [m.blob for m in tx.members(row.round) if m.blob]
+        # No round is open now, so what was uploaded and not merged can never be: it came too late or was refused.
+        contributions = [blob.sha256 for blob in tx.blobs_of_kind("contribution")]
         tx.after_commit.append(lambda: self._drop(contributions))
         for blob in contributions:
             tx.drop_blob(blob)

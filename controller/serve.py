@@ -84,6 +84,7 @@ def _run(options: StartOptions, config: RunConfig, trace: Trace, data: homes.Dat
         run = homes.begin_or_continue(options.home, config, data, store, versions, trace.start, clock, disk)
         largest = 6 * presets.parameter_count(presets.from_json(run.model)) + 64 * 1024 * 1024
         uploads = Uploads(options.home / "blobs", disk, largest)
+        uploads.purge(clock.wall())
         preload()
         replay = ReplayClock(run.clock, options.speed, clock)
         source = TraceSource(trace, _columns(config), options.forecast)

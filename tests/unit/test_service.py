@@ -330,6 +330,23 @@ def test_only_the_newest_versions_stay_on_disk(make_world):
     assert list((world.home / "blobs").iterdir()) == [], "contributions are gone once merged"
 
 
+def test_an_upload_that_no_commit_used_is_gone_after_the_next_merge(world):
+    world.ready("a", "job")
+    stray = world.upload(b"too late")
+    world.commit("a", "job", world.checkout("a", "job").assignment, steps=1)
+    assert world.store.call(lambda tx: tx.blob(stray)) is None
+    assert not world.uploads.path(stray).exists()
+
+
+def test_an_abandoned_upload_is_purged_and_a_recent_one_stays(world):
+    world.uploads.reserve("1" * 64, 10)
+    began = (world.home / "blobs" / "incoming" / ("1" * 64) / "data").stat().st_mtime
+    world.uploads.purge(began + 3600)
+    assert world.uploads.reserve("1" * 64, 10).missing == (0,)
+    world.uploads.purge(began + 100_000)
+    assert list((world.home / "blobs" / "incoming").iterdir()) == []
+
+
 def test_energy_is_booked_by_site_and_phase_and_survives_a_restart(world):
     world.join("a", "A")
     world.tick(0.0)
