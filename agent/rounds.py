@@ -253,20 +253,24 @@ class JobLoop:
                     state = None
         if not trainer.team.share({"inner": state is not None} if speaker else None)["inner"]:
             return
-        shared = trainer.optimizer.state_dict()
-        trainer.team.share_tensors(shared)
+        if state is None:
+            state = trainer.optimizer.blank_state()
+        trainer.team.share_tensors(state)
         if speaker is None:
-            trainer.optimizer.load_state_dict(shared)
+            trainer.optimizer.load_state_dict(state)
 
     def _keep_inner_state(self) -> None:
-        """Rank 0, at the end: keep the optimizer state for the next job; all ranks hold the same."""
+        """At the end: rank 0 keeps the optimizer state for the next job, put together from all ranks."""
         trainer, speaker = self.trainer, self.speaker
-        if speaker is None or trainer.tokens is None:
+        if trainer.tokens is None:
+            return
+        state = trainer.optimizer.state_dict(wanted=speaker is not None)
+        if speaker is None:
             return
         path = innerstate.state_path(speaker.env.cache, trainer.info.run)
         digest = weight_sets.digest(weight_sets.from_model(trainer.model))
         try:
-            innerstate.save(path, trainer.optimizer.state_dict(), trainer.tokens, digest, self.disk)
+            innerstate.save(path, state, trainer.tokens, digest, self.disk)
         except CurtailError as error:
             speaker.log(f"the optimizer state is not kept: {error}")
 

@@ -35,13 +35,17 @@ def _group(text: str) -> typer.Typer:
 app = _group("Train language models across GPU sites, each only while its grid throws renewable power away.")
 controller_app = _group("The one process that decides and keeps a run.")
 agent_app = _group("The process on every GPU machine.")
+checkpoint_app = _group("Checkpoints of nanochat to ours, and ours to others.")
 tokenizer_app = _group("Make a tokenizer.")
 data_app = _group("Turn text into training data.")
+bench_app = _group("Measure this machine.")
 trace_app = _group("Invented MCI traces.")
 app.add_typer(controller_app, name="controller")
 app.add_typer(agent_app, name="agent")
+app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(data_app, name="data")
+app.add_typer(bench_app, name="bench")
 app.add_typer(trace_app, name="trace")
 
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -49,11 +53,32 @@ LONGEST_TOKEN = 4096
 """Characters; a token file that is longer is another file, given by mistake."""
 
 
+class Form(StrEnum):
+    """Forms that a checkpoint can be exported to."""
+
+    NANOCHAT = "nanochat"
+    SAFETENSORS = "safetensors"
+
+
 class Unit(StrEnum):
     """Units of an MCI trace."""
 
     GRAMS = "g/kWh"
     POUNDS = "lb/MWh"
+
+
+class Packing(StrEnum):
+    """How documents become samples."""
+
+    STREAM = "stream"
+    BEST_FIT = "bestfit"
+
+
+class Dataset(StrEnum):
+    """Published data sets that can be fetched."""
+
+    FINEWEB_EDU = "fineweb-edu"
+    CLIMBMIX = "climbmix"
 
 
 def invoke(arguments: list[str]) -> int:
@@ -213,6 +238,115 @@ def status(
     return show(address, as_json=json, watch=watch, interval=interval)
 
 
+@app.command("train")
+def train(
+    data: Annotated[Path, typer.Option(help="Folder of prepared data.")],
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints and metrics; made if missing.")],
+    preset: Annotated[
+        str | None, typer.Option(help="Name of the model; docs/run-file.md lists them.", show_default=False)
+    ] = None,
+    depth: Annotated[
+        int | None,
+        typer.Option(min=1, help="Or its layers, 64 channels for each; vocabulary as the data.", show_default=False),
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="Token budget; by default as the recipe says.", show_default=False)
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Or steps.", show_default=False)] = None,
+    batch_samples: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Samples of one step, all ranks together; by default 2^19 tokens.", show_default=False
+        ),
+    ] = None,
+    device_batch_samples: Annotated[
+        str, typer.Option(help="Samples that a rank takes through the model at once; auto: what fits.")
+    ] = "auto",
+    ranks: Annotated[int, typer.Option(min=0, help="Processes on this machine; 0: one for each GPU, or one.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads of each process; 0: the cores, split.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the initial weights.")] = 1,
+    recipe: Annotated[str, typer.Option(help="Hyperparameters: reference, or best with later improvements.")] = (
+        "reference"
+    ),
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE changes a number of the recipe; repeatable.", show_default=False),
+    ] = None,
+    save_every: Annotated[int, typer.Option(min=0, help="Steps between checkpoints; 0: at the end only.")] = 1000,
+    keep: Annotated[int, typer.Option(min=1, help="Newest checkpoints that are kept.")] = 2,
+    milestone_every: Annotated[
+        int, typer.Option(min=0, help="Checkpoints of steps divisible by it stay for good; 0: none.")
+    ] = 0,
+    eval_every: Annotated[int, typer.Option(min=0, help="Steps between scores in bits per byte; 0: never.")] = 0,
+    eval_tokens: Annotated[int, typer.Option(min=1, help="Validation tokens of a score.")] = 524288,
+    wandb: Annotated[bool, typer.Option("--wandb", help="Send the metrics to W&B too.")] = False,
+    resume: Annotated[bool, typer.Option(help="Go on from the newest whole checkpoint in --out.")] = True,
+    compile: Annotated[
+        bool | None, typer.Option(help="Compile the model; by default on CUDA only.", show_default=False)
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> int:
+    """Train a model on this machine alone, the plain data-parallel way.
+
+    The samples and steps are those of a federated run with one site. Killed at any moment, the
+    same command goes on from the newest checkpoint. Under torchrun it is one of its ranks.
+    """
+    from curtail.training import run_train
+    from nanochat.trainplan import TrainOptions
+
+    options = TrainOptions(
+        data=str(data.absolute()), out=str(out.absolute()), preset=preset, depth=depth, tokens=tokens, steps=steps,
+        batch_samples=batch_samples, device_batch_samples=_samples_at_once(device_batch_samples), threads=threads,
+        seed=seed, recipe=recipe, settings=tuple(setting or ()), save_every=save_every, keep=keep,
+        milestone_every=milestone_every, eval_every=eval_every, eval_tokens=eval_tokens, wandb=wandb, resume=resume,
+        compile=compile,
+    )  # fmt: skip
+    return run_train(options, ranks, json)
+
+
+@bench_app.command("train")
+def bench_train(
+    preset: Annotated[
+        str | None, typer.Option(help="Name of the model; docs/run-file.md lists them.", show_default=False)
+    ] = None,
+    depth: Annotated[
+        int | None, typer.Option(min=1, help="Or its layers, 64 channels for each.", show_default=False)
+    ] = None,
+    vocab_size: Annotated[int, typer.Option(min=1, help="With --depth: token ids.")] = 65536,
+    sequence_len: Annotated[int, typer.Option(min=1, help="With --depth: tokens of a sample.")] = 2048,
+    steps: Annotated[int, typer.Option(min=1, help="Steps that are measured, after two that warm up.")] = 10,
+    batch_samples: Annotated[int, typer.Option(min=1, help="Samples of one step, all ranks together.")] = 16,
+    device_batch_samples: Annotated[
+        str, typer.Option(help="Samples that go through the model at once; auto: what fits.")
+    ] = "auto",
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: torch's own choice.")] = 0,
+    compile: Annotated[
+        bool | None, typer.Option(help="Compile the model; by default on CUDA only.", show_default=False)
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> int:
+    """Measure how fast a model trains here: tokens per second, MFU, memory.
+
+    On one device; under torchrun on all of its ranks. The tokens are made up.
+    """
+    from curtail.training import run_bench
+
+    return run_bench(
+        preset=preset, depth=depth, vocab_size=vocab_size, sequence_len=sequence_len, steps=steps,
+        batch_samples=batch_samples, device_batch_samples=_samples_at_once(device_batch_samples), threads=threads,
+        compiled=compile, as_json=json,
+    )  # fmt: skip
+
+
+def _samples_at_once(text: str) -> int:
+    """A number of samples, 0 for auto. Raises: UsageError."""
+    if text == "auto":
+        return 0
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"--device-batch-samples cannot be {text!r}", "give a number of samples, or auto")
+    return int(text)
+
+
 @app.command("eval")
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a checkpoint, such as HOME/versions/v000012.")],
@@ -223,15 +357,35 @@ def evaluate(
         int | None,
         typer.Option(min=1, help="Tokens to score; by default all there are, at most 10,485,760.", show_default=False),
     ] = None,
+    core: Annotated[
+        Path | None,
+        typer.Option(help="Compute the CORE metric instead, from this bundle (folder or zip).", show_default=False),
+    ] = None,
+    max_per_task: Annotated[
+        int | None, typer.Option(min=1, help="With --core: questions of each set; by default all.", show_default=False)
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences that go through the model at once.")] = 16,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    csv: Annotated[
+        Path | None, typer.Option(help="With --core: also write the scores to this file.", show_default=False)
+    ] = None,
 ) -> int:
-    """Score a checkpoint in bits per byte.
+    """Score a checkpoint in bits per byte, or by the CORE metric.
 
-    The text is the validation part of the data that the checkpoint was trained on.
+    The text is the validation part of the data that the checkpoint was trained on; CORE asks
+    the questions of a bundle.
     """
-    from curtail.evaluate import run_eval
+    if core is None:
+        if max_per_task is not None or csv is not None:
+            raise UsageError("--max-per-task and --csv belong to the CORE metric", "give its bundle with --core")
+        from curtail.evaluate import run_eval
 
-    return run_eval(checkpoint, data=data, tokens=tokens, as_json=json)
+        return run_eval(checkpoint, data=data, tokens=tokens, batch=batch, as_json=json)
+    if tokens is not None:
+        raise UsageError("--tokens does not go with --core", "limit the questions with --max-per-task")
+    from curtail.evaluate import run_core
+
+    return run_core(checkpoint, core, data=data, max_per_task=max_per_task, batch=batch, as_json=json, csv_file=csv)
 
 
 @app.command()
@@ -273,9 +427,57 @@ def demo(
     return run_demo(json_out=json, keep=keep, seed=seed)
 
 
+@checkpoint_app.command("import")
+def checkpoint_import(
+    path: Annotated[Path, typer.Argument(help="nanochat's folder of a model, or its model_NNNNNN.pt.")],
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint; made if missing.")],
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Its tokenizer.json, or the folder; copied beside it.", show_default=False)
+    ] = None,
+    step: Annotated[
+        int | None, typer.Option(min=0, help="Which of several in the folder; by default the last.", show_default=False)
+    ] = None,
+    rope_base: Annotated[
+        float | None, typer.Option(help="Base of the rotary positions; else inferred.", show_default=False)
+    ] = None,
+    qk_scale: Annotated[
+        float | None, typer.Option(help="Factor on queries and keys; else inferred.", show_default=False)
+    ] = None,
+    softcap: Annotated[
+        float | None, typer.Option(help="Bound of the logits; else inferred.", show_default=False)
+    ] = None,
+    short_window: Annotated[
+        int | None, typer.Option(min=0, help="Tokens that S layers look back; else inferred.", show_default=False)
+    ] = None,
+) -> int:
+    """Make a checkpoint of nanochat one of ours.
+
+    Its files do not say which constants the model was trained with. They are inferred from the
+    weights and printed; the last four options override them.
+    """
+    from curtail.convert import import_checkpoint
+    from nanochat.foreign import Given
+
+    return import_checkpoint(path, out, tokenizer, step, Given(rope_base, qk_scale, softcap, short_window))
+
+
+@checkpoint_app.command("export")
+def checkpoint_export(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a checkpoint, such as HOME/versions/v000012.")],
+    form: Annotated[
+        Form, typer.Option("--format", help="nanochat: .pt and meta JSON; safetensors: one file, facts included.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the files; made if missing.")],
+) -> int:
+    """Write a checkpoint in a form that others read."""
+    from curtail.convert import export_checkpoint
+
+    return export_checkpoint(checkpoint, form.value, out)
+
+
 @tokenizer_app.command("train")
 def tokenizer_train(
-    shards: Annotated[Path, typer.Argument(help="Folder made by `curtail data import`.")],
+    shards: Annotated[Path, typer.Argument(help="Folder made by `curtail data import` or `data fetch`.")],
     vocab_size: Annotated[int, typer.Option(help="Number of token ids, special tokens included.")],
     out: Annotated[Path, typer.Option(help="Folder for tokenizer.json; made if missing.")],
 ) -> int:
@@ -283,6 +485,24 @@ def tokenizer_train(
     from curtail.corpus import train_tokenizer
 
     return train_tokenizer(shards, vocab_size, out)
+
+
+@tokenizer_app.command("eval")
+def tokenizer_eval(
+    tokenizer: Annotated[Path, typer.Argument(help="tokenizer.json, or the folder that holds it.")],
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(help="A further text to measure, UTF-8; give it once for each.", show_default=False),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> int:
+    """Measure bytes per token, beside GPT-2's and cl100k's.
+
+    The two are left out where tiktoken has no copy of their files; nothing is downloaded.
+    """
+    from curtail.corpus import evaluate_tokenizer
+
+    return evaluate_tokenizer(tokenizer, text or [], json)
 
 
 @data_app.command("import")
@@ -297,17 +517,47 @@ def data_import(
     return import_texts(paths, out, overwrite)
 
 
+@data_app.command("fetch")
+def data_fetch(
+    dataset: Annotated[Dataset, typer.Option(help="Which published data set.")],
+    shards: Annotated[
+        int, typer.Option("--shards", "-n", min=1, help="Number of training shards; the one for validation is added.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the shards; made if missing, completed if not.")],
+    mirror: Annotated[
+        str | None,
+        typer.Option(help="Base address of a copy, instead of the published one.", show_default=False),
+    ] = None,
+    offline: Annotated[
+        Path | None,
+        typer.Option(help="Take the shards from this folder instead of the network.", show_default=False),
+    ] = None,
+    parallel: Annotated[int, typer.Option(min=1, max=64, help="Files that are fetched at once.")] = 4,
+) -> int:
+    """Fetch shards of a data set that nanochat trains on; what is there already is checked and kept."""
+    from curtail.fetch import FetchOptions, run
+
+    return run(
+        FetchOptions(
+            dataset=dataset.value, shards=shards, out=out, mirror=mirror, offline=offline, parallel=parallel
+        )
+    )  # fmt: skip
+
+
 @data_app.command("prepare")
 def data_prepare(
-    shards: Annotated[Path, typer.Argument(help="Folder made by `curtail data import`.")],
+    shards: Annotated[Path, typer.Argument(help="Folder made by `curtail data import` or `data fetch`.")],
     tokenizer: Annotated[Path, typer.Option(help="tokenizer.json, or the folder that holds it.")],
     sequence_len: Annotated[int, typer.Option(min=1, help="Tokens of one sample, as in the model's preset.")],
     out: Annotated[Path, typer.Option(help="Folder for the packed data; made if missing.")],
+    packing: Annotated[
+        Packing, typer.Option(help="stream: without gaps; bestfit: rows that begin with BOS, tails cropped.")
+    ] = Packing.STREAM,
 ) -> int:
     """Pack shards into token files with a manifest."""
     from curtail.corpus import prepare
 
-    return prepare(shards, tokenizer, sequence_len, out)
+    return prepare(shards, tokenizer, sequence_len, out, packing.value)
 
 
 @trace_app.command("synth")

@@ -1,21 +1,27 @@
 """`curtail eval` and `curtail sample`: what a checkpoint is worth, as a figure and as text.
 
 Decides where the data of a checkpoint are looked for, that they are the ones it
-was trained with, and how many tokens are scored; the score itself is
-`nanochat.bpb`'s. Units: bits per byte, nats per token.
+was trained with, how many tokens are scored and how scores are shown; the scores
+are those of `nanochat.bpb` and `nanochat.core_eval`. Units: bits per byte, nats
+per token, accuracies as shares of 1.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import sys
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from curtail.disk import SystemDisk
 from curtail.errors import CheckpointError, DataError, NotFound, UsageError
 
 if TYPE_CHECKING:
     from nanochat.checkpoint import CheckpointMeta
+    from nanochat.core_eval import CoreResult
     from nanochat.gpt import GPT
     from nanochat.tokenizer import Tokenizer
 
@@ -25,10 +31,12 @@ MOST_TOKENS = 20 * 2**19
 _OTHER = "give the data it was trained with by --data"
 
 
-def run_eval(checkpoint: Path, *, data: Path | None, tokens: int | None, as_json: bool) -> int:
-    """Carry out `curtail eval`; returns the exit code.
+def run_eval(checkpoint: Path, *, data: Path | None, tokens: int | None, batch: int, as_json: bool) -> int:
+    """Carry out `curtail eval` in bits per byte; returns the exit code.
 
-    Args: tokens: how many to score, rounded down to whole samples; None: all, at most `MOST_TOKENS`.
+    Args:
+        tokens: how many to score, rounded down to whole samples; None: all, at most `MOST_TOKENS`.
+        batch: samples that go through the model at once.
     Raises: CurtailError.
     """
     from nanochat.bpb import bits_per_byte
@@ -55,7 +63,7 @@ def run_eval(checkpoint: Path, *, data: Path | None, tokens: int | None, as_json
     model = load_model(checkpoint)
     wanted = tokens_to_score(stream.samples, manifest.sequence_len, tokens)
     device = next(model.parameters()).device
-    result = bits_per_byte(model, stream, tokenizer.token_bytes(), tokens=wanted, device=device)
+    result = bits_per_byte(model, stream, tokenizer.token_bytes(), tokens=wanted, device=device, device_batch=batch)
     if as_json:
         values = {
             "bpb": result.bpb,
@@ -72,6 +80,86 @@ def run_eval(checkpoint: Path, *, data: Path | None, tokens: int | None, as_json
             f" tokens, {result.bytes:,} bytes; version {meta.version} after {meta.tokens:,} tokens of training"
         )
     return 0
+
+
+def run_core(
+    checkpoint: Path,
+    bundle: Path,
+    *,
+    data: Path | None,
+    max_per_task: int | None,
+    batch: int,
+    as_json: bool,
+    csv_file: Path | None,
+) -> int:
+    """Carry out `curtail eval --core`; returns the exit code.
+
+    Args:
+        data: folder with the tokenizer; None: the checkpoint's own folder, or the run's data.
+        max_per_task: questions taken of each set; None: all.
+        csv_file: also write the scores there.
+    Raises: CurtailError.
+    """
+    from nanochat.checkpoint import read_meta
+    from nanochat.core_eval import evaluate_core
+    from nanochat.core_tasks import read_bundle
+
+    meta = read_meta(checkpoint)
+    if csv_file is not None and not csv_file.parent.is_dir():
+        # found out now, not after hours
+        raise NotFound(f"there is no folder {csv_file.parent}", "make it first, or give another place with --csv")
+    tasks = read_bundle(bundle, max_per_task)
+    own = data is None and (checkpoint / "tokenizer.json").is_file()
+    folder = checkpoint if own else find_data(checkpoint, data, ("tokenizer.json",))
+    tokenizer = load_tokenizer(meta, checkpoint, folder)
+    numbers = {task.label: number for number, task in enumerate(tasks, 1)}
+
+    def progress(label: str, done: int, of: int) -> None:
+        _progress(f"{label} ({numbers[label]} of {len(tasks)}): {done:,} of {of:,} sequences")
+
+    result = evaluate_core(load_model(checkpoint), tokenizer, tasks, batch=batch, progress=progress)
+    _progress("")
+    if as_json:
+        values = {
+            **asdict(result),
+            "max_per_task": max_per_task,
+            "checkpoint": str(checkpoint),
+            "version": meta.version,
+        }
+        print(json.dumps(values))
+    else:
+        print(core_table(result))
+    if csv_file is not None:
+        SystemDisk().replace("CORE_CSV", csv_file, core_csv(result).encode())
+    return 0
+
+
+def core_table(result: CoreResult) -> str:
+    """The scores for a person: a line for each question set, CORE at the end."""
+    width = max(len(task.label) for task in result.tasks)
+    lines = [f"{'':{width}}  shots  questions  accuracy  centered  seconds"]
+    for task in result.tasks:
+        lines.append(
+            f"{task.label:{width}}  {task.shots:5}  {task.questions:9,}  {task.accuracy:8.4f}  {task.centered:8.4f}"
+            f"  {task.seconds:7.1f}"
+        )
+    seconds = sum(task.seconds for task in result.tasks)
+    lines.append(f"{'CORE':{width}}  {'':5}  {'':9}  {'':8}  {result.core:8.4f}  {seconds:7.1f}")
+    if cropped := sum(task.cropped for task in result.tasks):
+        lines.append(f"{cropped:,} questions were longer than the model's input and lost their beginning")
+    return "\n".join(lines)
+
+
+def core_csv(result: CoreResult) -> str:
+    """The scores for a program: a row for each question set, the last one CORE."""
+    from nanochat.core_eval import TaskScore
+
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(TaskScore)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(task) for task in result.tasks)
+    writer.writerow({"label": "CORE", "centered": result.core})
+    return text.getvalue()
 
 
 def run_sample(
@@ -109,14 +197,16 @@ def run_sample(
     return 0
 
 
-def find_data(checkpoint: Path, data: Path | None) -> Path:
-    """The folder with the manifest and the tokenizer of a checkpoint.
+def find_data(
+    checkpoint: Path, data: Path | None, names: tuple[str, ...] = ("manifest.json", "tokenizer.json")
+) -> Path:
+    """The folder with the manifest and the tokenizer of a checkpoint, or with those of the `names`.
 
     Without `data` it is `data` in the controller's home, for a checkpoint that lies in HOME/versions.
     Raises: NotFound.
     """
     folder = checkpoint.resolve().parent.parent / "data" if data is None else data
-    for name in ("manifest.json", "tokenizer.json"):
+    for name in names:
         if not (folder / name).is_file():
             raise NotFound(
                 f"there is no {name} in {folder}", "give the folder made by `curtail data prepare` with --data"
@@ -172,3 +262,8 @@ def tokens_to_score(samples: int, sequence_len: int, wanted: int | None) -> int:
 def new_text(decoded: str, shown: str) -> str:
     """What can be shown beyond `shown`: nothing yet while the last character is incomplete."""
     return "" if decoded.endswith("�") else decoded[len(shown) :]
+
+
+def _progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\x1b[2K{text}", end="", file=sys.stderr, flush=True)

@@ -2,8 +2,9 @@
 
 Decides how tokens look at each other. The kernel is torch's scaled dot-product
 attention, which picks a flash kernel where there is one; a layer whose window
-is shorter than the input gives it an explicit mask. Shapes: B inputs, T
-tokens, H query heads, D head width.
+is shorter than the input gives it an explicit mask. What a layer remembers for
+later tokens is kept here too. Shapes: B inputs, T tokens, H query heads, D head
+width.
 """
 
 from __future__ import annotations
@@ -48,37 +49,88 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)
 
 
-class Attention(nn.Module):
-    """One layer's attention: (B, T, n_embd) -> (B, T, n_embd)."""
+class LayerCache:
+    """Keys and values of the tokens that one layer has read, with room for `capacity` of them.
 
-    def __init__(self, config: GPTConfig, window: int) -> None:
+    The room is taken at the first use. Gradients do not pass through it.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.length = capacity, 0
+        self._kept: tuple[Tensor, Tensor] | None = None
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add those of new tokens, (B, kv heads, T, D); returns those of all tokens so far."""
+        start, self.length = self.length, self.length + k.size(2)
+        assert self.length <= self.capacity, f"{self.length} tokens exceed {self.capacity}"
+        if self._kept is None:
+            room = (k.size(0), k.size(1), self.capacity, k.size(3))
+            self._kept = k.new_empty(room), v.new_empty(room)
+        for kept, new in zip(self._kept, (k, v), strict=True):
+            kept[:, :, start : self.length] = new.detach()
+        return self._kept[0][:, :, : self.length], self._kept[1][:, :, : self.length]
+
+
+class Attention(nn.Module):
+    """One layer's attention: (B, T, n_embd) -> (B, T, n_embd).
+
+    Args:
+        window: tokens a query looks back, itself not counted.
+        embeds: the layer adds a gated value embedding to its values.
+    """
+
+    def __init__(self, config: GPTConfig, window: int, embeds: bool = False) -> None:
         super().__init__()
         self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.n_kv_head, config.head_dim
-        self.window = window  # tokens a query looks back, itself not counted
+        self.window = window
+        # scaling queries and keys is scaling their products; None is 1/sqrt(D)
+        self.scale = None if config.qk_scale == 1.0 else config.qk_scale**2 / self.head_dim**0.5
         kv_width = config.n_kv_head * config.head_dim
         self.c_q = Linear(config.n_embd, config.n_embd)
         self.c_k = Linear(config.n_embd, kv_width)
         self.c_v = Linear(config.n_embd, kv_width)
         self.c_proj = Linear(config.n_embd, config.n_embd)
+        self.gate_scale = config.ve_gate_scale
+        if embeds:
+            self.ve_gate = Linear(config.ve_gate_channels, config.n_kv_head)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, embeds: Tensor | None = None, cache: LayerCache | None = None
+    ) -> Tensor:
+        """Attend; `embeds` is (B, T, kv width), `cos` and `sin` are those of x's positions.
+
+        With a cache x continues the tokens in it, and is added to it.
+        """
         batch, length, width = x.shape
         q = self.c_q(x).view(batch, length, self.n_head, self.head_dim)
         k = self.c_k(x).view(batch, length, self.n_kv_head, self.head_dim)
         v = self.c_v(x).view(batch, length, self.n_kv_head, self.head_dim)
+        if embeds is not None:
+            gate = self.gate_scale * torch.sigmoid(self.ve_gate(x[..., : self.ve_gate.weight.size(1)]))
+            v = v + gate[..., None] * embeds.view_as(v)
         q, k = norm(rotate(q, cos, sin)), norm(rotate(k, cos, sin))
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if cache is not None:
+            k, v = cache.extend(k, v)
+            if length == 1:  # one query sees all that its window holds: no mask, and nothing else is read
+                k, v = k[:, :, -self.window - 1 :], v[:, :, -self.window - 1 :]
+        seen = k.size(2)
         shared = self.n_head != self.n_kv_head
-        if self.window >= length:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=shared)
-        else:
-            mask = _window_mask(length, self.window, x.device)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=shared)
+        mask = None
+        if length > 1 and (self.window < seen or seen > length):
+            mask = _window_mask(length, seen, self.window, x.device)
+        causal = length > 1 and mask is None
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale, enable_gqa=shared
+        )
         return self.c_proj(y.transpose(1, 2).reshape(batch, length, width))
 
 
-def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
-    """True where query t may see key s: 0 <= t - s <= window. (length, length)."""
-    position = torch.arange(length, device=device)
-    back = position[:, None] - position[None, :]
+def _window_mask(queries: int, keys: int, window: int, device: torch.device) -> Tensor:
+    """True where a query may see a key: that of its own position or up to `window` before. (queries, keys).
+
+    The queries are at the last positions of the keys.
+    """
+    position = torch.arange(keys, device=device)
+    back = position[keys - queries :, None] - position[None, :]
     return (back >= 0) & (back <= window)

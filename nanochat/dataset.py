@@ -120,8 +120,7 @@ def import_texts(
         limit = piles.validation_limit(validation_fraction)
         disk.remove("SHARDS_DROP", out / LIST_NAME)
         shards = _write_shards(piles, limit, out, scratch, disk, documents_per_shard, bytes_per_shard)
-        listed = {"format": FORMAT, "version": FORMAT_VERSION, **asdict(shards)}
-        disk.replace("SHARDS_LIST", out / LIST_NAME, (json.dumps(listed, indent=1) + "\n").encode())
+        write_shards(out, shards, disk)
         for name in former - {shard.name for shard in (*shards.training, shards.validation)}:
             disk.remove("SHARD_DROP", out / name)
         return ImportReport(
@@ -218,6 +217,15 @@ def _write_shards(
     return Shards(tuple(training.shards), validation.shards[0])
 
 
+def write_shards(folder: Path, shards: Shards, disk: Disk) -> None:
+    """Write the list of the shards in `folder`, from which `read_shards` reads it.
+
+    Raises: DiskError: the folder is full, read-only or missing.
+    """
+    listed = {"format": FORMAT, "version": FORMAT_VERSION, **asdict(shards)}
+    disk.replace("SHARDS_LIST", folder / LIST_NAME, (json.dumps(listed, indent=1) + "\n").encode())
+
+
 def read_shards(folder: Path) -> Shards:
     """The list of the shards in `folder`; the shards themselves are not opened.
 
@@ -237,11 +245,13 @@ def read_shards(folder: Path) -> Shards:
             raise ValueError("other fields")
         return shards
     except FileNotFoundError:
-        raise NotFound(f"no data set in {folder}", "make one with `curtail data import`") from None
+        raise NotFound(
+            f"no data set in {folder}", "make one with `curtail data import` or `curtail data fetch`"
+        ) from None
     except OSError as error:
         raise disk_error("read", path, error) from error
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise DataError(f"{path} is truncated or not a list of shards", "import the texts again") from None
+        raise DataError(f"{path} is truncated or not a list of shards", "import or fetch the texts again") from None
 
 
 def _shard(entry: dict[str, Any]) -> Shard:
@@ -265,7 +275,9 @@ def iterate_texts(folder: Path, part: str = "train") -> Iterator[str]:
     for shard in read_shards(folder).part(part):
         path = folder / shard.name
         if not path.is_file():
-            raise DataError(f"{path} is missing", "import the texts again or copy the shard there")
+            raise DataError(f"{path} is missing", "import or fetch the texts again, or copy the shard there")
         if sha256_of(path) != shard.sha256:
-            raise DataError(f"{path} does not match its hash in {LIST_NAME}", "import the texts again or copy it anew")
+            raise DataError(
+                f"{path} does not match its hash in {LIST_NAME}", "import or fetch the texts again, or copy it anew"
+            )
         yield from (text for text in read_parquet(path) if text is not None)

@@ -1,9 +1,9 @@
 """Continuing a text: token ids in, sampled token ids out, one at a time.
 
-Decides how the next token is drawn and when to stop. It keeps no cache: every
-token runs the whole context through the model, cut to the model's longest
-input. It knows ids only; text is the tokenizer's. One seed gives one text on
-one device.
+Decides how the next token is drawn, when to stop, and what is forgotten when
+the text outgrows the model's longest input (`first_seen`). Every token goes
+through the model once, keys and values are kept. It knows ids only; text is
+the tokenizer's. One seed gives one text on one device.
 """
 
 from __future__ import annotations
@@ -13,7 +13,45 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from curtail.errors import ConfigError
-from nanochat.gpt import GPT
+from nanochat.gpt import GPT, Cache
+
+
+def first_seen(length: int, sequence_len: int) -> int:
+    """The index of the first of `length` tokens that the model sees when it predicts the one after them.
+
+    All of them while they fit. Then tokens are forgotten a quarter of sequence_len at
+    a time: forgetting changes what every later layer knows of the rest, so what
+    remains is read anew, and this is to happen rarely.
+    """
+    step = max(1, sequence_len // 4)
+    return -(-max(0, length - sequence_len) // step) * step
+
+
+class Context:
+    """A growing text, and what the model remembers of it.
+
+    Args: ids: the text so far, at least one id.
+    """
+
+    def __init__(self, model: GPT, ids: Sequence[int]) -> None:
+        self.model = model
+        self.ids = list(ids)
+        self._first = 0  # index of the first token in the cache
+        self._cache = Cache(model.config)
+
+    @torch.inference_mode()
+    def logits(self) -> torch.Tensor:
+        """Logits of the token that follows, (V,) fp32 on the CPU; to be asked once for each token.
+
+        Those of a pass without cache over `ids[first_seen(len(ids), sequence_len):]`.
+        """
+        first = first_seen(len(self.ids), self.model.config.sequence_len)
+        if first != self._first:
+            self._first, self._cache = first, Cache(self.model.config)
+        new = self.ids[first + self._cache.length :]
+        device = next(self.model.parameters()).device
+        idx = torch.tensor([new], dtype=torch.int64, device=device)
+        return self.model(idx, cache=self._cache)[0, -1].float().cpu()
 
 
 def generate(
@@ -28,7 +66,8 @@ def generate(
     """Ids that continue the prompt, at most `max_tokens`; ends before a BOS, which starts another document.
 
     Args:
-        prompt_ids: at least one id (give BOS for a fresh start); all but the last sequence_len are forgotten.
+        prompt_ids: at least one id (give BOS for a fresh start); all but the last sequence_len are forgotten,
+            and later tokens push out earlier ones as `first_seen` says.
         temperature: divides the logits; 0 takes the likeliest token, the lowest id among equals.
         top_k: draw among the k likeliest only; None for all.
         bos_id: None if nothing ends the text early.
@@ -52,16 +91,12 @@ def _ids(
 ) -> Iterator[int]:
     # drawn on the CPU, so that the same probabilities give the same text on every device
     generator = torch.Generator(device="cpu").manual_seed(seed)
-    device = next(model.parameters()).device
-    length = model.config.sequence_len
+    context = Context(model, ids[-model.config.sequence_len :])
     for _ in range(max_tokens):
-        context = torch.tensor([ids[-length:]], dtype=torch.int64, device=device)
-        with torch.inference_mode():
-            logits = model(context)[0, -1].float().cpu()
-        token = _draw(logits, temperature, top_k, generator)
+        token = _draw(context.logits(), temperature, top_k, generator)
         if token == bos_id:
             return
-        ids.append(token)
+        context.ids.append(token)
         yield token
 
 

@@ -22,7 +22,11 @@ from nanochat.tokenizer import LARGEST_VOCABULARY
 MANIFEST_NAME = "manifest.json"
 FORMAT = "curtail-tokens"
 FORMAT_VERSION = 1
-PACKING = "stream"
+STREAM = "stream"
+"""One stream of tokens: a sample begins where the one before ended, anywhere in a document."""
+BEST_FIT = "bestfit"
+"""Rows of T + 1 tokens, each beginning with BOS, made of whole documents and one cropped one."""
+PACKINGS = (STREAM, BEST_FIT)
 PARTS = ("train", "validation")
 TOKEN_BYTES = 2
 _HASH = re.compile("[0-9a-f]{64}")
@@ -63,8 +67,9 @@ class Manifest:
     def __post_init__(self) -> None:
         if self.sequence_len < 1 or not 1 <= self.vocab_size <= LARGEST_VOCABULARY:
             raise DataError("the manifest's sequence length or vocabulary is not possible")
-        if self.packing != PACKING:
-            raise DataError(f"the manifest names the packing {self.packing!r}, and only {PACKING!r} is known")
+        if self.packing not in PACKINGS:
+            known = " and ".join(map(repr, PACKINGS))
+            raise DataError(f"the manifest names the packing {self.packing!r}, and only {known} are known")
         hashes = [self.tokenizer, *(shard.sha256 for shard in self.shards), *(file.sha256 for file in self.files)]
         if not all(map(_HASH.fullmatch, hashes)):
             raise DataError("the manifest holds a hash that is not a SHA-256")
@@ -74,6 +79,8 @@ class Manifest:
         for file in self.files:
             if file.tokens < 1 or file.size != TOKEN_BYTES * file.tokens or not _FILE_NAME.fullmatch(file.name):
                 raise DataError(f"the manifest's entry for {file.name!r} contradicts itself")
+            if self.packing == BEST_FIT and file.tokens % (self.sequence_len + 1):
+                raise DataError(f"the manifest's file {file.name!r} does not hold whole rows")
 
     @property
     def digest(self) -> str:
@@ -95,7 +102,9 @@ class Manifest:
         return sum(file.tokens for file in self.files_of(part))
 
     def samples(self, part: str) -> int:
-        """Number of samples in one pass over a part: (tokens - 1) // T, not below 0."""
+        """Number of samples in one pass over a part: (tokens - 1) // T in a stream, not below 0; else rows."""
+        if self.packing == BEST_FIT:
+            return self.tokens(part) // (self.sequence_len + 1)
         return max(0, self.tokens(part) - 1) // self.sequence_len
 
     def to_json(self) -> str:

@@ -1,10 +1,10 @@
 """Muon for the blocks' matrices, AdamW for embeddings and scales, as one optimizer.
 
-Decides how averaged gradients change the weights. Rates are nanochat's of
-2026-01-12; what varies over a run (rate scale, momentum, decay) comes with
-each step as plain numbers, and is never stored. State is saved by parameter
-name, whole, so that another number of ranks can continue. Every rank makes the
-same update; gradients are averaged over the process group first.
+Decides how averaged gradients change the weights. The rates are a `Recipe`'s;
+what varies over a run (rate scale, momentum, decay) comes with each step as plain
+numbers, and is never stored. Work and state are split over the ranks
+(`nanochat.sharded`); afterwards all have the same weights. State is saved by
+parameter name, whole, so that another number of ranks can continue.
 """
 
 from __future__ import annotations
@@ -18,72 +18,39 @@ from torch import Tensor, nn
 
 from curtail.errors import CheckpointError
 from nanochat.device import average_gradients
+from nanochat.polar import polar_express
 from nanochat.presets import GPTConfig
+from nanochat.recipe import Recipe
 from nanochat.schedule import Hyper
+from nanochat.sharded import Share, gathered, mean_of_share, share_of
 
-# Coefficients of five quintic iterations, from the Polar Express paper (arXiv
-# 2505.16932) as nanochat and modded-nanogpt use them.
-POLAR_EXPRESS = (
-    (8.156554524902461, -22.48329292557795, 15.878769915207462),
-    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
-    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
-    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
-    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
-)
+__all__ = ["MuonAdamW", "Recipe", "polar_express"]
 
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """Rates at a batch of 2^19 tokens; embedding rates at width 768. Source: nanochat 2026-01-12."""
-
-    unembedding_lr: float = 0.004
-    embedding_lr: float = 0.3
-    resid_lr: float = 0.005  # not scaled by width
-    x0_lr: float = 0.5  # not scaled by width
-    matrix_lr: float = 0.02
-    adam_betas: tuple[float, float] = (0.8, 0.95)
-    adam_eps: float = 1e-10
-    muon_beta2: float = 0.95
-    reference_batch_tokens: int = 2**19
-    reference_width: int = 768
-
-
-def polar_express(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The nearest (semi-)orthogonal matrices, roughly: singular values go to about 1.
-
-    Args: matrices: (K, rows, cols), each treated alone. dtype: of the products.
-    Returns: the same shape in `dtype`.
-    """
-    x = matrices.to(dtype)
-    # the factor keeps the largest singular value below 1 despite rounding
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-6)
-    tall = x.size(-2) > x.size(-1)
-    if tall:
-        x = x.mT
-    for a, b, c in POLAR_EXPRESS:
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
-    return x.mT if tall else x
+SPLIT_ELEMENTS = 2**16  # smaller tensors under AdamW are not worth two exchanges
 
 
 @dataclass(slots=True)
 class _MuonGroup:
-    """Matrices of one shape, updated as one stack of K."""
+    """Matrices of one shape, updated as one stack of K; k of them are this rank's."""
 
     names: list[str]
     parameters: list[nn.Parameter]
+    share: Share  # of the stack
     lr: float
-    momentum: Tensor  # (K, rows, cols)
-    second: Tensor  # (K, rows, 1) or (K, 1, cols): one mean square per row of the larger side
+    momentum: Tensor  # (k, rows, cols)
+    second: Tensor  # (k, rows, 1) or (k, 1, cols): one mean square per row of the larger side
 
 
 @dataclass(slots=True)
 class _AdamEntry:
-    """One tensor under AdamW."""
+    """One tensor under AdamW; its moments are those of this rank's rows."""
 
     name: str
     parameter: nn.Parameter
+    share: Share  # of the rows
     lr: float
+    betas: tuple[float, float]
+    decay: float
     mean: Tensor
     mean_square: Tensor
 
@@ -97,6 +64,7 @@ class MuonAdamW:
         batch_tokens: tokens of one step at this site; rates scale with its square root.
         recipe: the rates before scaling.
         group: process group to average gradients over; the default group if None.
+        shard: split work and state over the ranks of the group; else every rank does it all.
     """
 
     def __init__(
@@ -106,39 +74,52 @@ class MuonAdamW:
         batch_tokens: int,
         recipe: Recipe | None = None,
         group: dist.ProcessGroup | None = None,
+        shard: bool = True,
     ) -> None:
         self.recipe = recipe or Recipe()
-        self.group = group
+        self.group, self.shard = group, shard
         self.step_count = 0
         self._parameters = dict(sorted(model.named_parameters()))
-        batch_scale = (batch_tokens / self.recipe.reference_batch_tokens) ** 0.5
-        width_scale = (config.n_embd / self.recipe.reference_width) ** -0.5
-        rates = {
-            "lm_head.weight": self.recipe.unembedding_lr * width_scale,
-            "transformer.wte.weight": self.recipe.embedding_lr * width_scale,
-            "resid_lambdas": self.recipe.resid_lr,
-            "x0_lambdas": self.recipe.x0_lr,
-        }
+        self._batch_scale = (batch_tokens / self.recipe.reference_batch_tokens) ** 0.5
+        self._width_scale = (config.n_embd / self.recipe.reference_width) ** -0.5
         self._adam: list[_AdamEntry] = []
         stacks: dict[tuple[int, int], list[str]] = {}
         for name, p in self._parameters.items():
-            if name in rates:
-                rate = rates[name] * batch_scale
-                self._adam.append(_AdamEntry(name, p, rate, torch.zeros_like(p), torch.zeros_like(p)))
-            else:
-                assert p.ndim == 2, f"{name} is no matrix"
+            if name.startswith("transformer.h."):
                 stacks.setdefault((p.size(0), p.size(1)), []).append(name)
-        self._muon = [self._stack(names, rows, cols, batch_scale) for (rows, cols), names in stacks.items()]
+            else:
+                self._adam.append(self._entry(name, p))
+        self._muon = [self._stack(names, rows, cols) for (rows, cols), names in stacks.items()]
 
-    def _stack(self, names: list[str], rows: int, cols: int, batch_scale: float) -> _MuonGroup:
+    def _entry(self, name: str, parameter: nn.Parameter) -> _AdamEntry:
+        r, batch, width = self.recipe, self._batch_scale, self._width_scale
+        kinds: dict[str, tuple[float, tuple[float, float], float]] = {
+            "lm_head": (r.unembedding_lr * width * batch, r.unembedding_betas, r.unembedding_decay),
+            "transformer": (r.embedding_lr * width * batch, r.embedding_betas, r.embedding_decay),
+            "value_embeds": (r.value_embedding_lr * width * batch, r.value_embedding_betas, r.value_embedding_decay),
+            "resid_lambdas": (r.resid_lr * batch, r.adam_betas, r.resid_decay),
+            "x0_lambdas": (r.x0_lr * batch, r.x0_betas, 0.0),
+            "smear_gate": (r.smear_lr, r.adam_betas, 0.0),
+            "smear_lambda": (r.smear_lr, r.adam_betas, 0.0),
+            "backout_lambda": (r.smear_lr, r.adam_betas, 0.0),
+        }
+        kind = name.split(".")[0]
+        assert kind in kinds, f"{name} has no rate"
+        share = share_of(parameter.size(0), self.group, self.shard and parameter.numel() >= SPLIT_ELEMENTS)
+        own = parameter.data[share.own]
+        return _AdamEntry(name, parameter, share, *kinds[kind], torch.zeros_like(own), torch.zeros_like(own))
+
+    def _stack(self, names: list[str], rows: int, cols: int) -> _MuonGroup:
         parameters = [self._parameters[name] for name in names]
-        shape = (len(names), rows, cols)
-        second_shape = (len(names), rows, 1) if rows >= cols else (len(names), 1, cols)
+        share = share_of(len(names), self.group, self.shard)
+        own = share.stop - share.start
+        second_shape = (own, rows, 1) if rows >= cols else (own, 1, cols)
         return _MuonGroup(
             names,
             parameters,
-            self.recipe.matrix_lr * batch_scale * max(1.0, rows / cols) ** 0.5,
-            parameters[0].new_zeros(shape),
+            share,
+            self.recipe.matrix_lr * self._batch_scale * max(1.0, rows / cols) ** 0.5,
+            parameters[0].new_zeros((own, rows, cols)),
             parameters[0].new_zeros(second_shape),
         )
 
@@ -153,35 +134,59 @@ class MuonAdamW:
 
         All ranks must call it together. A weight without a gradient counts as gradient zero.
         """
-        average_gradients(self._parameters.values(), self.group)
         self.step_count += 1
+        average_gradients([entry.parameter for entry in self._adam if entry.share.ranks == 1], self.group)
         for entry in self._adam:
             self._adam_step(entry, hyper)
         for group in self._muon:
             self._muon_step(group, hyper)
 
     def _adam_step(self, entry: _AdamEntry, hyper: Hyper) -> None:
-        gradient = entry.parameter.grad if entry.parameter.grad is not None else torch.zeros_like(entry.parameter)
-        beta1, beta2 = self.recipe.adam_betas
+        gradient = _gradient(entry.parameter)
+        split = entry.share.ranks > 1
+        if split:
+            gradient = mean_of_share(gradient, entry.share, self.group)
+        weights = entry.parameter.data[entry.share.own]
+        beta1, beta2 = entry.betas
         entry.mean.lerp_(gradient, 1 - beta1)
         entry.mean_square.lerp_(gradient.square(), 1 - beta2)
+        if entry.decay:
+            weights.mul_(1 - entry.lr * hyper.lr_scale * entry.decay)
         rate = entry.lr * hyper.lr_scale / (1 - beta1**self.step_count)
         root = (entry.mean_square / (1 - beta2**self.step_count)).sqrt_().add_(self.recipe.adam_eps)
-        entry.parameter.addcdiv_(entry.mean, root, value=-rate)
+        weights.addcdiv_(entry.mean, root, value=-rate)
+        if split:
+            entry.parameter.copy_(gathered(weights, entry.share, self.group))
 
     def _muon_step(self, group: _MuonGroup, hyper: Hyper) -> None:
-        gradients = torch.stack([p.grad if p.grad is not None else torch.zeros_like(p) for p in group.parameters])
+        gradients = torch.stack([_gradient(p) for p in group.parameters])
+        gradients = mean_of_share(gradients, group.share, self.group)
+        weights = torch.empty_like(gradients)
+        for number, parameter in enumerate(group.parameters[group.share.own]):
+            weights[number] = parameter.data
+        if len(gradients):
+            self._muon_update(group, gradients, weights, hyper)
+        for parameter, new in zip(group.parameters, gathered(weights, group.share, self.group), strict=True):
+            parameter.copy_(new)
+
+    def _muon_update(self, group: _MuonGroup, gradients: Tensor, weights: Tensor, hyper: Hyper) -> None:
+        """Change `weights` (k, rows, cols) in place; `gradients` are used up."""
         group.momentum.lerp_(gradients, 1 - hyper.muon_momentum)
         update = gradients.lerp_(group.momentum, hyper.muon_momentum)  # Nesterov: look one step ahead
+        if self.recipe.equal_rows:
+            # source: arXiv 2603.28254
+            row = update.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+            update = update * (update.norm(dim=(-2, -1), keepdim=True) / update.size(-2) ** 0.5 / row)
         update = polar_express(update, torch.bfloat16 if update.is_cuda else torch.float32).float()
+        if self.recipe.exact_norm:
+            # source: arXiv 2602.21545
+            norm = update.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-6)
+            update = update * (min(update.shape[-2:]) ** 0.5 / norm)
         update = self._even_out(update, group.second)
-        weights = torch.stack([p.data for p in group.parameters])
         rate = group.lr * hyper.lr_scale
         # cautious decay: only where the step and the decay pull the same way
         decay = weights * (update * weights >= 0) * (rate * hyper.weight_decay)
         weights.sub_(update.mul_(rate).add_(decay))
-        for parameter, new in zip(group.parameters, weights, strict=True):
-            parameter.copy_(new)
 
     def _even_out(self, update: Tensor, second: Tensor) -> Tensor:
         """Divide each row of the larger side by its running RMS, keeping each matrix's norm.
@@ -196,40 +201,75 @@ class MuonAdamW:
         after = (mean_square * factor.square()).sum(dim=(-2, -1), keepdim=True)
         return update * (factor * (before / after.clamp_min(1e-20)).sqrt())
 
-    def _tensors(self) -> dict[str, Tensor]:
-        """The live state by saved name; writing into a tensor changes the optimizer."""
-        tensors: dict[str, Tensor] = {}
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor of the whole state, in name order; `step` is a scalar int64."""
+        shapes: dict[str, tuple[int, ...]] = {"step": ()}
         for entry in self._adam:
-            tensors[f"adamw.mean.{entry.name}"] = entry.mean
-            tensors[f"adamw.mean_square.{entry.name}"] = entry.mean_square
+            shapes |= dict.fromkeys(
+                (f"adamw.mean.{entry.name}", f"adamw.mean_square.{entry.name}"), tuple(entry.parameter.shape)
+            )
         for group in self._muon:
-            for index, name in enumerate(group.names):
-                tensors[f"muon.momentum.{name}"] = group.momentum[index]
-                tensors[f"muon.second.{name}"] = group.second[index]
-        return dict(sorted(tensors.items()))
+            for name in group.names:
+                shapes[f"muon.momentum.{name}"] = tuple(group.momentum.shape[1:])
+                shapes[f"muon.second.{name}"] = tuple(group.second.shape[1:])
+        return dict(sorted(shapes.items()))
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """A copy of the whole state on the CPU, by parameter name, and the step count as `step`."""
-        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._tensors().items()}
-        copies["step"] = torch.tensor(self.step_count, dtype=torch.int64)
-        return copies
+    def blank_state(self) -> dict[str, Tensor]:
+        """A whole state of zeros on the CPU, to be overwritten by another rank's."""
+        return {
+            name: torch.zeros(shape, dtype=torch.int64 if name == "step" else torch.float32)
+            for name, shape in self.state_shapes().items()
+        }
+
+    @torch.no_grad()
+    def state_dict(self, wanted: bool = True) -> dict[str, Tensor]:
+        """A copy of the whole state on the CPU, by parameter name, and the step count as `step`.
+
+        All ranks must call it together. Args: wanted: False on a rank that takes part, but needs no copy.
+        """
+        state: dict[str, Tensor] = {}
+
+        def keep(name: str, tensor: Tensor) -> None:
+            if wanted:
+                state[name] = tensor.detach().to("cpu", copy=True)
+
+        for entry in self._adam:
+            keep(f"adamw.mean.{entry.name}", gathered(entry.mean, entry.share, self.group))
+            keep(f"adamw.mean_square.{entry.name}", gathered(entry.mean_square, entry.share, self.group))
+        for group in self._muon:
+            for kind, own in (("momentum", group.momentum), ("second", group.second)):
+                for name, tensor in zip(group.names, gathered(own, group.share, self.group), strict=True):
+                    keep(f"muon.{kind}.{name}", tensor)
+        if wanted:
+            state["step"] = torch.tensor(self.step_count, dtype=torch.int64)
+        return dict(sorted(state.items()))
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over a state that `state_dict` gave, whatever the number of ranks was.
+        """Take over a whole state that `state_dict` gave, whatever the number of ranks was.
 
+        Each rank takes its own share, and none waits for another.
         Raises: CheckpointError: a name is missing or unknown, or a shape differs; nothing is changed then.
         """
-        live = self._tensors()
-        if wrong := sorted((set(live) | {"step"}) ^ set(state)):
+        shapes = self.state_shapes()
+        if wrong := sorted(set(shapes) ^ set(state)):
             what = "has the unknown entry" if wrong[0] in state else "lacks"
             raise CheckpointError(f"the optimizer state {what} {wrong[0]!r}", "use the state of the same model")
-        for name, tensor in live.items():
-            if state[name].shape != tensor.shape:
+        for name, shape in shapes.items():
+            if tuple(state[name].shape) != shape:
                 raise CheckpointError(
-                    f"{name} of the optimizer state has shape {tuple(state[name].shape)}, not {tuple(tensor.shape)}",
+                    f"{name} of the optimizer state has shape {tuple(state[name].shape)}, not {shape}",
                     "use the state of the same model",
                 )
-        for name, tensor in live.items():
-            tensor.copy_(state[name])
+        for entry in self._adam:
+            entry.mean.copy_(state[f"adamw.mean.{entry.name}"][entry.share.own])
+            entry.mean_square.copy_(state[f"adamw.mean_square.{entry.name}"][entry.share.own])
+        for group in self._muon:
+            for number, name in enumerate(group.names[group.share.own]):
+                group.momentum[number].copy_(state[f"muon.momentum.{name}"])
+                group.second[number].copy_(state[f"muon.second.{name}"])
         self.step_count = int(state["step"])
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    return parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)

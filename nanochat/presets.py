@@ -9,13 +9,18 @@ tokens, work in floating-point operations per trained token.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import prod
 from typing import Any
 
 from curtail.errors import ConfigError
 
 VOCAB_MULTIPLE = 64  # embedding rows are padded to this multiple: aligned matrix products
+WINDOW_MULTIPLE = 128  # short windows of nanochat since 2026-03: whole tiles of its attention kernel
+SMEAR_CHANNELS = 24  # of a token's embedding decide how much of the token before is mixed in
+HEAD_WIDTH = 128
+WIDTH_PER_LAYER = 64
+INIT_PROFILES = ("2026-01", "2026-03")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +33,19 @@ class GPTConfig:
     n_head: int  # query heads
     n_kv_head: int  # key and value heads; divides n_head
     n_embd: int  # width; n_head equal even head widths
-    window_pattern: str = "L"  # tiled over the layers: L sees all, S half the length; the last layer is L
+    window_pattern: str = "L"  # tiled over the layers: L sees all, S a short window; the last layer is L
     lambdas: bool = True  # learned per-layer scales of the residual stream and of the embedding
     rope_base: float = 10000.0
     softcap: float = 15.0  # logits = softcap * tanh(raw / softcap)
+    # Added later. A stored configuration without these has the values given here, so they must stay.
+    short_window: int = 0  # tokens an S layer looks back; 0: half of sequence_len
+    qk_scale: float = 1.0  # multiplies queries and keys after their norm
+    value_embeds: bool = False  # every other layer, the last included, adds a gated embedding to its values
+    ve_gate_channels: int = 12  # of the layer's input decide the gate, one for each key head
+    ve_gate_scale: float = 3.0  # gate = ve_gate_scale * sigmoid(matrix @ channels)
+    smear: bool = False  # a token's embedding takes in some of the one before
+    backout: bool = False  # the stream of the middle layer is taken out again before the logits
+    init_profile: str = "2026-01"  # distribution of the initial weights: nanochat's of that month
 
     def __post_init__(self) -> None:
         for name in ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd"):
@@ -49,8 +63,19 @@ class GPTConfig:
             )
         if not self.window_pattern or set(self.window_pattern) - {"L", "S"}:
             raise ConfigError(f"window pattern {self.window_pattern!r} is not made of L and S", "use L, or SSSL")
-        if not (0 < self.rope_base < float("inf") and 0 < self.softcap < float("inf")):
-            raise ConfigError("rope_base and softcap must be positive and finite", "10000 and 15 are usual")
+        if self.short_window < 0:
+            raise ConfigError(f"short_window is {self.short_window}", "give tokens, or 0 for half of sequence_len")
+        for name, usual in (("rope_base", 10000), ("softcap", 15), ("qk_scale", 1), ("ve_gate_scale", 3)):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name} must be positive and finite", f"{usual} is usual")
+        if self.value_embeds and not 1 <= self.ve_gate_channels <= self.n_embd:
+            raise ConfigError(f"ve_gate_channels is {self.ve_gate_channels}", f"give 1 to {self.n_embd}; 12 is usual")
+        if self.smear and self.n_embd < SMEAR_CHANNELS:
+            raise ConfigError(f"smear reads {SMEAR_CHANNELS} channels, the width is {self.n_embd}", "widen the model")
+        if self.init_profile not in INIT_PROFILES:
+            raise ConfigError(
+                f"there is no init profile {self.init_profile!r}", f"use one of {', '.join(INIT_PROFILES)}"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -64,7 +89,44 @@ class GPTConfig:
         """How far back each layer looks, in tokens, first layer first."""
         tiled = [self.window_pattern[i % len(self.window_pattern)] for i in range(self.n_layer)]
         tiled[-1] = "L"
-        return tuple(self.sequence_len if kind == "L" else max(1, self.sequence_len // 2) for kind in tiled)
+        short = min(self.short_window or max(1, self.sequence_len // 2), self.sequence_len)
+        return tuple(self.sequence_len if kind == "L" else short for kind in tiled)
+
+    def value_embed_layers(self) -> tuple[int, ...]:
+        """The layers that have a value embedding: every other one, the last included."""
+        return tuple(range((self.n_layer - 1) % 2, self.n_layer, 2)) if self.value_embeds else ()
+
+
+def rounded_window(sequence_len: int, divisor: int) -> int:
+    """sequence_len / divisor, rounded up to whole tiles: nanochat's short window since 2026-03, in tokens."""
+    return -(-sequence_len // (divisor * WINDOW_MULTIPLE)) * WINDOW_MULTIPLE
+
+
+FAMILIES = ("launch", "lambdas", "ve")
+"""nanochat's forms: of its launch on 2025-10-13; of 2026-01-12, with per-layer scales; since 2026-03-14, with all."""
+
+
+def config_for(family: str, depth: int, vocab_size: int, sequence_len: int) -> GPTConfig:
+    """The model of a family at a depth: 64 channels for each layer, rounded up to whole heads of 128.
+
+    The rounding, which matters for odd depths only, is that of nanochat since 2026-03; before, odd
+    depths had heads of another width.
+    Raises: ConfigError: no such family; a number below 1.
+    """
+    if depth < 1:
+        raise ConfigError(f"the depth is {depth}", "give a whole number of layers, at least 1")
+    heads = -(-depth * WIDTH_PER_LAYER // HEAD_WIDTH)
+    plain = GPTConfig(sequence_len, vocab_size, depth, heads, heads, heads * HEAD_WIDTH)
+    if family == "lambdas":
+        return plain
+    if family == "launch":
+        return replace(plain, lambdas=False)
+    if family == "ve":
+        return replace(
+            plain, window_pattern="SSSL", short_window=rounded_window(sequence_len, 4), rope_base=100000.0,
+            qk_scale=1.2, value_embeds=True, smear=True, backout=True, init_profile="2026-03",
+        )  # fmt: skip
+    raise ConfigError(f"there is no model family {family!r}", f"use one of {', '.join(FAMILIES)}")
 
 
 PRESETS: dict[str, GPTConfig] = {
@@ -72,6 +134,8 @@ PRESETS: dict[str, GPTConfig] = {
     "d20-561m": GPTConfig(2048, 65536, 20, 10, 10, 1280),
     # nanochat at its launch of 2025-10-13: no per-layer scales
     "d20-launch": GPTConfig(2048, 65536, 20, 10, 10, 1280, lambdas=False),
+    # nanochat since 2026-03-14: value embeddings, smear, backout, short windows, vocabulary 32,768
+    "d20-ve": config_for("ve", 20, 32768, 2048),
     "d4-test": GPTConfig(128, 4096, 4, 2, 2, 256),
     "d2-test": GPTConfig(64, 512, 2, 1, 1, 128),
     # small and fast on a CPU, for a first look at the whole system
@@ -99,6 +163,13 @@ def weight_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     }
     if config.lambdas:
         shapes["resid_lambdas"] = shapes["x0_lambdas"] = (config.n_layer,)
+    if config.smear:
+        shapes |= {"smear_gate.weight": (1, SMEAR_CHANNELS), "smear_lambda": (1,)}
+    if config.backout:
+        shapes["backout_lambda"] = (1,)
+    for layer in config.value_embed_layers():
+        shapes[f"value_embeds.{layer}.weight"] = (config.padded_vocab_size, kv_width)
+        shapes[f"transformer.h.{layer}.attn.ve_gate.weight"] = (config.n_kv_head, config.ve_gate_channels)
     for layer in range(config.n_layer):
         block = f"transformer.h.{layer}"
         shapes[f"{block}.attn.c_q.weight"] = (width, width)
@@ -115,27 +186,58 @@ def parameter_count(config: GPTConfig) -> int:
     return sum(prod(shape) for shape in weight_shapes(config).values())
 
 
+def group_counts(config: GPTConfig) -> dict[str, int]:
+    """Number of trained scalars by kind: wte, lm_head, matrices of the blocks, value_embeds, scalars.
+
+    The grouping is nanochat's: gates of value embeddings are matrices, that of smear is among the scalars.
+    """
+    counts = dict.fromkeys(("wte", "lm_head", "matrices", "value_embeds", "scalars"), 0)
+    kinds = {
+        "transformer.wte": "wte",
+        "transformer.h": "matrices",
+        "lm_head": "lm_head",
+        "value_embeds": "value_embeds",
+    }
+    for name, shape in weight_shapes(config).items():
+        found = [kind for prefix, kind in kinds.items() if name.startswith(f"{prefix}.")]
+        counts[found[0] if found else "scalars"] += prod(shape)
+    return counts
+
+
 def flops_per_token(config: GPTConfig) -> int:
     """Forward and backward work for one token, in floating-point operations.
 
-    6 per parameter of a matrix product (the embedding is a look-up and counts
+    6 per parameter of a matrix product (embeddings are look-ups and count
     nothing) plus 12 * n_head * head_dim * window per layer for attention,
     counted without the causal half, as PaLM (arXiv 2204.02311) and nanochat do,
     so that utilisation figures compare.
     """
     shapes = weight_shapes(config)
-    products = sum(prod(shape) for name, shape in shapes.items() if len(shape) == 2 and ".wte." not in name)
+    looked_up = ("transformer.wte.", "value_embeds.")
+    products = sum(prod(shape) for name, shape in shapes.items() if len(shape) == 2 and not name.startswith(looked_up))
     attention = sum(12 * config.n_head * config.head_dim * window for window in config.windows())
     return 6 * products + attention
 
 
+# fields that stored configurations may lack, with the value they then have
+_LATER: dict[str, Any] = {
+    field.name: field.default
+    for field in fields(GPTConfig)[[field.name for field in fields(GPTConfig)].index("short_window") :]
+}
+
+
 def to_dict(config: GPTConfig) -> dict[str, int | float | str | bool]:
-    """The configuration as plain values, every field present."""
-    return {field.name: getattr(config, field.name) for field in fields(GPTConfig)}
+    """The configuration as plain values.
+
+    Fields added later are there only where they differ from their default, so that the
+    form of a configuration is the same in all versions that can build it.
+    """
+    values = {field.name: getattr(config, field.name) for field in fields(GPTConfig)}
+    return {name: value for name, value in values.items() if name not in _LATER or value != _LATER[name]}
 
 
 def from_dict(values: object) -> GPTConfig:
-    """The configuration with these values; nothing is guessed.
+    """The configuration with these values; nothing is guessed, but fields added later may be missing.
 
     Raises: ConfigError: not an object; an unknown or missing field; a wrong type.
     """
@@ -143,12 +245,12 @@ def from_dict(values: object) -> GPTConfig:
         raise ConfigError("a model configuration is not a JSON object", "give the object that to_json writes")
     kinds = {"int": int, "float": float, "str": str, "bool": bool}
     names = {field.name: kinds[str(field.type)] for field in fields(GPTConfig)}
-    if wrong := sorted(set(values) ^ set(names), key=str):
+    if wrong := sorted((set(values) | set(_LATER)) ^ set(names), key=str):
         what = "lacks" if wrong[0] in names else "has the unknown field"
         raise ConfigError(f"the model configuration {what} {wrong[0]!r}", f"its fields are {', '.join(names)}")
     checked: dict[str, Any] = {}
     for name, kind in names.items():
-        value = values[name]
+        value = values.get(name, _LATER.get(name))
         if kind is float and type(value) is int:  # JSON may write 15.0 as 15
             value = float(value)
         if type(value) is not kind:
@@ -158,7 +260,7 @@ def from_dict(values: object) -> GPTConfig:
 
 
 def to_json(config: GPTConfig) -> str:
-    """One line of JSON with every field, keys sorted: equal configurations give equal text."""
+    """One line of JSON, keys sorted: equal configurations give equal text."""
     return json.dumps(to_dict(config), sort_keys=True)
 
 

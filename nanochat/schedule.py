@@ -9,6 +9,7 @@ every learning rate.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from curtail.errors import ConfigError
@@ -40,7 +41,9 @@ class Schedule:
     momentum_start: float = 0.85
     momentum_end: float = 0.95
     momentum_warmup_steps: int = 300
-    weight_decay: float = 0.072  # at the start, falls linearly to 0; default_weight_decay(20)
+    weight_decay: float = 0.072  # at the start, falls to 0; default_weight_decay(20)
+    momentum_final: float | None = None  # at the end of the warmdown; None: as before it
+    decay_shape: str = "linear"  # how the decay falls: linear, or cosine
 
     def __post_init__(self) -> None:
         if self.token_budget < 1 or self.batch_tokens < 1:
@@ -50,6 +53,10 @@ class Schedule:
         for name in ("warmdown_fraction", "final_lr", "momentum_start", "momentum_end"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}", "give a number from 0 to 1")
+        if self.momentum_final is not None and not 0 <= self.momentum_final <= 1:
+            raise ConfigError(f"momentum_final is {self.momentum_final}", "give a number from 0 to 1")
+        if self.decay_shape not in ("linear", "cosine"):
+            raise ConfigError(f"decay_shape is {self.decay_shape!r}", "use linear or cosine")
 
     def at(self, tokens: int | float) -> Hyper:
         """The numbers for a step that starts when `tokens` tokens have been trained globally."""
@@ -65,8 +72,12 @@ class Schedule:
         ramp = 1.0
         if self.momentum_warmup_steps:
             ramp = min(max(tokens, 0) / self.batch_tokens / self.momentum_warmup_steps, 1.0)
+        momentum = (1.0 - ramp) * self.momentum_start + ramp * self.momentum_end
+        if self.momentum_final is not None and left < 1.0 and ramp == 1.0:
+            momentum = left * momentum + (1.0 - left) * self.momentum_final
+        decay = 1.0 - progress if self.decay_shape == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
         return Hyper(
             lr_scale=min(warmup, falling),
-            muon_momentum=(1.0 - ramp) * self.momentum_start + ramp * self.momentum_end,
-            weight_decay=self.weight_decay * (1.0 - progress),
+            muon_momentum=momentum,
+            weight_decay=self.weight_decay * decay,
         )

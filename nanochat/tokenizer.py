@@ -251,6 +251,25 @@ def _encoding(tokenizer: Tokenizer) -> tiktoken.Encoding:
         raise DataError(f"its pattern is not a valid regular expression ({error})") from None
 
 
+def cached_encoding(name: str) -> tiktoken.Encoding | None:
+    """tiktoken's own encoding `name`, if its files lie in tiktoken's cache; None if not. The network is never asked."""
+    import tiktoken
+    import tiktoken.load
+
+    def refuse(blobpath: str) -> bytes:
+        raise FileNotFoundError(blobpath)
+
+    # tiktoken downloads what it lacks, without a time limit; this is the function it does that with.
+    fetch = tiktoken.load.read_file
+    tiktoken.load.read_file = refuse
+    try:
+        return tiktoken.get_encoding(name)
+    except OSError:
+        return None
+    finally:
+        tiktoken.load.read_file = fetch
+
+
 def _well_formed(text: str) -> str:
     """`text` as tiktoken reads it: what has no UTF-8 form becomes U+FFFD."""
     try:

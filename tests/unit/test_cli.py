@@ -36,8 +36,11 @@ ALL = list(commands())
 
 def test_the_commands_are_these() -> None:
     assert {" ".join(path) for path in ALL} == {
-        "", "controller", "controller start", "agent", "agent join", "status", "eval", "sample", "demo",
-        "tokenizer", "tokenizer train", "data", "data import", "data prepare", "trace", "trace synth",
+        "", "checkpoint", "checkpoint import", "checkpoint export",
+        "controller", "controller start", "agent", "agent join", "status", "eval", "sample", "demo",
+        "tokenizer", "tokenizer train", "tokenizer eval", "data", "data import", "data fetch", "data prepare",
+        "trace", "trace synth",
+        "train", "bench", "bench train",
     }  # fmt: skip
 
 
@@ -91,6 +94,9 @@ TRAINED = ["controller", "start", "run.toml", "--home", "h", "--trace", "t.csv",
         ([*TRAINED, "g/kWh", "--speed", "0"], 2, "--speed"),
         (["status", "127.0.0.1:8765"], 2, "write it as http://HOST:PORT"),
         (["status", "http://127.0.0.1:9"], 5, "no controller answers at http://127.0.0.1:9"),
+        (["train", "--preset", "d2-test", "--data", "/no/where", "--out", "x"], 3, "no manifest.json in /no/where"),
+        (["train", "--data", "d", "--out", "x", "--device-batch-samples", "0"], 2, "give a number of samples, or auto"),
+        (["bench", "train"], 2, "the model is named by --preset or by --depth"),
         (["eval", "/no/where"], 3, "there is no checkpoint in /no/where"),
         (["sample", "/no/where", "def "], 3, "there is no checkpoint in /no/where"),
         (["data", "import", "/no/where", "--out", "/tmp/x"], 3, "/no/where does not exist"),

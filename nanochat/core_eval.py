@@ -1,0 +1,214 @@
+"""The CORE metric: how well a model answers sets of questions by what it finds likely.
+
+Decides what counts as right and how accuracies become one figure: centred so
+that guessing is 0, then the plain mean over the sets. The metric is DCLM's
+(arXiv 2406.11794), its execution nanochat's (karpathy/nanochat, core_eval.py);
+the batches are our own and do not change a score. Accuracies are shares of 1,
+baselines percent, losses nats per token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from curtail.clock import Clock, SystemClock
+from curtail.errors import CheckpointError, ConfigError
+from nanochat.core_prompts import Asked, Candidate, ask_all
+from nanochat.core_tasks import LANGUAGE_MODELING, CoreTask
+from nanochat.gpt import GPT
+from nanochat.tokenizer import Tokenizer
+
+MOST_LOGITS = 2**27
+"""Held at once for language modelling, which needs them whole: 512 MiB in fp32."""
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskScore:
+    """One question set."""
+
+    label: str
+    kind: str  # multiple_choice, schema or language_modeling
+    shots: int  # solved questions before each one
+    questions: int
+    cropped: int  # questions whose beginning did not fit into the model
+    accuracy: float  # 0 to 1
+    baseline: float  # percent that guessing gets right
+    centered: float  # 0 is guessing, 1 is all right
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class CoreResult:
+    """All question sets, and their one figure."""
+
+    core: float  # mean of `centered`
+    tasks: tuple[TaskScore, ...]
+
+
+def evaluate_core(
+    model: GPT,
+    tokenizer: Tokenizer,
+    tasks: Sequence[CoreTask],
+    *,
+    batch: int = 16,
+    progress: Progress | None = None,
+    clock: Clock | None = None,
+) -> CoreResult:
+    """Score the model on all question sets.
+
+    The model stays where it is and computes in its own dtype, fp32 on a CPU.
+
+    Args:
+        batch: sequences that go through the model at once.
+        progress: called with label, sequences done and sequences in all of that set.
+    Raises:
+        ConfigError: batch is below 1, there is no set, the tokenizer is not the model's.
+        DataError: an answer cannot be scored; names the question.
+        CheckpointError: the model's losses are not finite.
+    """
+    if batch < 1 or not tasks:
+        raise ConfigError(f"cannot score {len(tasks)} question sets {batch} at a time", "give at least one of each")
+    if tokenizer.vocab_size != model.config.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}",
+            "use the tokenizer that the model was trained with",
+        )
+    clock = clock or SystemClock()
+    scores = []
+    for task in tasks:
+        began = clock.monotonic()
+        asked = ask_all(task, tokenizer, model.config.sequence_len)
+        right = answers_right(model, task, asked, tokenizer.bos_id, batch, progress)
+        accuracy = sum(right) / len(right)
+        score = TaskScore(
+            label=task.label,
+            kind=task.kind,
+            shots=task.shots,
+            questions=len(asked),
+            cropped=sum(one.cropped for one in asked),
+            accuracy=accuracy,
+            baseline=task.baseline,
+            centered=centered(accuracy, task.baseline),
+            seconds=clock.monotonic() - began,
+        )
+        scores.append(score)
+    return CoreResult(sum(score.centered for score in scores) / len(scores), tuple(scores))
+
+
+def centered(accuracy: float, baseline: float) -> float:
+    """Accuracy on a scale where guessing is 0 and all right is 1: (a - b) / (1 - b).
+
+    Args: accuracy: 0 to 1. baseline: percent, below 100.
+    Source: arXiv 2406.11794; the order of operations is nanochat's.
+    """
+    return (accuracy - 0.01 * baseline) / (1.0 - 0.01 * baseline)
+
+
+def answers_right(
+    model: GPT, task: CoreTask, asked: Sequence[Asked], bos_id: int, batch: int, progress: Progress | None = None
+) -> list[bool]:
+    """For each question whether the model answers it right.
+
+    The candidate with the lowest mean loss over its span is the answer; language
+    modelling is right if every token of the span is the likeliest of all.
+    Raises: CheckpointError: the model's losses are not finite.
+    """
+    language = task.kind == LANGUAGE_MODELING
+    flat = [candidate for one in asked for candidate in one.candidates]
+    values = [math.nan] * len(flat)
+    was_training = model.training
+    model.eval()
+    done = 0
+    for places in batches(flat, batch, model.config.vocab_size if language else 0):
+        rows = [flat[place] for place in places]
+        found = exact_matches(model, rows, bos_id) if language else mean_losses(model, rows, bos_id)
+        for place, value in zip(places, found, strict=True):
+            values[place] = value
+        done += len(places)
+        if progress:
+            progress(task.label, done, len(flat))
+    model.train(was_training)
+    if language:
+        return [value == 1 for value in values]
+    rest = iter(values)
+    right = []
+    for one, question in zip(asked, task.questions, strict=True):
+        means = [next(rest) for _ in one.candidates]
+        # An answer with which all others begin has no span of its own and the mean NaN. As published,
+        # Python's `min` decides then: it is the answer if it stands first, and never otherwise.
+        right.append(means.index(min(means)) == question.gold)
+    return right
+
+
+def batches(flat: Sequence[Candidate], batch: int, vocab: int = 0) -> Iterator[list[int]]:
+    """Numbers of the candidates that go together: the longest first, of similar length.
+
+    Args: vocab: logits that are held for each token, 0 if they are not.
+    """
+    order = sorted(range(len(flat)), key=lambda place: -len(flat[place].tokens))
+    at = 0
+    while at < len(order):
+        logits = vocab * len(flat[order[at]].tokens)
+        rows = min(batch, max(1, MOST_LOGITS // logits)) if logits else batch
+        yield order[at : at + rows]
+        at += rows
+
+
+@torch.no_grad()
+def mean_losses(model: GPT, rows: Sequence[Candidate], bos_id: int) -> list[float]:
+    """The mean loss of each span, in nats per token; NaN for an empty one.
+
+    Raises: CheckpointError: one is not finite.
+    """
+    inputs = _padded(rows, bos_id)
+    targets = torch.full_like(inputs, -1)
+    for number, row in enumerate(rows):
+        targets[number, _before(row)] = inputs[number, 1:][_before(row)]
+    device = next(model.parameters()).device
+    losses = model(inputs.to(device), targets.to(device), "none").float().cpu()
+    return [_finite(losses[number, _before(row)]).mean().item() for number, row in enumerate(rows)]
+
+
+@torch.no_grad()
+def exact_matches(model: GPT, rows: Sequence[Candidate], bos_id: int) -> list[float]:
+    """1 for each span whose every token is the likeliest of all at its place, else 0.
+
+    Raises: CheckpointError: a logit is not finite.
+    """
+    inputs = _padded(rows, bos_id)
+    logits = model(inputs.to(next(model.parameters()).device))
+    likeliest, height = logits.argmax(dim=-1).cpu(), logits.amax(dim=-1).cpu()
+    found = []
+    for number, row in enumerate(rows):
+        _finite(height[number, _before(row)])
+        found.append(float(torch.equal(likeliest[number, _before(row)], inputs[number, 1:][_before(row)])))
+    return found
+
+
+def _before(row: Candidate) -> slice:
+    """The places whose prediction is a token of the span: each token is predicted one place earlier.
+
+    A span that begins with BOS is a whole text that equals the others, so it is
+    no answer; nothing predicts BOS, and the published code finds nothing there.
+    """
+    return slice(row.start - 1, row.stop - 1) if row.start else slice(0, 0)
+
+
+def _padded(rows: Sequence[Candidate], bos_id: int) -> torch.Tensor:
+    """All rows as one (rows, longest) tensor, filled with BOS on the right, where no earlier token sees it."""
+    inputs = torch.full((len(rows), max(len(row.tokens) for row in rows)), bos_id, dtype=torch.int64)
+    for number, row in enumerate(rows):
+        inputs[number, : len(row.tokens)] = torch.from_numpy(row.tokens.astype("int64"))
+    return inputs
+
+
+def _finite(values: torch.Tensor) -> torch.Tensor:
+    if not torch.isfinite(values).all():
+        raise CheckpointError("the model's losses are not finite", "the weights are damaged; use another checkpoint")
+    return values

@@ -1,0 +1,238 @@
+"""The question sets of the CORE metric, read from the published bundle.
+
+Decides what a bundle is (core.yaml, eval_meta_data.csv and eval_data/, in a
+folder or a zip file), which questions are asked and in which order, and what
+is refused: whatever cannot be scored is an error that names file and line, for
+a question left out would be a wrong figure. It knows neither models nor
+tokens. Baselines are in percent, as in the published table.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import random
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from curtail.errors import DataError, NotFound, UsageError
+from nanochat.core_yaml import Item, read_core_yaml
+
+MULTIPLE_CHOICE, SCHEMA, LANGUAGE_MODELING = "multiple_choice", "schema", "language_modeling"
+KINDS = (MULTIPLE_CHOICE, SCHEMA, LANGUAGE_MODELING)
+SHUFFLE_SEED = 1337
+"""Order of the questions before the first ones are taken; nanochat's."""
+DEFAULT_DELIMITER = " "
+
+_REMEDY = "fetch the bundle again, or give a folder of the published form (docs/evaluation.md)"
+_OWN_KEYS = {"label", "icl_task_type", "dataset_uri", "num_fewshot", "continuation_delimiter"}
+_WITHOUT_MEANING = {"has_categories"}  # the published files say it; the metric does not use it
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question: every context with every ending is one possible text, and `gold` is the right one.
+
+    A schema has several contexts, multiple choice several endings, language modelling one of each.
+    """
+
+    line: int  # of its file, from 1
+    contexts: tuple[str, ...]
+    endings: tuple[str, ...]
+    gold: int = 0
+
+    def texts(self, delimiter: str) -> list[str]:
+        """All possible texts, in the order of the file."""
+        return [context + delimiter + ending for context in self.contexts for ending in self.endings]
+
+
+@dataclass(frozen=True, slots=True)
+class CoreTask:
+    """One question set of the metric; its questions are shuffled and cropped already."""
+
+    label: str
+    kind: str  # one of KINDS
+    shots: int  # solved questions before each one
+    delimiter: str  # between a context and its ending
+    baseline: float  # percent that guessing gets right, at least 0 and below 100
+    file: str  # where the questions are
+    questions: tuple[Question, ...]
+
+
+def read_bundle(bundle: Path, max_per_task: int | None = None) -> tuple[CoreTask, ...]:
+    """All question sets of a bundle, in the order of core.yaml.
+
+    Args:
+        bundle: the folder or the zip file; core.yaml may lie one folder further down.
+        max_per_task: questions taken of each set, the first after shuffling; None for all.
+    Raises:
+        UsageError: max_per_task is below 1. NotFound: there is no such bundle.
+        DataError: a file is missing or broken, or something cannot be scored.
+    """
+    if max_per_task is not None and max_per_task < 1:
+        raise UsageError(f"{max_per_task} questions of each set are no evaluation", "give at least 1")
+    root = _root(bundle)
+    listed = read_core_yaml(_text(root / "core.yaml"), str(root / "core.yaml"))
+    baselines = read_baselines(_text(root / "eval_meta_data.csv"), str(root / "eval_meta_data.csv"))
+    tasks: list[CoreTask] = []
+    for number, values in listed:
+        place = f"{root / 'core.yaml'}, line {number}"
+        task = _task(root, values, baselines, place, max_per_task)
+        if task.label in [other.label for other in tasks]:
+            raise DataError(f"{place}: {task.label!r} is listed twice", _REMEDY)
+        tasks.append(task)
+    return tuple(tasks)
+
+
+def read_baselines(text: str, place: str = "eval_meta_data.csv") -> dict[str, float]:
+    """What guessing gets right in each question set, in percent, by label.
+
+    Raises: DataError: no such columns; a baseline that is no number from 0 to below 100.
+    """
+    found: dict[str, float] = {}
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    if missing := [name for name in ("Eval Task", "Random baseline") if name not in (rows.fieldnames or ())]:
+        raise DataError(f"{place} has no column {missing[0]!r}", _REMEDY)
+    for row in rows:
+        try:
+            baseline = float(row["Random baseline"])
+        except (TypeError, ValueError):
+            baseline = math.nan
+        if not 0 <= baseline < 100:
+            wrong = row["Random baseline"]
+            raise DataError(
+                f"{place}, line {rows.line_num}: the baseline of {row['Eval Task']!r} is {wrong!r}", _REMEDY
+            )
+        found[row["Eval Task"]] = baseline
+    return found
+
+
+def read_questions(data: bytes, kind: str, place: str) -> list[Question]:
+    """The questions of a JSONL file, in its order.
+
+    Raises: DataError: no question; a line that is no JSON object with the fields of its kind.
+    """
+    lines = data.split(b"\n")
+    if not lines[-1].strip():
+        lines.pop()  # the last line ends as all others do
+    if not lines:
+        raise DataError(f"{place} holds no question", _REMEDY)
+    questions = []
+    for number, line in enumerate(lines, 1):
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError):
+            raise DataError(f"{place}, line {number} is not JSON", _REMEDY) from None
+        try:
+            questions.append(_question(values, kind, number))
+        except ValueError as error:
+            raise DataError(f"{place}, line {number}: {error}", _REMEDY) from None
+    return questions
+
+
+def _root(bundle: Path) -> Path | zipfile.Path:
+    """The folder that holds core.yaml, inside `bundle` or one below."""
+    root: Path | zipfile.Path = bundle
+    if not bundle.exists():
+        raise NotFound(f"there is no CORE bundle {bundle}", "give the folder or the zip file that was published")
+    if not bundle.is_dir():
+        try:
+            root = zipfile.Path(bundle)
+        except (OSError, zipfile.BadZipFile):
+            raise DataError(f"{bundle} is neither a folder nor a zip file", _REMEDY) from None
+    for folder in (root, *sorted((child for child in root.iterdir() if child.is_dir()), key=str)):
+        if (folder / "core.yaml").is_file():
+            return folder
+    raise DataError(f"there is no core.yaml in {bundle}", _REMEDY)
+
+
+def _bytes(path: Path | zipfile.Path) -> bytes:
+    try:
+        if not path.is_file():
+            raise DataError(f"{path} is missing", _REMEDY)
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}", "check its rights") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
+        raise DataError(f"{path} cannot be unpacked", _REMEDY) from None
+
+
+def _text(path: Path | zipfile.Path) -> str:
+    try:
+        return _bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not UTF-8 text", _REMEDY) from None
+
+
+def _task(
+    root: Path | zipfile.Path, values: Item, baselines: dict[str, float], place: str, most: int | None
+) -> CoreTask:
+    """The question set that one item of core.yaml describes, with its questions."""
+    if unknown := sorted(values.keys() - _OWN_KEYS - _WITHOUT_MEANING):
+        raise DataError(f"{place}: the key {unknown[0]!r} is unknown and might change the prompts", _REMEDY)
+    words = {}
+    for name in ("label", "icl_task_type", "dataset_uri", "continuation_delimiter"):
+        word = values.get(name, DEFAULT_DELIMITER if name == "continuation_delimiter" else None)
+        if not isinstance(word, str):
+            raise DataError(f"{place}: {name} is {'missing' if word is None else 'no text'}", _REMEDY)
+        words[name] = word
+    label, kind, uri = words["label"], words["icl_task_type"], PurePosixPath(words["dataset_uri"])
+    if kind not in KINDS:
+        raise DataError(f"{place}: {label} is of the unknown type {kind!r}", f"the types are {', '.join(KINDS)}")
+    shots = values.get("num_fewshot")
+    # a bool is an int for Python, but not here
+    if not isinstance(shots, list) or len(shots) != 1 or type(shots[0]) is not int or shots[0] < 0:
+        raise DataError(f"{place}: num_fewshot of {label} is not a list of one whole number", _REMEDY)
+    if uri.is_absolute() or ".." in uri.parts:
+        raise DataError(f"{place}: dataset_uri of {label} leaves the bundle", _REMEDY)
+    if label not in baselines:
+        raise DataError(f"eval_meta_data.csv in {root} has no baseline for {label!r}", _REMEDY)
+    path = root / "eval_data" / str(uri)
+    questions = read_questions(_bytes(path), kind, str(path))
+    random.Random(SHUFFLE_SEED).shuffle(questions)
+    questions = questions[:most]
+    if len(questions) <= shots[0]:
+        raise DataError(
+            f"{label} has {len(questions)} questions, too few to put {shots[0]} solved ones before each",
+            "take more questions of each set, or use the whole bundle",
+        )
+    delimiter = words["continuation_delimiter"]
+    return CoreTask(label, kind, shots[0], delimiter, baselines[label], str(path), tuple(questions))
+
+
+def _question(values: object, kind: str, line: int) -> Question:
+    """Raises ValueError with what is wrong."""
+    if not isinstance(values, dict):
+        raise ValueError("it is not a JSON object")
+    if kind == LANGUAGE_MODELING:
+        # some published contexts end in white space, which would melt into the first token of the answer
+        return Question(line, (_string(values, "context").strip(),), (_string(values, "continuation"),))
+    contexts: tuple[str, ...]
+    endings: tuple[str, ...]
+    if kind == MULTIPLE_CHOICE:
+        contexts, endings = (_string(values, "query"),), _strings(values, "choices")
+    else:
+        contexts, endings = _strings(values, "context_options"), (_string(values, "continuation"),)
+    gold, options = values.get("gold"), max(len(contexts), len(endings))
+    if type(gold) is not int or not 0 <= gold < options:
+        raise ValueError(f"gold is {gold!r}, not a number from 0 to {options - 1}")
+    return Question(line, contexts, endings, gold)
+
+
+def _string(values: dict[str, object], name: str) -> str:
+    value = values.get(name)
+    if not isinstance(value, str):
+        raise ValueError(f"the field {name!r} is {'no text' if name in values else 'missing'}")
+    return value
+
+
+def _strings(values: dict[str, object], name: str) -> tuple[str, ...]:
+    value = values.get(name)
+    if not isinstance(value, list) or len(value) < 2 or not all(isinstance(one, str) for one in value):
+        what = "no list of at least two texts" if name in values else "missing"
+        raise ValueError(f"the field {name!r} is {what}")
+    return tuple(value)

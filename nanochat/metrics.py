@@ -1,0 +1,93 @@
+"""The record of a training run: a line of JSON for each step, and W&B beside it if asked.
+
+Decides the form of OUT/metrics.jsonl: each step once, in order, also after a kill
+and a resume, because lines beyond the checkpoint that a run goes on from are
+dropped. Lines are written at once and not made durable: they can be made again
+by training. Units are in the names of the fields, losses in nats per token.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import math
+from pathlib import Path
+from typing import IO, Any
+
+from curtail.disk import Disk, disk_error
+from curtail.errors import UsageError
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def require_wandb() -> None:
+    """Raises: UsageError: the package wandb is not installed."""
+    if importlib.util.find_spec("wandb") is None:
+        raise UsageError(
+            "--wandb needs the package wandb, which is not installed",
+            f"install it with `pip install wandb`, or leave out --wandb: {METRICS_FILE} is always written",
+        )
+
+
+def read_metrics(out: Path) -> list[dict[str, Any]]:
+    """The whole lines of a run's record, oldest first; a torn line at the end is left out."""
+    try:
+        lines = (out / METRICS_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise disk_error("read", out / METRICS_FILE, error) from error
+    found = []
+    for line in lines:
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict) and isinstance(value.get("step"), int):
+            found.append(value)
+    return found
+
+
+class Metrics:
+    """The open record of a run; on rank 0 only.
+
+    Args:
+        after: the step that the run goes on from; later lines are dropped.
+        wandb: also send everything to W&B, with `settings` as the run's configuration.
+    Raises: DiskError; UsageError: wandb is asked for and not installed.
+    """
+
+    def __init__(self, out: Path, after: int, disk: Disk, *, wandb: bool, settings: dict[str, Any]) -> None:
+        self._path = out / METRICS_FILE
+        kept = [line for line in read_metrics(out) if line["step"] <= after]
+        disk.replace("METRICS", self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._file: IO[str] = self._open()
+        self._run: Any = None
+        if wandb:
+            require_wandb()
+            wandb_module: Any = importlib.import_module("wandb")
+            self._run = wandb_module.init(project="curtail", name=out.resolve().name, config=settings, dir=str(out))
+
+    def _open(self) -> IO[str]:
+        try:
+            return open(self._path, "a", encoding="utf-8")
+        except OSError as error:
+            raise disk_error("write", self._path, error) from error
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Add a line; a number that is not finite becomes null. Raises: DiskError."""
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+        try:
+            self._file.write(json.dumps(clean) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise disk_error("write", self._path, error) from error
+        if self._run is not None:
+            self._run.log({k: v for k, v in clean.items() if v is not None}, step=line["step"])
+
+    def close(self) -> None:
+        """Close the file, and the W&B run."""
+        self._file.close()
+        if self._run is not None:
+            self._run.finish()
