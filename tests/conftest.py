@@ -30,6 +30,11 @@ from controller.store import Store
 from curtail import wire
 from curtail.errors import WireError
 
+if not Path("/dev/nvidia0").exists():
+    # torch imports it on the first step of any optimizer of its own. Without a GPU that costs seconds and serves
+    # nothing, and its bindings print complaints after pytest's closing line.
+    sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
+
 settings.register_profile("curtail", max_examples=int(os.environ.get("CURTAIL_EXAMPLES", "100")), deadline=None)
 settings.load_profile("curtail")
 
