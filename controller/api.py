@@ -30,6 +30,7 @@ from curtail.wire import PART_BYTES
 log = logging.getLogger("curtail.api")
 
 Result = TypeVar("Result")
+Body = TypeVar("Body")
 
 STATUS_OF: tuple[tuple[type[CurtailError], int], ...] = (
     (WireError, 400),
@@ -62,6 +63,14 @@ def create_app(
             raise AuthError("this request needs a credential", "join with a join token first")
         return await transact(lambda tx: service.authenticate(tx, credential.strip()))
 
+    async def answer(
+        request: Request, kind: type[Body], use_case: Callable[[Transaction, SiteRow, Body], Any]
+    ) -> Response:
+        """What `use_case` says to a site's message of this kind."""
+        who = await asked_by(request)
+        body = wire.decode(kind, await _body(request))
+        return _json(await transact(lambda tx: use_case(tx, who, body)))
+
     @app.post(wire.JOIN)
     async def join(request: Request) -> Response:
         body = wire.decode(wire.JoinRequest, await _body(request))
@@ -69,15 +78,11 @@ def create_app(
 
     @app.post(wire.HEARTBEAT)
     async def heartbeat(request: Request) -> Response:
-        who = await asked_by(request)
-        body = wire.decode(wire.Heartbeat, await _body(request))
-        return _json(await transact(lambda tx: service.heartbeat(tx, who, body)))
+        return await answer(request, wire.Heartbeat, service.heartbeat)
 
     @app.post(wire.LEAVE)
     async def leave(request: Request) -> Response:
-        who = await asked_by(request)
-        body = wire.decode(wire.LeaveRequest, await _body(request))
-        return _json(await transact(lambda tx: service.leave(tx, who, body)))
+        return await answer(request, wire.LeaveRequest, service.leave)
 
     @app.get(wire.RUN)
     async def run(request: Request) -> Response:
@@ -86,21 +91,15 @@ def create_app(
 
     @app.post(wire.CHECKOUT)
     async def checkout(request: Request) -> Response:
-        who = await asked_by(request)
-        body = wire.decode(wire.CheckoutRequest, await _body(request))
-        return _json(await transact(lambda tx: service.checkout(tx, who, body)))
+        return await answer(request, wire.CheckoutRequest, service.checkout)
 
     @app.post(wire.PROGRESS)
     async def progress(request: Request) -> Response:
-        who = await asked_by(request)
-        body = wire.decode(wire.Progress, await _body(request))
-        return _json(await transact(lambda tx: service.progress(tx, who, body)))
+        return await answer(request, wire.Progress, service.progress)
 
     @app.post(wire.COMMIT)
     async def commit(request: Request) -> Response:
-        who = await asked_by(request)
-        body = wire.decode(wire.CommitRequest, await _body(request))
-        return _json(await transact(lambda tx: service.commit(tx, who, body)))
+        return await answer(request, wire.CommitRequest, service.commit)
 
     @app.post(wire.BLOBS)
     async def offer(request: Request) -> Response:
