@@ -1,10 +1,9 @@
 """Causal self-attention with rotary positions, normalised queries and keys, shared key heads.
 
-Decides how tokens look at each other. The kernel is torch's scaled dot-product
-attention, which picks a flash kernel where there is one; a layer whose window
-is shorter than the input gives it an explicit mask. What a layer remembers for
-later tokens is kept here too. Shapes: B inputs, T tokens, H query heads, D head
-width.
+Decides how tokens look at each other. The kernel is one of `nanochat.kernels`:
+torch's own choice until another is set, and always where a cache is used. What a
+layer remembers for later tokens is kept here too. Shapes: B inputs, T tokens, H
+query heads, D head width.
 """
 
 from __future__ import annotations
@@ -13,17 +12,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nanochat import fp8, kernels
 from nanochat.presets import GPTConfig
 
 
 class Linear(nn.Module):
-    """A matrix without bias. Weights stay fp32 and are cast to the input's dtype for the product."""
+    """A matrix without bias. Weights stay fp32 and are cast to the input's dtype for the product.
+
+    With `fp8` set (`nanochat.fp8.enable`) training multiplies in 8-bit floats.
+    """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
+        self.fp8 = False
         self.weight = nn.Parameter(torch.empty(outputs, inputs, dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.fp8 and self.training:
+            return fp8.linear(x, self.weight)
         return F.linear(x, self.weight.to(x.dtype))
 
 
@@ -83,6 +89,7 @@ class Attention(nn.Module):
         super().__init__()
         self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.n_kv_head, config.head_dim
         self.window = window
+        self.attend: kernels.Attend = kernels.plain
         # scaling queries and keys is scaling their products; None is 1/sqrt(D)
         self.scale = None if config.qk_scale == 1.0 else config.qk_scale**2 / self.head_dim**0.5
         kv_width = config.n_kv_head * config.head_dim
@@ -110,27 +117,9 @@ class Attention(nn.Module):
             v = v + gate[..., None] * embeds.view_as(v)
         q, k = norm(rotate(q, cos, sin)), norm(rotate(k, cos, sin))
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        attend = self.attend
         if cache is not None:
             k, v = cache.extend(k, v)
-            if length == 1:  # one query sees all that its window holds: no mask, and nothing else is read
-                k, v = k[:, :, -self.window - 1 :], v[:, :, -self.window - 1 :]
-        seen = k.size(2)
-        shared = self.n_head != self.n_kv_head
-        mask = None
-        if length > 1 and (self.window < seen or seen > length):
-            mask = _window_mask(length, seen, self.window, x.device)
-        causal = length > 1 and mask is None
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale, enable_gqa=shared
-        )
+            attend = kernels.plain
+        y = attend(q, k, v, self.window, self.scale)
         return self.c_proj(y.transpose(1, 2).reshape(batch, length, width))
-
-
-def _window_mask(queries: int, keys: int, window: int, device: torch.device) -> Tensor:
-    """True where a query may see a key: that of its own position or up to `window` before. (queries, keys).
-
-    The queries are at the last positions of the keys.
-    """
-    position = torch.arange(keys, device=device)
-    back = position[keys - queries :, None] - position[None, :]
-    return (back >= 0) & (back <= window)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nanochat.attention import Attention, LayerCache, Linear, norm, rotary_tables
-from nanochat.loss import cross_entropy, softcapped_logits
+from nanochat.kernels import Attend
+from nanochat.loss import cross_entropy, softcapped_logits, whole_cross_entropy
 from nanochat.presets import SMEAR_CHANNELS, GPTConfig
 
 
@@ -83,6 +84,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.compute_dtype = compute_dtype
+        self.fused_loss = True  # false: all logits at once, to compare with
         self.embed_layers = config.value_embed_layers()
         blocks = nn.ModuleList(
             [Block(config, window, layer in self.embed_layers) for layer, window in enumerate(config.windows())]
@@ -143,6 +145,11 @@ class GPT(nn.Module):
                 values.uniform_(-wide, wide, generator=generator)
             parameter.copy_(values)
 
+    def use_attention(self, attend: Attend) -> None:
+        """Let all layers attend with this kernel; a pass with a cache stays with torch's own choice."""
+        for block in self.transformer["h"]:  # type: ignore[attr-defined]
+            block.attn.attend = attend
+
     def forward(
         self, idx: Tensor, targets: Tensor | None = None, reduction: str = "mean", cache: Cache | None = None
     ) -> Tensor:
@@ -186,6 +193,8 @@ class GPT(nn.Module):
         if targets is None:
             return softcapped_logits(x, self.lm_head.weight, vocab, softcap)
         flat = x.reshape(-1, x.size(-1))
+        if not self.fused_loss and reduction == "mean":
+            return whole_cross_entropy(flat, self.lm_head.weight, targets.reshape(-1), vocab, softcap)
         loss = cross_entropy(flat, self.lm_head.weight, targets.reshape(-1), vocab, softcap, reduction)
         return loss.view_as(targets) if reduction == "none" else loss
 

@@ -57,6 +57,13 @@ def cross_entropy(
     return total / (targets >= 0).sum().clamp(min=1)
 
 
+def whole_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, softcap: float) -> Tensor:
+    """The mean of `cross_entropy` from all logits at once, as torch does it: what the blocks are measured against."""
+    logits = softcapped_logits(hidden, weight, vocab_size, softcap)
+    total = F.cross_entropy(logits, targets.clamp(min=-1), ignore_index=-1, reduction="sum")
+    return total / (targets >= 0).sum().clamp(min=1)
+
+
 def _at_least_fp32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 

@@ -1,26 +1,32 @@
 """How fast a model trains on the machine at hand: tokens per second, utilisation, memory.
 
 Decides what is measured: whole optimizer steps on made-up tokens, without data,
-checkpoints or scores, the median over the steps after two that warm up. Speed
-does not depend on which tokens they are. Units: tokens, seconds, MiB.
+checkpoints or scores, the median over the steps after two that warm up; of one
+attention backend, or of all, one after the other. Speed does not depend on which
+tokens they are. Units: tokens, seconds, MiB.
 """
 
 from __future__ import annotations
 
+import gc
 import itertools
 import resource
 import statistics
 import sys
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from curtail.clock import Clock
+from curtail.errors import ConfigError
+from nanochat.acceleration import accelerate
 from nanochat.batchsize import device_batch
-from nanochat.device import choose_device, compute_dtype, join_ranks, leave_ranks, ranks_from_environment
+from nanochat.device import Ranks, choose_device, compute_dtype, join_ranks, leave_ranks, ranks_from_environment
 from nanochat.gpt import GPT
+from nanochat.kernels import BACKENDS
 from nanochat.optim import MuonAdamW
 from nanochat.peaks import utilisation
 from nanochat.presets import GPTConfig, flops_per_token, parameter_count
@@ -29,6 +35,21 @@ from nanochat.schedule import Schedule
 from nanochat.train import MicroBatch, StepBatches, inner_steps
 
 WARM_UP = 2  # steps: allocation, autotuning, compilation
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What shall be measured."""
+
+    steps: int  # after the warm-up
+    batch_samples: int  # of one step over all ranks
+    device_batch_samples: int = 0  # per pass; 0: found
+    threads: int = 0  # of this rank; 0: torch's own choice
+    compiled: bool | None = None  # None: on CUDA only
+    attention: str = "auto"
+    fp8: bool = False
+    fused_loss: bool = True  # false: all logits at once
+    device: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +66,23 @@ class Speed:
     seconds_per_step: float  # median
     tok_s: float  # of all ranks together, at the median step
     tflop_s: float  # likewise
-    mfu: float | None  # None: no peak is known for this device
+    mfu: float | None  # of the bf16 peak, also with fp8; None: no peak is known for this device
     peak_memory_mib: float  # of rank 0: allocated on CUDA, resident on a CPU
     compiled: bool
+    attention: str
+    windows: str  # see `backends.Choice`
+    refused: dict[str, str]  # attention backends that come first and do not work, and why
+    fp8: bool
+    loss: str
     torch: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotMeasured:
+    """An attention backend that was not measured."""
+
+    attention: str
+    reason: str
 
 
 class _MadeUp:
@@ -64,72 +98,99 @@ class _MadeUp:
         return rows[:, :-1].copy(), rows[:, 1:].copy()
 
 
-def measure_speed(
-    config: GPTConfig,
-    *,
-    steps: int,
-    batch_samples: int,
-    device_batch_samples: int,
-    threads: int,
-    compiled: bool | None,
-    clock: Clock,
-    device_name: str = "auto",
-) -> Speed:
-    """Train `steps` steps, after `WARM_UP` more, on this process's ranks.
+def measure_speed(config: GPTConfig, asked: Asked, clock: Clock) -> Speed:
+    """Train as `asked` on this process's ranks.
 
-    Args:
-        batch_samples: of one step over all ranks. device_batch_samples: per pass; 0: found.
-        threads: of this rank; 0: torch's own choice. compiled: None: on CUDA only.
-    Raises: ConfigError: no such device; a batch that does not split over the ranks.
+    Raises: ConfigError: no such device; a batch that does not split over the ranks; an attention backend
+        or fp8 that does not work here.
     """
-    if threads:
-        torch.set_num_threads(threads)
+    with _ranks(asked) as (device, ranks):
+        return _measured(config, asked, device, ranks, clock)
+
+
+def measure_backends(config: GPTConfig, asked: Asked, clock: Clock) -> list[Speed | NotMeasured]:
+    """The same with every attention backend for the device, in the order of the table.
+
+    Raises: ConfigError: as `measure_speed`, but for backends that do not work.
+    """
+    found: list[Speed | NotMeasured] = []
+    with _ranks(asked) as (device, ranks):
+        for backend in BACKENDS[device.type]:
+            try:
+                found.append(_measured(config, replace(asked, attention=backend.name), device, ranks, clock))
+            except (ConfigError, torch.OutOfMemoryError) as error:
+                reason = error.message if isinstance(error, ConfigError) else "it does not fit into this GPU's memory"
+                found.append(NotMeasured(backend.name, reason))
+            finally:
+                _forget(device)
+    return found
+
+
+@contextmanager
+def _ranks(asked: Asked) -> Iterator[tuple[torch.device, Ranks]]:
+    if asked.threads:
+        torch.set_num_threads(asked.threads)
     place = ranks_from_environment()
-    device = choose_device(device_name, place.local_rank)
-    ranks = join_ranks(device)
+    device = choose_device(asked.device, place.local_rank)
     try:
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        model = GPT(config, compute_dtype(device)).to(device)
-        model.init_weights(1)
-        use = compiled if compiled is not None else device.type == "cuda"
-        net = cast(GPT, torch.compile(model, dynamic=False)) if use else model
-        tokens = batch_samples * config.sequence_len
-        optimizer = MuonAdamW(model, config, tokens, Recipe())
-        most = max(1, batch_samples // ranks.ranks)
-        per_pass = device_batch_samples or device_batch(net, config, config.sequence_len, most, device)
-        batches = StepBatches(
-            _MadeUp(config), start=0, stop=(WARM_UP + steps) * batch_samples, batch_samples=batch_samples,
-            device_batch=min(per_pass, most), rank=ranks.rank, ranks=ranks.ranks,
-        )  # fmt: skip
-        marks: list[float] = []
-        inner_steps(
-            net, optimizer, Schedule(tokens * (WARM_UP + steps), tokens), batches, tokens_before=0,
-            tokens_per_step=tokens, until=lambda step: False, on_step=lambda *_: marks.append(clock.monotonic()),
-            device=device,
-        )  # fmt: skip
+        yield device, join_ranks(device)
     finally:
         leave_ranks()
-    measured = marks[WARM_UP - 1 :]
-    seconds = statistics.median(after - before for before, after in itertools.pairwise(measured))
+
+
+def _forget(device: torch.device) -> None:
+    """Give back what a measurement took, so that the next one starts alike."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.compiler.reset()
+        torch.cuda.empty_cache()
+
+
+def _measured(config: GPTConfig, asked: Asked, device: torch.device, ranks: Ranks, clock: Clock) -> Speed:
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    model = GPT(config, compute_dtype(device)).to(device)
+    model.init_weights(1)
+    model.fused_loss = asked.fused_loss
+    fast = accelerate(model, device, attention=asked.attention, fp8=asked.fp8, compiled=asked.compiled)
+    tokens = asked.batch_samples * config.sequence_len
+    optimizer = MuonAdamW(model, config, tokens, Recipe())
+    most = max(1, asked.batch_samples // ranks.ranks)
+    per_pass = asked.device_batch_samples or device_batch(fast.net, config, config.sequence_len, most, device)
+    steps = WARM_UP + asked.steps
+    batches = StepBatches(
+        _MadeUp(config), start=0, stop=steps * asked.batch_samples, batch_samples=asked.batch_samples,
+        device_batch=min(per_pass, most), rank=ranks.rank, ranks=ranks.ranks,
+    )  # fmt: skip
+    marks: list[float] = []
+    inner_steps(
+        fast.net, optimizer, Schedule(tokens * steps, tokens), batches, tokens_before=0, tokens_per_step=tokens,
+        until=lambda step: False, on_step=lambda *_: marks.append(clock.monotonic()), device=device,
+    )  # fmt: skip
+    seconds = statistics.median(after - before for before, after in itertools.pairwise(marks[WARM_UP - 1 :]))
     rate = tokens / max(1e-9, seconds)
     work = flops_per_token(config)
-    cuda = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if cuda else None
     return Speed(
         device=name or "cpu",
         ranks=ranks.ranks,
         parameters=parameter_count(config),
         sequence_len=config.sequence_len,
-        batch_samples=batch_samples,
+        batch_samples=asked.batch_samples,
         device_batch_samples=min(per_pass, most),
-        steps=steps,
+        steps=asked.steps,
         seconds_per_step=seconds,
         tok_s=rate,
         tflop_s=rate * work / 1e12,
         mfu=utilisation(rate, work, name, ranks.ranks),
         peak_memory_mib=torch.cuda.max_memory_allocated(device) / 2**20 if cuda else _resident_mib(),
-        compiled=use,
+        compiled=fast.compiled,
+        attention=fast.choice.backend.name,
+        windows=fast.choice.windows,
+        refused=dict(fast.choice.refused),
+        fp8=bool(fast.fp8_layers),
+        loss="fused" if asked.fused_loss else "plain",
         torch=torch.__version__,
     )
 
