@@ -3,8 +3,8 @@
 Decides what a site uploads and a controller broadcasts, and how a weight set
 takes it up. A delta is base minus local, so the update is base minus delta.
 Every operation is one correctly rounded float32 step (never a fused multiply-
-add), so that all machines that apply one delta hold the same digest. Codecs:
-`fp32`, and `int8` with one scale per matrix row. No torch.
+add), so that all machines that apply one delta hold the same digest. The forms
+of the arrays are in `nanochat.codecs`. No torch.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from pathlib import Path
 import numpy as np
 
 from curtail.disk import Disk
-from curtail.errors import CheckpointError, ConfigError
+from curtail.errors import CheckpointError
+from nanochat import codecs
+from nanochat.codecs import CODECS as CODECS
 from nanochat.weights import Shapes, Weights, check_shapes, read_tensors, write_tensors
 
-CODECS = ("fp32", "int8")
 FORMAT = "curtail-delta-1"
-_QUANTISED, _SCALE = ":int8", ":scale"  # endings of the two arrays that stand for one matrix
-_BLOCK = 2**16  # elements treated at once: intermediate results then stay in the processor's cache
+DECAY = 0.9
+"""How much of what the last encoding lost is added to the next one (MuLoCo, arXiv 2505.23725)."""
+
 _OTHER_MODEL = "use deltas of the same model and codec"
 
 Encoded = dict[str, np.ndarray]
@@ -39,62 +41,111 @@ def difference(base: Mapping[str, np.ndarray], local: Mapping[str, np.ndarray]) 
 
 
 def encode(delta: Mapping[str, np.ndarray], codec: str) -> Encoded:
-    """The arrays that travel for a delta.
+    """The arrays that travel for a delta, in the forms of `codecs.form_of`.
 
-    `int8` stores a matrix as round(value / scale) with scale = max |row| / 127, so
-    that a value is off by at most half a scale; other arrays stay float32.
     Raises: ConfigError: no such codec. CheckpointError: not float32, or not finite.
     """
-    if codec not in CODECS:
-        raise ConfigError(f"there is no delta codec {codec!r}", f"use one of {', '.join(CODECS)}")
+    return encode_with_feedback(delta, codec, None, 0.0)[0]
+
+
+def encode_with_feedback(
+    delta: Mapping[str, np.ndarray], codec: str, residual: Mapping[str, np.ndarray] | None, decay: float = DECAY
+) -> tuple[Encoded, Encoded]:
+    """Encode a delta plus `decay` times what the last encoding lost, and say what this one lost.
+
+    Only int4 loses enough for this to matter (benchmarks/aggregate.md); other forms have no residual.
+    Args:
+        residual: what the last call returned, or None at the start. It is itself an encoded delta (int8, so
+            a quarter of the weights in memory and, with `write_delta`, on disk), of the arrays coded int4.
+        decay: 0: residuals are neither used nor made.
+    Returns: the encoded delta, and the new residual, empty if no array is int4. It counts from when the delta
+        was merged: if that is refused, the residual from before is the one to go on with.
+    Raises: ConfigError: no such codec. CheckpointError: not float32, not finite, or a residual of other shapes.
+    """
     encoded: Encoded = {}
+    lost: Encoded = {}
     for name in sorted(delta):
         array = delta[name]
         if array.dtype != np.float32:
             raise CheckpointError(f"{name} is {array.dtype}, not float32", "convert the weights first")
-        if codec == "fp32" or array.ndim != 2 or array.size == 0:
-            _refuse_non_finite(name, array)
+        form = codecs.form_of(name, array.shape, codec)
+        if form == "fp32":
+            codecs.refuse_non_finite(name, array)
             encoded[name] = array
             continue
-        encoded[name + _QUANTISED], encoded[name + _SCALE] = _quantise(name, array)
-    return encoded
+        encoded |= _places(name, array.shape, form)
+        if keep := decay > 0 and has_residual(form):
+            lost |= _places(name, array.shape, "int8")
+        for rows in _blocks(array.shape):
+            block = array[rows]
+            if keep and residual:
+                block = add_residual(name, block, residual, array.shape, rows, decay)
+            values, scale = codecs.quantise(name, block, form)
+            put_rows(encoded, name, form, rows, values, scale)
+            if keep:
+                put_rows(lost, name, "int8", rows, *what_was_lost(name, block, values, scale, form))
+    return encoded, lost
 
 
-def _quantise(name: str, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    quantised = np.empty(matrix.shape, np.int8)
-    scales = np.empty(len(matrix), np.float32)
-    height = max(1, _BLOCK // matrix.shape[1])
-    for start in range(0, len(matrix), height):
-        rows = slice(start, start + height)
-        block = matrix[rows]
-        largest = np.maximum(block.max(axis=1), -block.min(axis=1))
-        _refuse_non_finite(name, largest)
-        scale = largest / np.float32(127.0)
-        # a row so small that its scale is not a normal number counts as zero: division by it would be inexact
-        scale[scale < np.finfo(np.float32).tiny] = 0.0
-        steps = block / np.where(scale > 0, scale, np.float32(1.0))[:, None]
-        steps = np.clip(np.rint(steps, out=steps), -127, 127, out=steps)
-        steps[scale == 0] = 0.0
-        quantised[rows], scales[rows] = steps.astype(np.int8), scale
-    return quantised, scales
+def has_residual(form: str) -> bool:
+    """Whether arrays of this form carry what they lost over to the next delta."""
+    return form == "int4"
 
 
-def _refuse_non_finite(name: str, array: np.ndarray) -> None:
-    if not np.isfinite(array).all():
-        raise CheckpointError(f"{name} holds values that are not finite", "start the round again from its base")
+def add_residual(
+    name: str, block: np.ndarray, residual: Mapping[str, np.ndarray], shape: tuple[int, ...], rows: slice, decay: float
+) -> np.ndarray:
+    """Rows of a delta plus `decay` times the same rows of a residual.
+
+    Raises: CheckpointError: the residual is of another model.
+    """
+    form, values, scale = codecs.parts_in(residual, name)
+    if form != "int8" or values.shape != shape:
+        raise CheckpointError(f"the residual of {name} does not fit", "delete it; only what it held is lost")
+    assert scale is not None
+    carried = codecs.restore(values[rows], scale[rows], form, np.empty(block.shape, np.float32))
+    np.multiply(carried, np.float32(decay), out=carried)
+    return np.add(block, carried, out=carried)
+
+
+def what_was_lost(
+    name: str, block: np.ndarray, values: np.ndarray, scale: np.ndarray | None, form: str
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Rows minus what their encoding decodes to, as int8."""
+    lost = codecs.restore(values, scale, form, np.empty(block.shape, np.float32))
+    return codecs.quantise(name, np.subtract(block, lost, out=lost), "int8")
+
+
+def _places(name: str, shape: tuple[int, ...], form: str) -> Encoded:
+    return {key: np.empty(size, kind) for key, (kind, size) in codecs.parts_of(name, shape, form).items()}
+
+
+def put_rows(encoded: Encoded, name: str, form: str, rows: slice, values: np.ndarray, scale: np.ndarray | None) -> None:
+    """Put encoded rows of one array in their place."""
+    encoded[name + codecs.ENDINGS[form]][rows] = values
+    if scale is not None:
+        encoded[name + codecs.SCALE][rows] = scale
+
+
+def _blocks(shape: tuple[int, ...]) -> Iterator[slice]:
+    height = codecs.height(shape)
+    return (slice(start, start + height) for start in range(0, shape[0], height))
 
 
 def decode(encoded: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-    """Each name with its float32 values, in name order, one matrix at a time.
+    """Each name with its float32 values, in name order, one array at a time.
 
     Raises: CheckpointError: the arrays do not belong together.
     """
-    for name in _names(encoded):
-        if name in encoded:
-            yield name, encoded[name]
-        else:
-            quantised, scale = encoded[name + _QUANTISED], encoded[name + _SCALE]
-            yield name, np.multiply(quantised, scale[:, None], dtype=np.float32)
+    for name in names(encoded):
+        form, values, scale = codecs.parts_in(encoded, name)
+        if form == "fp32":
+            yield name, values
+            continue
+        out = np.empty(codecs.shape_of(values, form), np.float32)
+        for rows in _blocks(out.shape):
+            codecs.restore(values[rows], None if scale is None else scale[rows], form, out[rows])
+        yield name, out
 
 
 def apply_update(
@@ -123,59 +174,64 @@ def apply_update(
 
 
 def write_delta(path: Path, encoded: Mapping[str, np.ndarray], disk: Disk, op: str) -> None:
-    """Write an encoded delta as safetensors, durably; equal deltas give equal bytes.
+    """Write an encoded delta or residual as safetensors, durably; equal deltas give equal bytes.
 
     Raises: DiskError.
     """
     write_tensors(path, encoded, disk, op, {"format": FORMAT})
 
 
-def read_delta(path: Path, expect: Shapes | None = None) -> Encoded:
-    """The encoded delta in a file, as read-only arrays that map the file.
+def read_delta(path: Path, expect: Shapes | None = None, codec: str | None = None) -> Encoded:
+    """The encoded delta in a file, as read-only arrays that map it, every scale and value checked.
 
-    Scales and quantised values are checked; float32 parts only for their type
-    (`all_finite` looks at their values).
-    Args: expect: names and shapes of the decoded delta.
+    fp32 parts are checked for their type only (`all_finite` looks at their values).
+    Args:
+        expect: names and shapes of the decoded delta.
+        codec: how it must be coded; None: any way.
     Raises: CheckpointError: the first thing that is wrong. NotFound: no such file.
     """
+    encoded = open_delta(path, expect, codec)
+    for name in names(encoded):
+        check_values(encoded, name)
+    return encoded
+
+
+def open_delta(path: Path, expect: Shapes | None = None, codec: str | None = None) -> Encoded:
+    """As `read_delta`, but only names, types and shapes are checked; the values are not read."""
     encoded, metadata = read_tensors(path)
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a delta file of this version", f"its format must be {FORMAT}")
     shapes = {}
-    for name in _names(encoded):
-        part = encoded.get(name + _QUANTISED, encoded.get(name))
-        assert part is not None
-        shapes[name] = part.shape
-        if name + _SCALE in encoded:
-            scale = encoded[name + _SCALE]
-            if not (np.isfinite(scale).all() and (scale >= 0).all() and part.min(initial=0) >= -127):
-                raise CheckpointError(f"{name} in {path} holds a value that no encoder writes", "refuse this delta")
+    for name in names(encoded):
+        form, values, _ = codecs.parts_in(encoded, name)
+        shapes[name] = codecs.shape_of(values, form)
+        if codec is not None and form != (wanted := codecs.form_of(name, shapes[name], codec)):
+            raise CheckpointError(f"{name} in {path} is coded as {form}, {codec} makes it {wanted}", _OTHER_MODEL)
     if expect is not None:
         check_shapes(shapes, expect, str(path))
     return encoded
 
 
-def _names(encoded: Mapping[str, np.ndarray]) -> list[str]:
-    """The names of the decoded delta, in order, after a check that parts and types fit."""
-    names = []
-    for key in sorted(encoded):
-        name = key.removesuffix(_QUANTISED).removesuffix(_SCALE)
-        quantised, scale, plain = (encoded.get(name + ending) for ending in (_QUANTISED, _SCALE, ""))
-        if plain is not None:
-            fits = quantised is None and scale is None and plain.dtype == np.float32
-        else:
-            fits = (
-                quantised is not None
-                and scale is not None
-                and quantised.dtype == np.int8
-                and scale.dtype == np.float32
-                and quantised.ndim == 2
-                and scale.shape == quantised.shape[:1]
-            )
-        if not fits:
-            raise CheckpointError(f"the parts of {name} do not make one delta", _OTHER_MODEL)
-        names.append(name)
-    return sorted(set(names))
+def names(encoded: Mapping[str, np.ndarray]) -> list[str]:
+    """The names of the decoded delta, in order."""
+    return sorted({codecs.split(key)[0] for key in encoded})
+
+
+def check_values(encoded: Mapping[str, np.ndarray], name: str) -> float:
+    """The sum of squares of one decoded array, after a check that an encoder can have written it.
+
+    It is not finite if a value is not. Reads the array once, in blocks.
+    Raises: CheckpointError: no encoder writes that.
+    """
+    form, values, scale = codecs.parts_in(encoded, name)
+    if form == "fp32":
+        return _squares(values)
+    total = 0.0
+    for rows in _blocks(values.shape):
+        part = None if scale is None else scale[rows]
+        codecs.check(name, values[rows], part, form)
+        total += codecs.squares(values[rows], part, form)
+    return total
 
 
 def all_finite(arrays: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]]) -> bool:
@@ -187,13 +243,16 @@ def all_finite(arrays: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray
 def norm(arrays: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]]) -> float:
     """Root of the sum of all squares, summed in float64; not finite if a value is not."""
     pairs = arrays.items() if isinstance(arrays, Mapping) else arrays
-    total = 0.0
-    for _, array in pairs:
-        flat = array.reshape(-1)
-        for start in range(0, flat.size, _BLOCK):
-            wide = flat[start : start + _BLOCK].astype(np.float64)
-            total += float(np.dot(wide, wide))
+    total = sum((_squares(array) for _, array in pairs), 0.0)
     return math.sqrt(total) if math.isfinite(total) else total
+
+
+def _squares(array: np.ndarray) -> float:
+    flat, total = array.reshape(-1), 0.0
+    for start in range(0, flat.size, codecs.BLOCK):
+        wide = flat[start : start + codecs.BLOCK].astype(np.float64)
+        total += float(np.square(wide, out=wide).sum())  # a dot product would start threads for each block
+    return total
 
 
 def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:

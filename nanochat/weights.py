@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
 Weights = dict[str, np.ndarray]
 Shapes = Mapping[str, tuple[int, ...]]
+Layout = Mapping[str, tuple[type[np.generic], tuple[int, ...]]]  # type and shape of each array of a file
 
 _KINDS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I8": "|i1", "U8": "|u1"}
-_WRITTEN = {"float32": "F32", "int64": "I64", "int8": "I8"}
+_WRITTEN = {"float32": "F32", "int64": "I64", "int8": "I8", "uint8": "U8", "uint16": "BF16"}
 _HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors library
 
 
@@ -77,37 +78,50 @@ def check_shapes(found: Shapes, expect: Shapes, where: str) -> None:
 def write_tensors(
     path: Path, tensors: Mapping[str, np.ndarray], disk: Disk, op: str, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write float32, int64 and int8 arrays as one safetensors file, durably and byte for byte repeatable.
+    """Write arrays as one safetensors file, durably and byte for byte repeatable.
+
+    Types: float32, int64, int8, uint8, and uint16 that holds bf16, as `read_tensors` gives it.
 
     The header is sorted, unlike the safetensors library's, whose metadata order
     varies between runs. Data lie widest type first, then by name, so that every
     array is aligned in the mapped file.
     Raises: CheckpointError: another dtype. DiskError.
     """
-    if foreign := [name for name, array in tensors.items() if array.dtype.name not in _WRITTEN]:
-        raise CheckpointError(f"{foreign[0]} is {tensors[foreign[0]].dtype}", "only float32, int64 and int8 are stored")
-    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    offset = 0
-    for name in names:
-        array = tensors[name]
-        span = [offset, offset + array.nbytes]
-        header[name] = {"dtype": _WRITTEN[array.dtype.name], "shape": list(array.shape), "data_offsets": span}
-        offset += array.nbytes
-    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    header, _ = file_header({name: (array.dtype.type, array.shape) for name, array in tensors.items()}, metadata)
     temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:
             with open(temp, "wb") as file:
-                file.write(len(text).to_bytes(8, "little") + text)
-                for name in names:
-                    file.write(_bytes(tensors[name]))
+                file.write(header)
+                for name in sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name)):
+                    file.write(array_bytes(tensors[name]))
         except OSError as error:
             raise disk_error("write", path, error) from error
         disk.publish(op, temp, path)
     finally:
         temp.unlink(missing_ok=True)  # gone already if it was published
+
+
+def file_header(layout: Layout, metadata: Mapping[str, str] | None) -> tuple[bytes, dict[str, int]]:
+    """All that stands before the data of a safetensors file, and where behind it each array starts.
+
+    Raises: CheckpointError: a type that is not stored.
+    """
+    types = {name: np.dtype(kind) for name, (kind, _) in layout.items()}
+    if foreign := [name for name, kind in types.items() if kind.name not in _WRITTEN]:
+        raise CheckpointError(
+            f"{foreign[0]} is {types[foreign[0]]}", "only float32, bf16, int64, int8 and uint8 are stored"
+        )
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    starts, offset = {}, 0
+    for name in sorted(layout, key=lambda name: (-types[name].itemsize, name)):
+        shape = layout[name][1]
+        starts[name], stop = offset, offset + prod(shape) * types[name].itemsize
+        header[name] = {"dtype": _WRITTEN[types[name].name], "shape": list(shape), "data_offsets": [offset, stop]}
+        offset = stop
+    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, starts
 
 
 def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -178,7 +192,7 @@ def _whole(values: object) -> bool:
     return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**48 for value in values)
 
 
-def _bytes(array: np.ndarray) -> memoryview:
+def array_bytes(array: np.ndarray) -> memoryview:
     """The array's bytes in little-endian C order, without a copy where it already is."""
     ordered = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
     return ordered.reshape(-1).view(np.uint8).data
@@ -192,9 +206,14 @@ def digest(weights: Mapping[str, np.ndarray]) -> str:
     total = hashlib.sha256()
     for name in sorted(weights):
         array = weights[name]
-        total.update(f"{json.dumps(name)} {array.dtype.name} {list(array.shape)}\n".encode())
-        total.update(_bytes(array))
+        total.update(digest_line(name, array))
+        total.update(array_bytes(array))
     return total.hexdigest()
+
+
+def digest_line(name: str, array: np.ndarray) -> bytes:
+    """What `digest` takes in before the bytes of an array."""
+    return f"{json.dumps(name)} {array.dtype.name} {list(array.shape)}\n".encode()
 
 
 def file_sha256(path: Path) -> str:

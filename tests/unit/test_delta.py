@@ -121,7 +121,7 @@ def test_values_that_are_not_finite_are_refused(codec, value, name):
 
 
 def test_an_unknown_codec_is_refused_with_the_known_ones():
-    with pytest.raises(ConfigError, match="fp32, int8"):
+    with pytest.raises(ConfigError, match="fp32, bf16, int8, int4"):
         encode(some(1), "int3")
 
 
