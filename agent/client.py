@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import httpx
 
+from agent.link import Link
 from curtail import __version__, wire
 from curtail.errors import (
     AuthError,
@@ -104,11 +105,13 @@ class Control:
     Args:
         http: has the controller's address as `base_url`.
         credential: sent as bearer with every call; None before the agent has joined.
+        link: the limit that `agent.transfer` keeps to; None: no limit.
     """
 
-    def __init__(self, http: httpx.Client, credential: str | None = None) -> None:
+    def __init__(self, http: httpx.Client, credential: str | None = None, link: Link | None = None) -> None:
         self.http = http
         self.credential = credential
+        self.link = link
 
     def join(self, request: wire.JoinRequest) -> wire.JoinReply:
         """Be admitted with a token; the reply's credential is used from now on.
@@ -175,7 +178,7 @@ class Control:
         method: str,
         path: str,
         *,
-        content: bytes | None = None,
+        content: bytes | Iterator[bytes] | None = None,
         headers: dict[str, str] | None = None,
         timeout_s: float = REPLY_S,
     ) -> bytes:
@@ -197,7 +200,7 @@ class Control:
         method: str,
         path: str,
         *,
-        content: bytes | None = None,
+        content: bytes | Iterator[bytes] | None = None,
         headers: dict[str, str] | None = None,
         timeout_s: float = REPLY_S,
     ) -> Iterator[httpx.Response]:

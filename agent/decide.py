@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from agent.lifecycle import WITH_JOB, Event, State
 
 DRAIN_S = 60.0
-"""How long a job may take to finish its step and hand in what it has."""
+"""How long a job may take to finish its step, and to leave once what it has is handed in.
+
+How long handing in may take, the job itself says: up to the run's `outage`, because a controller
+that is away for some minutes shall not cost a finished contribution."""
 
 RETRY_MOST_S = 5.0
 """Longest pause between heartbeats that fail; a shorter heartbeat bounds it further, for the controller
@@ -32,6 +35,7 @@ class View:
     permit_until: float | None = None  # None: no permit
     job_exit: int | None = None  # exit code of the job of this state, None while it runs
     job_phase: str | None = None
+    handing_in: float | None = None  # until when the job may need to hand in what it has, as it says
     stopping: bool = False  # told to stop, or unable to go on
     finished: bool = False  # the run is over
     credential_refused: bool = False
@@ -68,7 +72,7 @@ def _job_event(view: View, permitted: bool) -> Event | None:
             return Event.PERMIT_ENDED
         if view.state is State.STARTING and view.job_phase in ("train", "sync"):
             return Event.JOB_TRAINS
-    if view.state is State.DRAINING and view.now - view.since >= DRAIN_S:
+    if view.state is State.DRAINING and view.now - max(view.since, view.handing_in or view.since) >= DRAIN_S:
         return Event.DRAIN_OVERDUE
     return None
 

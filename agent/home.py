@@ -90,11 +90,16 @@ class Home:
         disk.replace("IDENTITY", self.path / "identity.json", data, 0o600)
 
     def forget_old_jobs(self) -> None:
-        """Delete all but the newest job folders; one that cannot be deleted stays."""
+        """Delete all but the newest job folders, and weights that a killed job left; while no job runs.
+
+        What cannot be deleted stays.
+        """
         with contextlib.suppress(OSError):
             folders = sorted((self.path / "jobs").iterdir(), key=lambda folder: folder.stat().st_mtime)
             for folder in folders[:-KEPT_JOBS]:
                 shutil.rmtree(folder, ignore_errors=True)
+            for left in (self.path / "jobs").glob("*/*.safetensors*"):
+                left.unlink()
 
 
 @contextlib.contextmanager

@@ -19,9 +19,11 @@ import torch
 
 from agent.cache import fetch_data
 from agent.client import Control, open_http
-from agent.rounds import JobLoop, Trainer
+from agent.link import Link
+from agent.rounds import JobLoop
 from agent.speaker import JobEnvironment, Speaker
 from agent.team import Team
+from agent.trainer import Trainer
 from agent.transfer import Stopped
 from curtail import wire
 from curtail.clock import Clock, SystemClock
@@ -50,6 +52,8 @@ def environment(values: Mapping[str, str]) -> JobEnvironment:
             cache=Path(values["CURTAIL_CACHE"]),
             folder=Path(values["CURTAIL_JOB_FOLDER"]),
             threads=int(values.get("CURTAIL_THREADS", "1")),
+            device_batch_samples=int(values.get("CURTAIL_DEVICE_BATCH", "0")),
+            link_bytes_s=float(values.get("CURTAIL_LINK", "0")),
         )
     except (KeyError, ValueError) as error:
         raise UsageError(f"this job was started without {error}", "jobs are started by `curtail agent join`") from None
@@ -92,7 +96,10 @@ def train_window(
         return str(start["leave"])
     info = wire.RunInfo(**start["info"])
     stream = opening(Path(start["data"]))
-    return JobLoop(Trainer(info, stream, team, device), speaker, disk, clock).run()
+    trainer = Trainer(info, stream, team, device, env.device_batch_samples)
+    if speaker is not None:
+        speaker.log(f"a rank takes {trainer.device_batch} samples through the model at once; {trainer.fast}")
+    return JobLoop(trainer, speaker, disk, clock).run()
 
 
 def _log(line: str) -> None:
@@ -107,7 +114,8 @@ def main() -> int:
         env = environment(os.environ)
         disk, clock = SystemDisk(), SystemClock()
         if ranks_from_environment().rank == 0:
-            speaker = Speaker(env, Control(open_http(env.url), _credential(env)), clock, disk, _log)
+            link = Link(env.link_bytes_s, clock) if env.link_bytes_s else None
+            speaker = Speaker(env, Control(open_http(env.url), _credential(env), link), clock, disk, _log)
         reason = train_window(env, speaker, disk, clock)
         leave_ranks()
         if speaker is not None:

@@ -44,6 +44,7 @@ class JobStatus:
     tokens_per_s: float
     reason: str = ""  # why the job waits or why it ended
     exit_code: int | None = None  # set once, as the job's last word
+    handing_in: float | None = None  # until when a finished contribution may need, monotonic seconds
 
 
 Kind = TypeVar("Kind", Orders, JobStatus)

@@ -22,7 +22,7 @@ from agent import launcher
 from agent.client import Control
 from agent.decide import DRAIN_S, View, backoff_s, next_event, retry_s
 from agent.home import Home, Identity, open_home
-from agent.jobfolder import Orders
+from agent.jobfolder import JobStatus, Orders
 from agent.launcher import Job, JobSpec
 from agent.lifecycle import Event, State, advance, energy_phase
 from agent.options import Edges, JoinOptions, Stop
@@ -54,7 +54,7 @@ class Agent:
         self.fatal: CurtailError | None = None
         self.job: Job | None = None
         self.job_exit: int | None = None
-        self.job_phase: str | None = None
+        self.job_status: JobStatus | None = None
         self.job_failures = self.beat_failures = 0
         self.backoff_until = self.next_beat = 0.0
         self.told: tuple[State, str] | None = None  # what the last heartbeat said
@@ -127,7 +127,10 @@ class Agent:
             self.job_exit = self.job.poll()
             status = self.job.status()
             if status is not None:
-                self.job_phase = status.phase
+                waits = status.reason and (self.job_status is None or self.job_status.reason != status.reason)
+                if waits and self.state is State.DRAINING and self.job_exit is None:
+                    self.edges.say(f"site {self.options.site}: {status.reason}")
+                self.job_status = status
 
     def _settle(self) -> None:
         """Take events until nothing more happens."""
@@ -141,6 +144,7 @@ class Agent:
                     self.permit_until,
                     self.job_exit,
                     self.job_phase,
+                    self.job_status.handing_in if self.job_status is not None else None,
                     self.stop.number is not None or self.fatal is not None,
                     self.finished,
                     self.credential_refused,
@@ -183,8 +187,10 @@ class Agent:
             self.home.cache,
             self.ranks,
             self.threads,
+            self.options.device_batch_samples,
+            self.options.link_bytes_s,
         )
-        self.job_exit, self.job_phase, self.terminated, self.killed = None, None, False, False
+        self.job_exit, self.job_status, self.terminated, self.killed = None, None, False, False
         orders = Orders(self.permit_until, False, self.reason)
         try:
             self.job = launcher.start_job(spec, orders, self.edges.spawn, self.edges.environment)
@@ -229,7 +235,7 @@ class Agent:
         if event is Event.JOB_FAILED:
             self.job_failures += 1
             self.backoff_until = self.edges.clock.monotonic() + backoff_s(self.job_failures)
-        self.job, self.job_exit, self.job_phase, self.permit_until = None, None, None, None
+        self.job, self.job_exit, self.job_status, self.permit_until = None, None, None, None
         self.next_beat = 0.0
 
     def _leave(self) -> None:
@@ -313,8 +319,18 @@ class Agent:
             energy_phase(state, self.job_phase),
             self.job.spec.job if self.job is not None else None,
             self.edges.meter.watts(),
-            self.note,
+            self._why(state),
         )
+
+    @property
+    def job_phase(self) -> str | None:
+        """The phase the job reports, None if it has not said yet."""
+        return self.job_status.phase if self.job_status is not None else None
+
+    def _why(self, state: State) -> str:
+        """Why the site waits: what a draining job says, else how the last job ended."""
+        says = self.job_status.reason if state is State.DRAINING and self.job_status is not None else ""
+        return says or self.note
 
     def _tell(self, event: Event) -> None:
         texts = {
@@ -323,7 +339,7 @@ class Agent:
             State.STARTING: f"starting a job ({self.reason})",
             State.TRAINING: f"training ({self.reason})",
             State.DRAINING: f"draining ({self.reason})",
-            State.STOPPING: f"ending a job that did not drain within {DRAIN_S:.0f} s",
+            State.STOPPING: f"ending a job that did not drain within {DRAIN_S:.0f} s, or the time it asked for",
             State.BACKOFF: f"waiting {backoff_s(max(1, self.job_failures)):.0f} s ({self.note})",
             State.LEFT: "left, the run is finished" if self.finished else "left",
         }

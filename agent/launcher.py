@@ -30,6 +30,10 @@ WITHHELD_VARIABLES = ("CURTAIL_TOKEN",)
 """Variables of the agent that a job must not inherit: a job needs no join token."""
 
 
+KEPT_COMPILED = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
+"""Variables that say where compiled code is kept, and the folders for it."""
+
+
 @dataclass(frozen=True, slots=True)
 class JobSpec:
     """Everything a job is told at its start."""
@@ -43,6 +47,8 @@ class JobSpec:
     cache: Path
     ranks: int
     threads: int  # per rank
+    device_batch_samples: int = 0  # 0: as the run says
+    link_bytes_s: float = 0.0  # limit of its transfers, bytes per second; 0: none
 
 
 class Process(Protocol):
@@ -130,6 +136,7 @@ def job_environment(spec: JobSpec, inherited: Mapping[str, str]) -> dict[str, st
     env["OMP_NUM_THREADS"] = str(spec.threads)
     env["GLOO_SOCKET_IFNAME"] = "lo" if sys.platform == "linux" else "lo0"
     env["NCCL_SOCKET_IFNAME"] = env["GLOO_SOCKET_IFNAME"]
+    env |= compile_cache(spec.cache / "compiled", inherited)
     source = source_folder()
     if source is not None:
         env["PYTHONPATH"] = os.pathsep.join([str(source), *filter(None, [inherited.get("PYTHONPATH")])])
@@ -142,8 +149,20 @@ def job_environment(spec: JobSpec, inherited: Mapping[str, str]) -> dict[str, st
         "CURTAIL_CACHE": str(spec.cache),
         "CURTAIL_JOB_FOLDER": str(spec.folder),
         "CURTAIL_THREADS": str(spec.threads),
+        "CURTAIL_DEVICE_BATCH": str(spec.device_batch_samples),
+        "CURTAIL_LINK": repr(spec.link_bytes_s),
     }
     return env
+
+
+def compile_cache(folder: Path, inherited: Mapping[str, str]) -> dict[str, str]:
+    """What makes torch keep compiled code below `folder`, so that the next process need not compile again.
+
+    Only what `inherited` leaves open: who has set one of these wants it so.
+    """
+    wanted = {name: str(folder / below) for name, below in KEPT_COMPILED.items()}
+    wanted["TORCHINDUCTOR_FX_GRAPH_CACHE"] = "1"
+    return {name: value for name, value in wanted.items() if name not in inherited}
 
 
 def source_folder() -> Path | None:

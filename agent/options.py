@@ -32,7 +32,9 @@ class JoinOptions:
     token: str | None = None  # needed only while there is no valid credential
     ranks: int = 0  # 0: one per CUDA device, or 1
     threads: int = 0  # per rank; 0: this machine's cores, split
+    device_batch_samples: int = 0  # per rank and pass on this machine; 0: as the run says
     discover_s: float = 3.0
+    link_bytes_s: float = 0.0  # most that a job's transfers take, bytes per second; 0: no limit
 
 
 def _say(line: str) -> None:

@@ -2,100 +2,55 @@
 
 Decides when a round ends and whether the model still equals the base copy.
 Rank 0 has a `Speaker` and says what all do; every rank makes the same steps.
-While the controller says that the weights are already held, the model is not
-touched between rounds: a sole site trains bit for bit like a plain loop. Units:
-tokens, seconds of `Clock.monotonic`.
+Where the controller keeps the rest of a lease for this job, the ranks train on it
+while the contribution travels and is merged (`agent.ahead` says what that is
+worth). A sole site's model is never touched between rounds: it trains bit for bit
+like a plain loop. Units: tokens, seconds of `Clock.monotonic`.
 """
 
 from __future__ import annotations
 
-import math
+import contextlib
+from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
-import torch
-
-from agent import innerstate
-from agent.speaker import Held, Speaker
-from agent.team import Team
-from agent.transfer import Stopped
+from agent.ahead import Landing, Work, land, part, rest, steps_of
+from agent.background import Flight, close
+from agent.contribution import Contributor, Made, finite
+from agent.speaker import SLICE_S, Next, Speaker
+from agent.trainer import Trainer
 from curtail import wire
 from curtail.clock import Clock
 from curtail.disk import Disk
-from curtail.errors import CheckpointError, CurtailError
 from nanochat import weights as weight_sets
-from nanochat.delta import all_finite, difference, encode, write_delta
-from nanochat.device import broadcast_weights, compute_dtype
-from nanochat.gpt import GPT
-from nanochat.optim import MuonAdamW
-from nanochat.presets import from_dict, weight_shapes
-from nanochat.schedule import Schedule, default_weight_decay
-from nanochat.train import SampleStream, StepBatches, TrainReport, inner_steps
+from nanochat.train import NO_STEPS, TrainReport
 
-GO_ON, END_ROUND, DRAIN = 0, 1, 2
-"""What rank 0 tells all ranks before each step."""
-
-
-def schedule_of(info: wire.RunInfo) -> Schedule:
-    """The run's schedule; a plain loop that must train alike uses the same."""
-    return Schedule(
-        token_budget=info.token_budget,
-        batch_tokens=info.batch_samples * info.sequence_len,
-        warmdown_fraction=info.warmdown_fraction,
-        weight_decay=default_weight_decay(from_dict(info.model_config).n_layer),
-    )
-
-
-class Trainer:
-    """Model, optimizer and data of one rank, built once."""
-
-    def __init__(self, info: wire.RunInfo, stream: SampleStream, team: Team, device: torch.device) -> None:
-        config = from_dict(info.model_config)
-        self.info, self.stream, self.team, self.device = info, stream, team, device
-        self.shapes = weight_shapes(config)
-        self.batch_tokens = info.batch_samples * info.sequence_len
-        self.model = GPT(config, compute_dtype(device)).to(device)
-        self.optimizer = MuonAdamW(self.model, config, self.batch_tokens)
-        self.schedule = schedule_of(info)
-        self.tokens: int | None = None  # global tokens the optimizer has reached, None: it has not stepped here
-
-    def load(self, held: Held | None) -> None:
-        """Rank 0's base copy into every rank's model, in place."""
-        if held is not None:
-            weight_sets.load_into(self.model, held.weights)
-        broadcast_weights(self.model)
-
-    def batches(self, assignment: wire.Assignment) -> StepBatches:
-        """This rank's micro-batches of the lease."""
-        ranks = self.team.ranks
-        device_batch = self.info.device_batch_samples or max(1, self.info.batch_samples // ranks.ranks)
-        return StepBatches(
-            self.stream,
-            start=assignment.lease_start,
-            stop=assignment.lease_stop,
-            batch_samples=self.info.batch_samples,
-            device_batch=device_batch,
-            rank=ranks.rank,
-            ranks=ranks.ranks,
-        )
+GO_ON, END_ROUND, DRAIN, SWITCH = 0, 1, 2, 3
+"""What rank 0 tells all ranks before each step; SWITCH: the contribution is in and the next round is there."""
 
 
 class JobLoop:
     """The rounds of one job on one rank; `speaker` is there on rank 0 only."""
 
     def __init__(self, trainer: Trainer, speaker: Speaker | None, disk: Disk, clock: Clock) -> None:
-        self.trainer, self.speaker, self.disk, self.clock = trainer, speaker, disk, clock
+        self.trainer, self.speaker, self.clock = trainer, speaker, clock
+        self.contributor = Contributor(speaker, trainer.info.run, disk) if speaker else None
+        self.batch = trainer.info.batch_samples
         self.dirty = True  # the model's weights differ from the base copy
         self.fresh = True  # no round was trained yet
 
     def run(self) -> str:
         """Train rounds until told to leave or to drain; why it ended."""
-        while True:
-            plan = self.trainer.team.share(self._plan() if self.speaker else None)
-            if plan["kind"] == "leave":
-                self._keep_inner_state()
-                return str(plan["reason"])
-            if plan["kind"] == "train":
-                self._round(wire.Assignment(**plan["assignment"]), plan["load"], plan["began"])
+        with self.speaker.reporting() if self.speaker else contextlib.nullcontext():
+            reason = None
+            while reason is None:
+                plan = self.trainer.team.share(self._plan() if self.speaker else None)
+                if plan["kind"] == "leave":
+                    reason = str(plan["reason"])
+                elif plan["kind"] == "train":
+                    reason = self._rounds(self._enter(plan))
+            return reason
 
     def _plan(self) -> dict[str, object]:
         """Rank 0: ask the controller, bring the base copy up to date, say what all ranks do."""
@@ -105,175 +60,205 @@ class JobLoop:
             return {"kind": "leave", "reason": reason}
         if speaker.phase == "train":
             speaker.tell("sync")
-        reply = speaker.checkout()
-        began = self.clock.monotonic()
-        if reply.kind == "leave":
-            return {"kind": "leave", "reason": reply.reason}
-        if reply.kind == "wait" or reply.assignment is None:
-            speaker.tell(speaker.phase, reply.reason)
-            speaker.wait(max(0.05, reply.retry_s))
-            return {"kind": "wait"}
-        assignment = reply.assignment
         held = speaker.held
-        try:
-            if not speaker.hold(assignment, self.trainer.shapes):
-                speaker.wait(0.5)
-                return {"kind": "wait"}
-        except Stopped:
-            return {"kind": "leave", "reason": speaker.drain_reason() or "draining"}
+        following = speaker.next(self.trainer.shapes)
+        if following.kind == "leave":
+            return {"kind": "leave", "reason": following.reason}
+        if following.assignment is None:
+            speaker.tell(speaker.phase, following.reason)
+            with speaker.seconds("idle"):
+                speaker.wait(max(0.05, following.retry_s))
+            return {"kind": "wait"}
         # Updates change `held` in place or replace it: whatever was fetched must be copied into the model.
-        load = self.dirty or assignment.fetch != "none" or held is None
-        return {"kind": "train", "assignment": asdict(assignment), "load": load, "began": began}
+        load = self.dirty or following.assignment.fetch != "none" or held is None
+        return _train_plan(following, load=load)
 
-    def _round(self, assignment: wire.Assignment, load: bool, began: float) -> None:
-        """One round: weights, inner steps, contribution."""
-        trainer, speaker = self.trainer, self.speaker
-        if load:
-            trainer.load(speaker.held if speaker else None)
-            self.dirty = False
+    def _enter(self, plan: dict[str, Any]) -> Work:
+        """A round that begins with nothing trained ahead."""
+        work = Work(wire.Assignment(**plan["assignment"]), plan["began"])
+        if plan["load"]:
+            self._load()
         if self.fresh:
-            self._take_up_inner_state(assignment)
+            kept = self.contributor.take_up(work.assignment, self.trainer.batch_tokens) if self.contributor else None
+            log = self.speaker.log if self.speaker else None
+            self.trainer.take_up(kept.state if kept else None, work.assignment.base_version, log)
             self.fresh = False
-        report = self._train(assignment, began)
-        if report.steps:
-            trainer.tokens = assignment.tokens_before + report.steps * assignment.tokens_per_step
-            self.dirty = True
-        if speaker is None:
-            return
-        if not report.steps:
-            if not speaker.draining():
-                speaker.log(f"round {assignment.round}: the lease holds no whole step")
-                speaker.wait(1.0)
-            return
-        speaker.tell("sync")
-        self._contribute(assignment, report)
+        return work
 
-    def _train(self, assignment: wire.Assignment, began: float) -> TrainReport:
-        speaker, team = self.speaker, self.trainer.team
-        started = self.clock.monotonic()
-        batch_tokens = self.trainer.batch_tokens
+    def _rounds(self, work: Work) -> str | None:
+        """This round, and the next ones as long as each begins before its forerunner is merged; why to leave."""
+        while True:
+            draining = self._train(work)
+            if not work.report.steps:
+                self._idle(work.assignment)
+                return None
+            self.dirty = True
+            ahead = None if draining else rest(work.assignment, work.report, self.batch)
+            if ahead is None:
+                self._contribute(work, self._snapshot(work, keep=False))
+                return None
+            # No name holds the snapshot here: the next one must not meet it in memory.
+            following = self._fly(work, self._snapshot(work, keep=True), ahead)
+            if isinstance(following, str):
+                return following
+            work = following
+
+    # -- inner steps -----------------------------------------------------------
+
+    def _train(self, work: Work) -> bool:
+        """Inner steps until the round ends; whether it ended because the job drains."""
+        speaker = self.speaker
+        if work.closing:
+            return True
+        done, most = work.report.steps, steps_of(work.assignment, self.batch)
+
+        def say(step: int) -> int:
+            assert speaker is not None
+            if speaker.draining():
+                return DRAIN
+            # One step at least: a round that fetching used up would else never get anywhere.
+            late = self.clock.monotonic() - work.began >= work.assignment.train_s
+            return END_ROUND if done + step and (late or speaker.should_end(work.assignment.round)) else GO_ON
+
+        if speaker is not None:
+            speaker.enter()
+        if done >= most:
+            return False
+        report, code = self._steps(work.assignment, part(work.assignment, done, most, self.batch), done, say)
+        work.report = work.report.then(report)
+        return code == DRAIN
+
+    def _steps(
+        self, assignment: wire.Assignment, span: wire.Assignment, before: int, say: Callable[[int], int]
+    ) -> tuple[TrainReport, int]:
+        """Inner steps on `span` until rank 0 says otherwise or it is used up; what was done, and what rank 0 said.
+
+        Args: before: steps of the round that were made already. say: rank 0 only, asked before each step.
+        """
+        trainer, speaker = self.trainer, self.speaker
+        began, said = self.clock.monotonic(), GO_ON
 
         def until(step: int) -> bool:
-            code = GO_ON
-            if speaker is not None:
-                if speaker.draining():
-                    code = DRAIN
-                # One step at least: a round that fetching used up would else never get anywhere.
-                elif step and (speaker.round_should_end() or self.clock.monotonic() - began >= assignment.train_s):
-                    code = END_ROUND
-            return team.share_code(code) != GO_ON
+            nonlocal said
+            said = trainer.team.share_code(say(step) if speaker is not None else GO_ON)
+            return said != GO_ON
 
         def on_step(step: int, loss: float, tokens: int) -> None:
             assert speaker is not None
-            done = (step + 1) * batch_tokens
-            rate = done / max(1e-9, self.clock.monotonic() - started)
-            env = speaker.env
+            done = (step + 1) * trainer.batch_tokens
+            rate = done / max(1e-9, self.clock.monotonic() - began)
+            env, steps = speaker.env, before + step + 1
+            tokens = steps * trainer.batch_tokens
             speaker.report(
-                wire.Progress(env.site, env.fence, env.job, assignment.round, step + 1, done, _finite(loss), rate)
+                wire.Progress(env.site, env.fence, env.job, assignment.round, steps, tokens, finite(loss), rate)
             )
 
-        def steps() -> TrainReport:
-            return inner_steps(
-                self.trainer.model,
-                self.trainer.optimizer,
-                self.trainer.schedule,
-                self.trainer.batches(assignment),
-                tokens_before=assignment.tokens_before,
-                tokens_per_step=assignment.tokens_per_step,
-                until=until,
-                on_step=on_step if speaker else None,
-                device=self.trainer.device,
-            )
-
-        if speaker is None:
-            return steps()
-        speaker.tell("train")
-        with speaker.reporting():
-            return steps()
-
-    def _contribute(self, assignment: wire.Assignment, report: TrainReport) -> None:
-        """Rank 0: commit what was learned; afterwards `dirty` says whether the model is the base copy."""
-        speaker = self.speaker
-        assert speaker is not None and speaker.held is not None
-        local = weight_sets.from_model(self.trainer.model)
-        if not all_finite(local):
-            # A new process gets the base and an optimizer without the damage.
-            raise CheckpointError(f"round {assignment.round} made weights that are not finite", "lower the rates")
-        path = speaker.env.folder / "contribution.safetensors"
-        exact = assignment.codec == "weights"
-        digest = weight_sets.digest(local) if exact else ""
-        if exact:
-            weight_sets.write_weights(path, local, self.disk, "CONTRIBUTION")
-        else:
-            encoded = encode(difference(speaker.held.weights, local), assignment.codec)
-            write_delta(path, encoded, self.disk, "CONTRIBUTION")
-
-        def request(blob: str) -> wire.CommitRequest:
-            env = speaker.env
-            return wire.CommitRequest(
-                site=env.site,
-                fence=env.fence,
-                job=env.job,
-                round=assignment.round,
-                base_version=assignment.base_version,
-                base_digest=assignment.base_digest,
-                steps=report.steps,
-                samples=report.samples,
-                tokens=report.tokens,
-                blob=blob,
-                codec=assignment.codec,
-                digest=digest,
-                loss_first=_finite(report.loss_first),
-                loss_mean=_finite(report.loss_mean),
-                loss_last=_finite(report.loss_last),
-                seconds=report.seconds,
-            )
-
-        try:
-            accepted = speaker.hand_in(path, request)
-        finally:
-            path.unlink(missing_ok=True)
-        if accepted and exact:
-            # The next version is exactly these weights: the model stays untouched.
-            speaker.held = Held(assignment.base_version + 1, digest, local)
-            self.dirty = False
-
-    def _take_up_inner_state(self, assignment: wire.Assignment) -> None:
-        """Before the first step: the optimizer state of an earlier job of this site, if it still fits."""
-        trainer, speaker = self.trainer, self.speaker
-        state = None
         if speaker is not None:
-            path = innerstate.state_path(speaker.env.cache, trainer.info.run)
-            state = innerstate.load(path, assignment.tokens_before, trainer.batch_tokens, speaker.log)
-            if state is not None:
-                try:
-                    trainer.optimizer.load_state_dict(state)
-                except CheckpointError as error:
-                    speaker.log(f"the optimizer starts afresh: {error}")
-                    state = None
-        if not trainer.team.share({"inner": state is not None} if speaker else None)["inner"]:
-            return
-        if state is None:
-            state = trainer.optimizer.blank_state()
-        trainer.team.share_tensors(state)
-        if speaker is None:
-            trainer.optimizer.load_state_dict(state)
+            speaker.tell("train")
+        report = trainer.steps(span, until, on_step if speaker else None)
+        if speaker is not None:
+            speaker.seconds.add("step", self.clock.monotonic() - began)
+        return report, said
 
-    def _keep_inner_state(self) -> None:
-        """At the end: rank 0 keeps the optimizer state for the next job, put together from all ranks."""
+    # -- contributions -----------------------------------------------------------
+
+    def _snapshot(self, work: Work, keep: bool) -> Made | None:
+        """All ranks: host copies of weights and optimizer state, on rank 0."""
         trainer, speaker = self.trainer, self.speaker
-        if trainer.tokens is None:
-            return
+        began = self.clock.monotonic()
         state = trainer.optimizer.state_dict(wanted=speaker is not None)
         if speaker is None:
+            return None
+        weights = weight_sets.from_model(trainer.model)
+        speaker.seconds.add("snapshot", self.clock.monotonic() - began)
+        return Made(work.assignment, work.report, keep, weights, state)
+
+    def _contribute(self, work: Work, made: Made | None) -> None:
+        """Rank 0: hand in and wait for it; afterwards `dirty` says whether the model is the base copy."""
+        if self.speaker is None or self.contributor is None or made is None:
             return
-        path = innerstate.state_path(speaker.env.cache, trainer.info.run)
-        digest = weight_sets.digest(weight_sets.from_model(trainer.model))
-        try:
-            innerstate.save(path, state, trainer.tokens, digest, self.disk)
-        except CurtailError as error:
-            speaker.log(f"the optimizer state is not kept: {error}")
+        self.speaker.tell("sync", f"handing in the contribution to round {work.assignment.round}")
+        if self.contributor.hand_in(made) and made.assignment.codec == "weights":
+            self.dirty = False  # the next version is exactly these weights: the model stays untouched
+        self._say_seconds(work)
+
+    def _fly(self, work: Work, made: Made | None, ahead: wire.Assignment) -> Work | str:
+        """Hand in beside the training; the next round with the steps made meanwhile, or why to leave."""
+        speaker, flight = self.speaker, None
+        if self.contributor is not None and made is not None:
+            flight = Flight(self.contributor, made, self.trainer.shapes)
+            flight.start()
+
+        def say(step: int) -> int:
+            assert speaker is not None and flight is not None
+            return DRAIN if speaker.draining() else SWITCH if flight.ended else GO_ON
+
+        report, _ = self._steps(work.assignment, ahead, work.report.steps, say)
+        plan = self.trainer.team.share(self._landing(flight, ahead, report) if flight else None)
+        if plan["kind"] == "leave":
+            return str(plan["reason"])
+        self._land(Landing(plan["how"]), flight)
+        if flight is not None:
+            self._say_seconds(work)
+        kept = report if plan["how"] != Landing.LOAD else NO_STEPS
+        return Work(wire.Assignment(**plan["assignment"]), plan["began"], kept, plan["closing"])
+
+    def _landing(self, flight: Flight, ahead: wire.Assignment, report: TrainReport) -> dict[str, object]:
+        """Rank 0: wait until the contribution is in and the next round is there; say what all ranks do."""
+        speaker = self.speaker
+        assert speaker is not None
+        told = ""
+        with speaker.seconds("idle"):
+            while not flight.join(SLICE_S):
+                if flight.reason != told:
+                    told = flight.reason
+                    speaker.tell("sync", told)
+        following, closing = flight.result(), False
+        if following.kind == "leave" and flight.accepted and report.steps:
+            closing = True
+            speaker.tell("sync", f"handing in {report.steps} steps trained ahead")
+            following = close(speaker, self.trainer.shapes)
+        if following.assignment is None:
+            if report.steps:
+                speaker.log(f"{report.steps} steps trained ahead are dropped: {following.reason}")
+            return {"kind": "leave", "reason": speaker.drain_reason() or following.reason}
+        how = land(
+            flight.made.assignment, ahead.lease_start, report.samples, following.assignment,
+            accepted=flight.accepted, snapshot_digest=flight.made.digest,
+        )  # fmt: skip
+        if how is Landing.LOAD and report.steps:
+            speaker.log(f"{report.steps} steps trained ahead are dropped: the next round has another base or lease")
+        return _train_plan(following, how=how.value, closing=closing)
+
+    def _land(self, how: Landing, flight: Flight | None) -> None:
+        """All ranks: the model goes on from the next base."""
+        if how is Landing.LOAD:
+            self._load()
+        elif how is Landing.ADD:
+            began = self.clock.monotonic()
+            held = self.speaker.held if self.speaker else None
+            self.trainer.add((flight.made.weights, held.weights) if held and flight else None)
+            if self.speaker is not None:
+                self.speaker.seconds.add("apply", self.clock.monotonic() - began)
+
+    def _load(self) -> None:
+        began, speaker = self.clock.monotonic(), self.speaker
+        self.trainer.load(speaker.held if speaker else None)
+        self.dirty = False
+        if speaker is not None:
+            speaker.seconds.add("apply", self.clock.monotonic() - began)
+
+    def _idle(self, assignment: wire.Assignment) -> None:
+        speaker = self.speaker
+        if speaker is not None and not speaker.draining():
+            speaker.log(f"round {assignment.round}: the lease holds no whole step")
+            speaker.wait(1.0)
+
+    def _say_seconds(self, work: Work) -> None:
+        assert self.speaker is not None
+        self.speaker.log(f"round {work.assignment.round}: {work.report.steps} steps; {self.speaker.seconds.take()}")
 
 
-def _finite(loss: float | None) -> float | None:
-    return loss if loss is not None and math.isfinite(loss) else None
+def _train_plan(following: Next, **more: object) -> dict[str, object]:
+    assert following.assignment is not None
+    return {"kind": "train", "assignment": asdict(following.assignment), "began": following.began, **more}

@@ -1,9 +1,10 @@
 """What rank 0 of a job says to the controller and to its agent.
 
-Decides when the job drains, which weights it holds, and how long it waits for a
-controller that does not answer. It trains nothing. The base copy, `Held`, is
-always exactly a version the controller knows: deltas are measured against it.
-Units: seconds of `Clock.monotonic`.
+Decides when the job drains and which weights it holds. It trains nothing and hands
+in nothing (`agent.contribution` does). The base copy, `Held`, is always exactly a
+version the controller knows: deltas are measured against it. While a contribution
+is under way, its thread alone touches the base copy. Units: seconds of
+`Clock.monotonic`.
 """
 
 from __future__ import annotations
@@ -17,20 +18,17 @@ from pathlib import Path
 from agent import jobfolder
 from agent.client import Control
 from agent.jobfolder import JobStatus
-from agent.transfer import download, pause_s, upload
+from agent.phases import Phases
+from agent.transfer import Stop, Stopped, download, pause_s
 from curtail import wire
 from curtail.clock import Clock
 from curtail.disk import Disk
 from curtail.errors import CheckpointError, CurtailError, NotFound, Refused, Unreachable, WireError
 from nanochat.delta import apply_update, decode, read_delta
-from nanochat.weights import Shapes, Weights, digest, file_sha256, read_weights
+from nanochat.weights import Shapes, Weights, digest, read_weights
 
-COMMIT_PATIENCE_S = 120.0
-"""How long a finished contribution waits for an unreachable controller: longer than its restart
-takes, shorter than the time in which training the round again would cost more than it saves."""
-
-DRAIN_PATIENCE_S = 20.0
-"""The same once the job drains: the agent ends it after 60 s, and the upload needs its part of that."""
+OUTAGE_S = 600.0
+"""How long a finished contribution waits for an unreachable controller, unless the run says otherwise."""
 
 SLICE_S = 0.1
 """Longest sleep without a look at the agent's orders."""
@@ -60,6 +58,19 @@ class JobEnvironment:
     cache: Path
     folder: Path
     threads: int
+    device_batch_samples: int = 0  # per rank and pass at this site; 0: as the run says
+    link_bytes_s: float = 0.0  # limit of transfers, bytes per second; 0: none
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """What the controller wants next, with the base copy brought up to date."""
+
+    kind: str  # train, wait, leave
+    reason: str = ""
+    retry_s: float = 0.0
+    assignment: wire.Assignment | None = None
+    began: float = 0.0  # when the answer came
 
 
 class Speaker:
@@ -73,12 +84,14 @@ class Speaker:
     ) -> None:
         self.env, self.control, self.clock, self.disk, self.log = env, control, clock, disk, log
         self.held: Held | None = None
-        self.phase = "start"
+        self.outage_s = OUTAGE_S
+        self.seconds = Phases(clock)
+        self.phase, self._reason = "start", ""
+        self._handing_in: float | None = None
         self._progress: wire.Progress | None = None
-        self._sent: wire.Progress | None = None
-        self._end_round = threading.Event()
+        self._ending: int | None = None  # the round that the controller asked to end
         self._quiet = threading.Event()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._told = float("-inf")
 
     def drain_reason(self) -> str | None:
@@ -91,10 +104,9 @@ class Speaker:
 
     def tell(self, phase: str, reason: str = "", exit_code: int | None = None) -> None:
         """Tell the agent the phase; failing to is not worth ending a job."""
-        with self._lock:
-            self.phase = phase
+        with self._lock, contextlib.suppress(CurtailError):
+            self.phase, self._reason = phase, reason
             latest = self._progress
-        with contextlib.suppress(CurtailError):
             jobfolder.write_status(
                 self.env.folder,
                 JobStatus(
@@ -105,9 +117,16 @@ class Speaker:
                     latest.tokens_per_s if latest else 0.0,
                     reason,
                     exit_code,
+                    self._handing_in,
                 ),
             )
         self._told = self.clock.monotonic()
+
+    def tell_handing_in(self, until: float, reason: str = "") -> None:
+        """Tell the agent that a finished contribution may need until `until`: no drain ends the job before."""
+        with self._lock:
+            self._handing_in = until
+            self.tell(self.phase, reason if self.phase != "train" else "")
 
     def wait(self, seconds: float) -> str | None:
         """Sleep, but not past a drain; why to drain, or None."""
@@ -124,31 +143,58 @@ class Speaker:
         failures = 0
         while not self.draining():
             try:
-                return self.control.run_info()
+                info = self.control.run_info()
+                self.outage_s = info.outage_s
+                return info
             except Unreachable as error:
                 failures += 1
                 self.log(str(error))
                 self.wait(pause_s(failures))
         return None
 
-    def checkout(self) -> wire.CheckoutReply:
+    def checkout(self, closing: bool = False) -> wire.CheckoutReply:
         """What to do next; while the controller cannot be reached: wait.
 
+        Args: closing: only to hand in what was trained ahead.
         Raises: Refused: another agent speaks for the site. AuthError.
         """
         held = self.held
         request = wire.CheckoutRequest(
-            self.env.site, self.env.fence, self.env.job, held.version if held else None, held.digest if held else None
+            self.env.site,
+            self.env.fence,
+            self.env.job,
+            held.version if held else None,
+            held.digest if held else None,
+            closing=closing,
         )
         try:
             return self.control.checkout(request)
         except Unreachable as error:
             return wire.CheckoutReply("wait", error.message, 1.0, None)
 
-    def hold(self, assignment: wire.Assignment, shapes: Shapes) -> bool:
+    def next(self, shapes: Shapes, closing: bool = False, stop: Stop | None = None) -> Next:
+        """Ask what to do next and fetch what that needs; `wait` also means: ask again.
+
+        Args: stop: ends a download; by default a drain does.
+        Raises: as `checkout` and `hold`, but Stopped.
+        """
+        reply = self.checkout(closing)
+        began = self.clock.monotonic()
+        if reply.kind != "train" or reply.assignment is None:
+            return Next("leave" if reply.kind == "leave" else "wait", reply.reason, reply.retry_s)
+        try:
+            with self.seconds("fetch"):
+                held = self.hold(reply.assignment, shapes, stop or self.draining)
+        except Stopped:
+            return Next("leave", self.drain_reason() or "draining")
+        if not held:
+            return Next("wait", "whole weights must be fetched", 0.5)
+        return Next("train", "", 0.0, reply.assignment, began)
+
+    def hold(self, assignment: wire.Assignment, shapes: Shapes, stop: Stop) -> bool:
         """Bring the base copy to the assignment's base; False: it could not be, hold nothing and ask again.
 
-        Raises: Stopped: the job must drain. Unreachable, CheckpointError, DiskError.
+        Raises: Stopped: `stop` said so. Unreachable, CheckpointError, DiskError.
         """
         if assignment.fetch == "none":
             if self.held is not None and self.held.digest == assignment.base_digest:
@@ -159,7 +205,7 @@ class Speaker:
             raise WireError(f"an assignment fetches {assignment.fetch!r}", "update curtail on this machine")
         path = self.env.folder / f"{assignment.fetch}.safetensors"
         try:
-            download(self.control, assignment.blob, path, self.disk, clock=self.clock, stop=self.draining)
+            download(self.control, assignment.blob, path, self.disk, clock=self.clock, stop=stop)
             if assignment.fetch == "weights":
                 # Copied out of the mapped file: later updates are made in place, and the file is not kept.
                 weights = {name: array.copy() for name, array in read_weights(path, shapes).items()}
@@ -191,43 +237,6 @@ class Speaker:
         self.held = None
         return False
 
-    def hand_in(self, path: Path, make_request: Callable[[str], wire.CommitRequest]) -> bool:
-        """Upload the file at `path` and commit it; False: it was not accepted and is dropped.
-
-        Args: make_request: the commit, given the file's SHA-256.
-        Raises: AuthError, DiskError and others that another try does not heal.
-        """
-        sha256 = file_sha256(path)
-        request = make_request(sha256)
-        lost: float | None = None
-        drained: float | None = None
-        failures = 0
-        sent: int | None = None
-        while True:
-            try:
-                if sent is None:
-                    sent = upload(self.control, path, sha256, clock=self.clock, patience=0)
-                # Only this is repeated once the file is there: after a merge the controller drops the file.
-                receipt = self.control.commit(request)
-                again = " (again)" if receipt.repeated else ""
-                self.log(f"round {request.round}: committed {request.tokens} tokens, sent {sent} bytes{again}")
-                return True
-            except Refused as error:
-                self.log(f"round {request.round}: the contribution is dropped: {error}")
-                return False
-            except Unreachable as error:
-                now = self.clock.monotonic()
-                lost = now if lost is None else lost
-                drained = now if drained is None and self.draining() else drained
-                limit = lost + COMMIT_PATIENCE_S
-                if drained is not None:
-                    limit = min(limit, drained + DRAIN_PATIENCE_S)
-                if now >= limit:
-                    self.log(f"round {request.round}: the contribution is dropped: {error}")
-                    return False
-                failures += 1
-                self.clock.sleep(pause_s(failures))
-
     def report(self, progress: wire.Progress) -> None:
         """The latest progress, for the controller within a second and for the agent."""
         with self._lock:
@@ -235,17 +244,17 @@ class Speaker:
         if self.phase != "train" or self.clock.monotonic() - self._told >= PROGRESS_S:
             self.tell("train")
 
-    def round_should_end(self) -> bool:
-        """Whether the controller asked to end this round at the next step."""
-        return self._end_round.is_set()
+    def enter(self) -> None:
+        """A new round begins: nobody asked to end it yet."""
+        self._ending = None
+
+    def should_end(self, number: int) -> bool:
+        """Whether the controller asked to end round `number` at the next step."""
+        return self._ending == number
 
     @contextlib.contextmanager
     def reporting(self) -> Iterator[None]:
         """Send progress from a thread while the block runs; errors are tolerated."""
-        self._end_round.clear()
-        self._quiet.clear()
-        with self._lock:
-            self._progress = self._sent = None
         thread = threading.Thread(target=self._send_progress, name="progress", daemon=True)
         thread.start()
         try:
@@ -255,18 +264,19 @@ class Speaker:
             thread.join()
 
     def _send_progress(self) -> None:
+        sent: wire.Progress | None = None
         while not self._quiet.wait(PROGRESS_S):
             with self._lock:
                 latest = self._progress
-            if latest is None or latest is self._sent:
+            if latest is None or latest is sent:
                 continue
             try:
                 reply = self.control.progress(latest)
-                self._sent = latest
+                sent = latest
                 if reply.end_round:
-                    self._end_round.set()
+                    self._ending = latest.round
             except Refused:
                 # The round is over without this site, or its fence is old: more steps would be lost.
-                self._end_round.set()
+                self._ending = latest.round
             except CurtailError:
                 continue  # the job rides through an outage; its permit is the agent's matter

@@ -4,7 +4,8 @@ Uploads go in parts that are sent, checked and repeated one by one; a repeated
 upload sends only what the controller lacks. Downloads continue a `.part` file
 beside their place and appear there only whole and verified. Who may wait how
 long is the caller's question: `patience` says how many times in a row a step
-may fail, `stop` ends a transfer between two pieces. Units: bytes, seconds.
+may fail, `stop` ends a transfer between two pieces. Control's link, if it has
+one, limits the rate of bytes both ways. Units: bytes, seconds.
 """
 
 from __future__ import annotations
@@ -122,11 +123,14 @@ def _send_part(control: Control, path: Path, status: wire.BlobStatus, number: in
     except OSError as error:
         raise disk_error("read", path, error) from error
     digest = base64.b64encode(hashlib.sha256(data).digest()).decode()
+    headers = {"Content-Digest": f"sha-256=:{digest}:", "Content-Type": "application/octet-stream"}
+    if control.link is not None:
+        headers["Content-Length"] = str(len(data))  # else pieces travel without their number being known
     control.send(
         "PUT",
         wire.PART.format(sha256=status.sha256, number=number),
-        content=data,
-        headers={"Content-Digest": f"sha-256=:{digest}:", "Content-Type": "application/octet-stream"},
+        content=data if control.link is None else control.link.pieces(data),
+        headers=headers,
         timeout_s=PART_S,
     )
     return len(data)
@@ -202,6 +206,8 @@ def _receive(control: Control, sha256: str, part: Path, size: int | None, stop: 
                 file.seek(have)
                 for chunk in response.iter_bytes():
                     _check(stop)
+                    if control.link is not None:
+                        control.link.wait(len(chunk))
                     got += len(chunk)
                     if size is not None and have + got > size:
                         raise DataError(f"blob {sha256[:12]} is longer than the {size} bytes it should have")

@@ -29,6 +29,15 @@ def default_weight_decay(n_layer: int) -> float:
     return 0.2 * (12 / n_layer) ** 2
 
 
+def rewarm_factor(step: int, steps: int) -> float:
+    """Factor on the learning rate of own step `step` (from 0) of a fresh optimizer on trained weights.
+
+    Rises linearly to 1 over `steps` own steps, because fresh moments make the first updates
+    too large; 1 from then on, and always if `steps` is 0.
+    """
+    return min(1.0, (step + 1) / steps) if steps > 0 else 1.0
+
+
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """Constant rate, then linear warmdown; the defaults are nanochat's of 2026-01-12."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -46,6 +46,27 @@ class TrainReport:
     loss_last: float | None
     loss_mean: float | None
     seconds: float
+
+    def then(self, later: TrainReport) -> TrainReport:
+        """Both as one: what this call did, and a later one that went on from there."""
+        if not self.steps or not later.steps:
+            kept = later if later.steps else self
+            return replace(kept, seconds=self.seconds + later.seconds)
+        assert self.loss_mean is not None and later.loss_mean is not None
+        steps = self.steps + later.steps
+        return TrainReport(
+            steps=steps,
+            samples=self.samples + later.samples,
+            tokens=self.tokens + later.tokens,
+            loss_first=self.loss_first,
+            loss_last=later.loss_last,
+            loss_mean=(self.steps * self.loss_mean + later.steps * later.loss_mean) / steps,
+            seconds=self.seconds + later.seconds,
+        )
+
+
+NO_STEPS = TrainReport(0, 0, 0, None, None, None, 0.0)
+"""Nothing was trained yet."""
 
 
 class StepBatches:
@@ -117,6 +138,7 @@ def inner_steps(
     tokens_per_step: int,
     until: Callable[[int], bool],
     on_step: Callable[[int, float, int], None] | None = None,
+    lr_factor: Callable[[int], float] | None = None,
     device: torch.device,
 ) -> TrainReport:
     """Train until `until` says so or the batches end.
@@ -133,6 +155,7 @@ def inner_steps(
             caller makes all ranks answer alike (`device.agree`).
         on_step: told after each step its index, loss and global tokens; waits for the
             device, so pass it only where someone reads it.
+        lr_factor: gives a further factor on the learning rate of each own step.
     Returns: the report, equal on all ranks but for `seconds`.
     """
     ranks = rank_count(optimizer.group)
@@ -148,7 +171,10 @@ def inner_steps(
                 break
             step = len(losses)
             loss = _gradients(model, micro_batches, device)
-            optimizer.step(schedule.at(tokens_before + step * tokens_per_step))
+            hyper = schedule.at(tokens_before + step * tokens_per_step)
+            if lr_factor is not None:
+                hyper = replace(hyper, lr_scale=hyper.lr_scale * lr_factor(step))
+            optimizer.step(hyper)
             optimizer.zero_grad()
             losses.append(sum_over_ranks(loss, optimizer.group) / ranks)
             samples += ranks * sum(len(inputs) for inputs, _ in micro_batches)

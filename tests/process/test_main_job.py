@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
+import signal
 
 import pytest
 import torch
 
-from agent.rounds import schedule_of
+from agent.trainer import schedule_of
 from controller.rounds import Kind, Member, Round
 from controller.serve import run_info
 from curtail.config import config_from_json
@@ -112,6 +114,49 @@ def test_a_local_run_ends_at_its_budget_bit_equal_to_a_plain_loop(fleet):
     assert latest.digest == plain_loop(fleet)
 
 
+def test_a_sole_site_stays_bit_equal_across_drain_pause_restart_and_kill_9(fleet, site):
+    """And what it trained while its commits travelled is part of it."""
+    fleet.write_run(
+        rounds={"length": "10 s", "inner_steps": 8}, policy={"permit": "40 s"}, fleet={"lost_after": "20 s"}
+    )
+    fleet.write_trace([(3600, "A")])
+    fleet.start_controller()
+    agent = fleet.start_agent("a", "A")
+
+    def trains(after):
+        """Tokens of a version after `after`, made by a job that trains on."""
+
+        def goes_on(status):
+            a = site(status, "a")
+            return a is not None and a.state == "TRAINING" and a.step > 0 and status.tokens > after
+
+        return fleet.until("a trains", goes_on).tokens
+
+    trained = trains(0)
+    agent.send(signal.SIGTERM)  # a drain
+    assert agent.wait() == 0
+    paused = fleet.until("the pause", lambda s: s.regime == "PAUSED" and s.round is None)
+    assert paused.tokens >= trained and not fleet.job("a")
+    fleet.start_agent("a", "A", token=False)
+    trained = trains(paused.tokens)
+
+    os.kill(next(pid for pid, line in fleet.job("a").items() if "distributed.run" in line), signal.SIGKILL)
+    fleet.until("the agent noticed", lambda s: site(s, "a").state == "BACKOFF")
+    trained = trains(trained)
+
+    job = set(fleet.job("a"))
+    fleet.controller.kill_9()
+    fleet.start_controller()
+    trained = trains(trained)
+    assert set(fleet.job("a")) == job, "the job rode through the restart"
+
+    fleet.stop()
+    assert fleet.in_store(lambda tx: tx.ledger_problems()) == []
+    run, latest = fleet.in_store(lambda tx: (tx.run(), tx.latest_version()))
+    assert run.tokens >= trained and run.tokens == sum(part.tokens for part in merged(fleet))
+    assert latest.digest == plain_loop(fleet)
+
+
 def plain_loop(fleet):
     """Digest of the weights after the run's leases were trained one after the other, here."""
     row = fleet.in_store(lambda tx: tx.run())
@@ -148,7 +193,8 @@ def plain_loop(fleet):
 
 def test_two_sites_one_of_two_ranks_share_a_budget_to_the_last_token(fleet, command):
     # Short rounds: most of the time goes into merges, so no site can use up the budget before the other has started.
-    fleet.write_run(budget_steps=200, rounds={"inner_steps": 10})
+    # They overlap, and the samples beyond a lease are the other site's: some rounds are overlapped and some are not.
+    fleet.write_run(budget_steps=300, rounds={"inner_steps": 10, "overlap": True, "ahead_steps": 20})
     fleet.write_trace([(1200, "AB")])
     fleet.start_controller()
     wide = fleet.start_agent("wide", "B", ranks=2)
@@ -157,7 +203,7 @@ def test_two_sites_one_of_two_ranks_share_a_budget_to_the_last_token(fleet, comm
     narrow.may_end = wide.may_end = True
     end = fleet.until("the run is finished", lambda s: s.state == "FINISHED", 240)
     assert (wide.wait(), narrow.wait()) == (0, 0)
-    assert end.tokens == end.token_budget == 200 * 4 * 64
+    assert end.tokens == end.token_budget == 300 * 4 * 64
     assert all(x.tokens > 0 for x in fleet.seen[-1].sites)
     fleet.stop()
     assert fleet.marked() == {}

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -55,6 +56,32 @@ def trained(data: Path, out: Path, ranks: int, torchrun: bool = False) -> dict[s
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     return json.loads(done.stdout)
+
+
+def machines(data: Path, outs: list[Path]) -> list[subprocess.CompletedProcess[str]]:
+    """The same command under torchrun on so many machines of one rank each; here they share the loopback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(len(outs)), "--node-rank", str(number),
+             "--master-addr", "127.0.0.1", "--master-port", str(port), "--nproc-per-node", "1",
+             "-m", "curtail", *flags(data, out, 0)],
+            env=environment("machines") | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for number, out in enumerate(outs)
+    ]  # fmt: skip
+    try:
+        said = [process.communicate(timeout=DEADLINE_S) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [
+        subprocess.CompletedProcess(process.args, process.returncode, *texts)
+        for process, texts in zip(started, said, strict=True)
+    ]
 
 
 def killed(data: Path, out: Path, ranks: int) -> None:
@@ -123,3 +150,16 @@ def test_a_run_killed_with_9_goes_on_with_the_same_losses(packed_data, tmp_path,
 
     assert losses(other)[:from_step] == losses(whole)[:from_step]
     assert losses(other)[from_step:] == pytest.approx(losses(whole)[from_step:], abs=1e-4)
+
+
+def test_two_machines_train_one_model_and_one_of_them_writes(packed_data, tmp_path):
+    """What docs/training.md says for several machines; the second one has a disk of its own."""
+    first, second, one = (tmp_path / name for name in ("first", "second", "one"))
+    with ThreadPoolExecutor(2) as both:
+        whole = both.submit(trained, packed_data, one, 2)
+        done = machines(packed_data, [first, second])
+        whole.result()
+    assert [each.returncode for each in done] == [0, 0], done
+    assert json.loads(done[0].stdout)["steps"] == STEPS and done[1].stdout == ""
+    assert saves.read(saves.folder_of(first, STEPS)).progress.ranks == 2 and not second.exists()
+    assert losses(first) == losses(one)  # to the bit, as on one machine

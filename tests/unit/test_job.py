@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -16,17 +17,21 @@ from agent import innerstate, jobfolder
 from agent.client import Control
 from agent.job import environment, train_window
 from agent.jobfolder import Orders
-from agent.rounds import schedule_of
 from agent.speaker import JobEnvironment, Speaker
+from agent.team import Team
+from agent.trainer import Trainer, schedule_of
 from curtail import wire
 from curtail.clock import SystemClock
 from curtail.disk import SystemDisk
-from curtail.errors import CheckpointError, UsageError
+from curtail.errors import AuthError, CheckpointError, ConfigError, UsageError
 from nanochat import delta, weights
+from nanochat.device import Ranks
 from nanochat.gpt import GPT
 from nanochat.manifest import Manifest, SourceShard, TokenFile
 from nanochat.optim import MuonAdamW
 from nanochat.presets import GPTConfig, to_dict
+from nanochat.recipe import BEST, Recipe, recipe_from_json
+from nanochat.schedule import Schedule, default_weight_decay
 from nanochat.train import StepBatches, inner_steps
 
 CONFIG = GPTConfig(8, 64, 1, 1, 1, 16)
@@ -66,8 +71,10 @@ class World:
         self.blobs, self.parts = {}, {}
         self.replies, self.checkouts, self.commits, self.uploads = [], [], [], {}
         self.faults = {}
+        self.per_pass = 0  # samples at once, as the site says
         self.progress = wire.ProgressReply(False, "")
         self.on_checkout = lambda number: None
+        self.on_commit = lambda: None
         self.lines = []
         text = Manifest(8, 64, "0" * 64, "stream", (SourceShard("s", "0" * 64),), (self.token_file(),)).to_json()
         model = GPT(CONFIG)
@@ -85,8 +92,11 @@ class World:
             10**6,
             BATCH,
             0,
-            0.4,
+            Recipe().to_json(),
             "int8",
+            False,
+            20,
+            600.0,
         )
 
     def token_file(self):
@@ -108,7 +118,10 @@ class World:
         delta.write_delta(path, values, DISK, "X")
         return self.put(path.read_bytes())
 
-    def train(self, number, base, fetch="none", blob="", codec="weights", start=0, steps=3, before=0, train_s=1e6):
+    def train(
+        self, number, base, fetch="none", blob="", codec="weights", start=0, steps=3, before=0, train_s=1e6, keep=0
+    ):
+        """One assignment; `keep` more steps than the round's are leased, to be trained ahead."""
         assignment = wire.Assignment(
             number,
             number - 1,
@@ -116,12 +129,14 @@ class World:
             fetch,
             blob,
             start,
-            start + steps * BATCH,
+            start + (steps + keep) * BATCH,
             train_s,
             before,
             STEP_TOKENS,
             codec,
             1,
+            steps,
+            keep > 0,
         )
         self.replies.append(wire.CheckoutReply("train", "", 0.0, assignment))
 
@@ -151,6 +166,7 @@ class World:
         if request.method == "PUT":
             self.uploads[path.split("/")[3]] = request.content
         if path == wire.COMMIT:
+            self.on_commit()
             self.commits.append(wire.decode(wire.CommitRequest, request.content))
             return wire.encode(wire.Receipt("r", self.commits[-1].round, "A", self.commits[-1].tokens, False))
         if request.method == "GET":
@@ -160,7 +176,9 @@ class World:
     def env(self, job="j1"):
         folder = self.tmp_path / job
         folder.mkdir(exist_ok=True)
-        return JobEnvironment("http://127.0.0.1:1", Path("c"), "A", 1, job, self.tmp_path / "cache", folder, 1)
+        return JobEnvironment(
+            "http://127.0.0.1:1", Path("c"), "A", 1, job, self.tmp_path / "cache", folder, 1, self.per_pass
+        )
 
     def order(self, drain, reason="", job="j1"):
         jobfolder.write_orders(self.env(job).folder, Orders(self.clock.monotonic() + 1e6, drain, reason))
@@ -172,6 +190,16 @@ class World:
         self.speaker = Speaker(env, Control(http, "c"), self.clock, DISK, self.lines.append)
         return train_window(env, self.speaker, DISK, self.clock, lambda folder: stream or Stream())
 
+    def until_idle(self, *_):
+        """The kept samples are used up: the training thread waits for the contribution."""
+        self.wait_for(lambda: self.speaker.phase == "sync")
+
+    def wait_for(self, condition):
+        end = time.monotonic() + 30.0
+        while not condition():
+            assert time.monotonic() < end, "waited for 30 s"
+            time.sleep(0.002)
+
     def uploaded(self, number, tmp=None):
         path = self.tmp_path / f"u{number}"
         path.write_bytes(self.uploads[self.commits[number].blob])
@@ -179,36 +207,40 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path):
+def world(tmp_path, monkeypatch):
     threads = torch.get_num_threads()
-    yield World(tmp_path)
+    made = World(tmp_path)
+    made.patch = monkeypatch.setattr
+    yield made
     torch.set_num_threads(threads)
 
 
-def plain(world, steps, base=None):
+def plain(world, steps, base=None, **more):
     """The same steps in a plain loop."""
     model = GPT(CONFIG)
     weights.load_into(model, base or world.base)
     batches = StepBatches(Stream(), start=0, stop=steps * BATCH, batch_samples=BATCH, device_batch=BATCH)
     report = inner_steps(
         model,
-        MuonAdamW(model, CONFIG, STEP_TOKENS),
+        MuonAdamW(model, CONFIG, STEP_TOKENS, recipe_from_json(world.info.recipe)),
         schedule_of(world.info),
         batches,
         tokens_before=0,
         tokens_per_step=STEP_TOKENS,
         until=lambda step: False,
         device=torch.device("cpu"),
+        **more,
     )
     return weights.from_model(model), report
 
 
-def local_rounds(world, rounds, first="weights"):
+def local_rounds(world, rounds, first="weights", keep=0):
     """Script `rounds` LOCAL rounds of 3 steps; the base of each is what a plain loop holds."""
     for number in range(1, rounds + 1):
         base = world.base if number == 1 else plain(world, 3 * (number - 1))[0]
         fetch, blob = (first, world.put_weights(base)) if number == 1 else ("none", "")
-        world.train(number, base, fetch, blob, start=6 * (number - 1), before=(number - 1) * 3 * STEP_TOKENS)
+        world.train(number, base, fetch, blob, start=6 * (number - 1), before=(number - 1) * 3 * STEP_TOKENS,
+                    keep=keep)  # fmt: skip
 
 
 def test_a_sole_site_trains_bit_for_bit_like_a_plain_loop(world):
@@ -221,6 +253,59 @@ def test_a_sole_site_trains_bit_for_bit_like_a_plain_loop(world):
     assert world.commits[2].loss_last == report.loss_last
     held = [(c.held_version, c.held_digest) for c in world.checkouts]
     assert held == [(None, None)] + [(n + 1, world.commits[n].digest) for n in range(3)]
+
+
+def test_the_default_recipe_is_what_a_run_trained_with_before_it_could_be_chosen(world):
+    before = Schedule(
+        token_budget=10**6, batch_tokens=STEP_TOKENS, warmdown_fraction=0.4,
+        weight_decay=default_weight_decay(CONFIG.n_layer),
+    )  # fmt: skip
+    assert schedule_of(world.info) == before
+    assert recipe_from_json(world.info.recipe) == Recipe()
+
+
+def test_a_sole_site_trains_with_the_recipe_of_its_run(world):
+    ordinary, _ = plain(world, 3)
+    world.info = replace(world.info, recipe=BEST.to_json())
+    local_rounds(world, 1)
+    world.run()
+    assert [commit.digest for commit in world.commits] == [weights.digest(plain(world, 3)[0])]
+    assert world.commits[0].digest != weights.digest(ordinary)
+
+
+def test_a_recipe_of_another_version_is_refused(world):
+    values = json.loads(world.info.recipe)
+    for text in ("{}", "[]", "{", json.dumps({**values, "tilt": 1.0}), json.dumps({**values, "final_lr": "0"})):
+        with pytest.raises(ConfigError, match="no recipe of this version"):
+            schedule_of(replace(world.info, recipe=text))
+
+
+@pytest.mark.parametrize(
+    ("in_run", "at_site", "passes"), [(0, 0, [2]), (1, 0, [1, 1]), (2, 1, [1, 1]), (1, 2, [2])]
+)  # fmt: skip
+def test_a_site_may_say_how_many_samples_it_takes_at_once(world, in_run, at_site, passes):
+    """And the result is the same but for rounding."""
+    asked = []
+
+    class Counting(Stream):
+        def batch(self, start, stop):
+            asked.append(stop - start)
+            return super().batch(start, stop)
+
+    world.info, world.per_pass = replace(world.info, device_batch_samples=in_run), at_site
+    local_rounds(world, 1)
+    world.run(stream=Counting())
+    assert asked[: len(passes)] == passes and sum(asked) == 3 * BATCH
+    assert world.commits[0].loss_last == pytest.approx(plain(world, 3)[1].loss_last, rel=1e-4)
+
+
+def test_on_a_gpu_a_site_finds_out_how_many_samples_fit(world, monkeypatch):
+    asked = []
+    monkeypatch.setattr("agent.trainer.device_batch", lambda *given: asked.append(given[2:4]) or 7)
+    trainer = Trainer(world.info, Stream(), Team(Ranks(0, 1, 0)), torch.device("cpu"))
+    assert (trainer.device_batch, asked) == (BATCH, [])
+    trainer.device = torch.device("cuda")
+    assert (trainer._fitting(), asked) == (7, [(CONFIG.sequence_len, BATCH)])
 
 
 def test_a_sole_site_stays_bit_equal_across_a_pause(world):
@@ -305,7 +390,7 @@ def test_an_outage_that_does_not_end_costs_one_contribution(world):
     world.train(1, world.base, "weights", world.put_weights(world.base))
     world.run()
     assert world.commits == [] and any("dropped" in line for line in world.lines)
-    assert len(world.faults[wire.COMMIT]) > 900
+    assert world.info.outage_s <= world.clock.skipped < world.info.outage_s + 60
 
 
 class DrainingStream(Stream):
@@ -328,7 +413,7 @@ def test_a_drain_commits_what_was_done_with_true_counts(world):
     assert (commit.samples, commit.tokens) == (commit.steps * BATCH, commit.steps * STEP_TOKENS)
     assert commit.digest == weights.digest(plain(world, commit.steps)[0])
     assert len(world.checkouts) == 1
-    assert innerstate.state_path(world.tmp_path / "cache", "run1").exists()
+    assert any(innerstate.folder_of(world.tmp_path / "cache", "run1").iterdir())
 
 
 def test_a_drain_while_waiting_leaves_without_a_commit(world):
@@ -357,13 +442,13 @@ def test_the_controller_can_end_a_round(world):
 
 
 def test_a_damaged_optimizer_state_is_dropped_with_a_word(world):
-    path = innerstate.state_path(world.tmp_path / "cache", "run1")
+    path = innerstate.folder_of(world.tmp_path / "cache", "run1") / f"{weights.digest(world.base)}.safetensors"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"damaged")
     local_rounds(world, 1)
     world.run()
     assert world.commits[0].digest == weights.digest(plain(world, 3)[0])
-    assert any("starts afresh" in line for line in world.lines)
+    assert any("an optimizer state cannot be used" in line for line in world.lines)
 
 
 def test_an_optimizer_state_is_used_only_near_its_weights():
@@ -399,3 +484,221 @@ def test_status_says_what_the_job_does(world):
     world.run()
     status = json.loads((world.tmp_path / "j1" / "status.json").read_text())
     assert status["phase"] == "sync" and status["round"] == 1 and status["step"] == 3
+
+
+# -- while a contribution is under way ----------------------------------------
+
+
+def test_a_sole_site_trains_on_while_it_commits_and_stays_bit_equal(world):
+    local_rounds(world, 4, keep=3)
+    world.on_commit = world.until_idle  # all kept steps are made before the commit is answered
+    assert world.run() == "the script ends"
+    expected = [weights.digest(plain(world, 3 * n)[0]) for n in range(1, 5)]
+    assert [commit.digest for commit in world.commits] == expected
+    assert [(commit.steps, commit.keep) for commit in world.commits] == [(3, True)] * 4
+    assert world.commits[3].loss_last == plain(world, 12)[1].loss_last
+    assert world.checkouts[-1].closing and [c.closing for c in world.checkouts].count(True) == 1
+    assert any("3 steps trained ahead are dropped: the script ends" in line for line in world.lines)
+
+
+def test_a_site_trains_on_only_on_kept_samples(world):
+    read = []
+
+    class Noting(Stream):
+        def batch(self, start, stop):
+            read.append(start)
+            return super().batch(start, stop)
+
+    local_rounds(world, 1, keep=2)
+    world.on_commit = world.until_idle
+    world.run(stream=Noting())
+    assert sorted(set(read)) == [0, 2, 4, 6, 8]
+
+
+def test_steps_made_ahead_are_handed_in_by_a_drain(world):
+    local_rounds(world, 2, keep=3)
+    commits = iter(("first", "second"))
+
+    def drain_after_the_first():
+        if next(commits) == "first":
+            world.until_idle()
+            world.order(True, "curtailment ends")
+
+    world.on_commit = drain_after_the_first
+    assert world.run() == "curtailment ends"
+    assert [(c.steps, c.keep) for c in world.commits] == [(3, True), (3, False)]
+    assert world.commits[1].digest == weights.digest(plain(world, 6)[0])
+    assert [c.closing for c in world.checkouts] == [False, True]
+
+
+def test_steps_made_ahead_that_nobody_takes_are_dropped_and_trained_again_to_the_same_bits(world):
+    local_rounds(world, 1, keep=3)
+    world.replies += [wire.CheckoutReply("wait", "round 1 is being merged", 0.5, None)] * 100
+
+    def drain():
+        world.until_idle()
+        world.order(True, "curtailment ends")
+
+    world.on_commit = drain
+    assert world.run() == "curtailment ends"
+    assert len(world.commits) == 1 and world.clock.skipped < 15
+    assert any("3 steps trained ahead are dropped: round 1 is being merged" in line for line in world.lines)
+    world.replies.clear()
+    world.on_commit = lambda: None
+    base = plain(world, 3)[0]
+    world.train(2, base, "weights", world.put_weights(base), start=6, before=3 * STEP_TOKENS)
+    world.run("j2")
+    assert world.commits[1].digest == weights.digest(plain(world, 6)[0])
+
+
+def test_without_its_contribution_the_steps_made_ahead_are_nothing(world):
+    world.faults[wire.COMMIT] = [409]
+    local_rounds(world, 1, keep=3)
+    world.on_checkout = lambda number: world.until_idle() if number == 2 else None
+    world.train(1, world.base, "none")
+    world.run()
+    assert [c.steps for c in world.commits] == [3]
+    assert world.commits[0].loss_first == plain(world, 3)[1].loss_first
+    assert world.checkouts[1].held_digest == weights.digest(world.base)
+    assert any("dropped: the next round has another base" in line for line in world.lines)
+
+
+def federated(world, steps_ahead=3, **second):
+    """Two rounds of 3 steps; the update between them arrives when `steps_ahead` more are made."""
+    world.train(1, world.base, "weights", world.put_weights(world.base), codec="fp32", keep=steps_ahead)
+    step = delta.encode({name: np.full_like(a, 0.01) for name, a in world.base.items()}, "int8")
+    new = delta.apply_update(world.base, delta.decode(step))
+    values = {"start": 6, "before": 3 * STEP_TOKENS, **second}
+    world.train(2, new, "update", world.put_delta(step), codec="fp32", **values)
+    world.on_checkout = lambda number: world.until_idle() if number == 2 else None
+    return new
+
+
+def test_with_overlap_the_difference_of_the_versions_is_added_to_what_was_trained_on(world):
+    new = federated(world)
+    world.run()
+    before, after = plain(world, 3)[0], plain(world, 6)[0]
+    assert [(c.steps, c.keep, c.base_version) for c in world.commits] == [(3, True, 0), (3, False, 1)]
+    assert world.commits[1].loss_last == plain(world, 6)[1].loss_last  # steps 4 to 6 were made before the update
+    local = {name: after[name] + (new[name] - before[name]) for name in new}
+    sent = dict(delta.decode(delta.read_delta(world.uploaded(1))))
+    assert all(np.array_equal(sent[name], new[name] - local[name]) for name in new)
+
+
+def test_with_another_lease_than_the_kept_one_the_steps_made_ahead_are_dropped(world):
+    new = federated(world, start=60)
+    world.run()
+    assert world.commits[1].base_digest == weights.digest(new)
+    assert any("dropped: the next round has another base or lease" in line for line in world.lines)
+    model = GPT(CONFIG)
+    weights.load_into(model, new)
+    inputs, targets = Stream().batch(60, 62)
+    loss = model(torch.from_numpy(inputs), torch.from_numpy(targets)).item()
+    assert world.commits[1].loss_first == pytest.approx(loss, rel=1e-6)
+
+
+def test_an_error_beside_the_training_ends_the_job(world):
+    world.faults[wire.COMMIT] = [401]
+    local_rounds(world, 1, keep=3)
+    with pytest.raises(AuthError):
+        world.run()
+
+
+# -- an outage -------------------------------------------------------------------
+
+
+def test_a_finished_contribution_waits_minutes_for_the_controller_also_while_draining(world):
+    world.faults[wire.COMMIT] = ["lost"] * 60
+    told = []
+    sleep = world.clock.sleep
+
+    def noting_sleep(seconds):
+        told.append(jobfolder.read_status(world.env().folder))
+        sleep(seconds)
+
+    world.clock.sleep = noting_sleep
+    world.train(1, world.base, "weights", world.put_weights(world.base), steps=50)
+    began = world.clock.monotonic()
+    assert world.run(stream=DrainingStream(world, 12)) == "curtailment ends"
+    assert len(world.commits) == 1 and world.clock.skipped > 250
+    waiting = [status for status in told if status.reason == "waiting for the controller with a finished contribution"]
+    assert len(waiting) > 50 and {status.phase for status in waiting} == {"sync"}
+    assert {round(status.handing_in - began, -2) for status in waiting} == {600}
+    assert not list(world.env().folder.glob("*.safetensors"))
+
+
+# -- inner state -------------------------------------------------------------------
+
+
+def test_a_fresh_optimizer_on_trained_weights_warms_up_again(world):
+    base, _ = plain(world, 3)
+    world.info = replace(world.info, rewarm_steps=2)
+    world.train(2, base, "weights", world.put_weights(base))
+    world.run()
+    warm = plain(world, 3, base, lr_factor=lambda step: (0.5, 1.0, 1.0)[step])[0]
+    assert world.commits[0].digest == weights.digest(warm) != weights.digest(plain(world, 3, base)[0])
+
+
+def test_what_a_killed_job_left_is_taken_up_by_the_digest_of_its_base(world):
+    """The state that was written for a commit that never came is not taken for the version before."""
+    local_rounds(world, 3)
+    world.faults[wire.COMMIT] = []
+    world.on_checkout = lambda number: world.faults[wire.COMMIT].append(500) if number == 3 else None
+
+    class Killed(Exception):
+        pass
+
+    def kill(seconds):
+        raise Killed
+
+    world.clock.sleep = kill  # the third commit is not answered, and then the job is gone
+    with pytest.raises(Killed):
+        world.run()
+    del world.clock.sleep
+    folder = innerstate.folder_of(world.tmp_path / "cache", "run1")
+    assert {path.stem for path in folder.iterdir()} == {weights.digest(plain(world, n)[0]) for n in (6, 9)}
+    base = plain(world, 6)[0]
+    world.replies.clear()
+    world.faults.clear()
+    world.on_checkout = lambda number: None
+    world.train(3, base, "weights", world.put_weights(base), start=12, before=6 * STEP_TOKENS)
+    world.run("j2")
+    assert world.commits[-1].digest == weights.digest(plain(world, 9)[0])
+
+
+def test_what_int4_lost_is_added_to_the_next_delta_also_of_the_next_job(world):
+    world.train(1, world.base, "weights", world.put_weights(world.base), codec="int4")
+    world.run()
+    _, lost = delta.encode_with_feedback(delta.difference(world.base, plain(world, 3)[0]), "int4", None)
+    assert lost
+    world.train(1, world.base, "weights", world.put_weights(world.base), codec="int4")
+    world.train(1, world.base, "none", codec="fp32")
+    local = []
+    world.on_commit = lambda: local.append(weights.from_model(world.model)) if len(world.commits) == 1 else None
+    capture_model(world)
+    world.run("j2")
+    expected = delta.encode_with_feedback(delta.difference(world.base, local[0]), "int4", lost)[0]
+    found = delta.read_delta(world.uploaded(1))
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+    without = delta.encode(delta.difference(world.base, local[0]), "int4")
+    assert any(not np.array_equal(found[name], without[name]) for name in without)
+
+
+def capture_model(world):
+    """Give the world the next job's model."""
+    built = Trainer.load
+
+    def load(self, held):
+        world.model = self.model
+        built(self, held)
+
+    world.patch(Trainer, "load", load)
+
+
+def test_a_refused_contribution_takes_its_residual_with_it(world):
+    world.faults[wire.COMMIT] = [409]
+    world.train(1, world.base, "weights", world.put_weights(world.base), codec="int4")
+    world.run()
+    folder = innerstate.folder_of(world.tmp_path / "cache", "run1")
+    kept = innerstate.load(folder, "", 0, STEP_TOKENS, world.lines.append)
+    assert kept.residual == {} and kept.state

@@ -12,7 +12,7 @@ import pytest
 
 from agent import jobfolder, launcher
 from agent.jobfolder import JobStatus, Orders, must_drain
-from agent.launcher import JobSpec, job_argv, job_environment, start_job, system_spawn
+from agent.launcher import JobSpec, compile_cache, job_argv, job_environment, start_job, system_spawn
 from curtail.errors import CurtailError, DiskError
 
 
@@ -62,11 +62,27 @@ def test_the_environment_carries_the_contract_and_no_token(tmp_path):
     env = job_environment(spec(tmp_path), {"PATH": "/bin", "CURTAIL_TOKEN": "secret", "PYTHONPATH": "/own"})
     assert env["PATH"] == "/bin" and "CURTAIL_TOKEN" not in env
     assert env["PYTHONSAFEPATH"] == "1" and env["OMP_NUM_THREADS"] == "4"
+    assert env["CURTAIL_DEVICE_BATCH"] == "0"
     assert env["CURTAIL_URL"] == "http://127.0.0.1:7070" and env["CURTAIL_FENCE"] == "3"
     assert env["CURTAIL_JOB_FOLDER"] == str(tmp_path / "jobs" / "j1")
     source = launcher.source_folder()
     if source is not None:
         assert env["PYTHONPATH"] == f"{source}{os.pathsep}/own"
+
+
+def test_compiled_code_is_kept_between_jobs_unless_the_user_says_where(tmp_path):
+    kept = {
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache" / "compiled" / "inductor"),
+        "TRITON_CACHE_DIR": str(tmp_path / "cache" / "compiled" / "triton"),
+        "TORCHINDUCTOR_FX_GRAPH_CACHE": "1",
+    }
+    for job in ("j1", "j2"):  # not in the folder of a job: the next one must find it
+        env = job_environment(spec(tmp_path, job=job, folder=tmp_path / "jobs" / job), {"PATH": "/bin"})
+        assert kept.items() <= env.items()
+    own = {"TORCHINDUCTOR_CACHE_DIR": "/fast", "TORCHINDUCTOR_FX_GRAPH_CACHE": "0"}
+    env = job_environment(spec(tmp_path), own)
+    assert own.items() <= env.items() and env["TRITON_CACHE_DIR"] == kept["TRITON_CACHE_DIR"]
+    assert compile_cache(tmp_path, kept) == {}
 
 
 def test_the_first_orders_lie_there_before_the_job_starts(tmp_path):
