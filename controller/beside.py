@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import curtail
-from controller.aggregate import MergeResult, MergeSpec, result_from_json, spec_to_json
+from controller.merge import MergeResult, MergeSpec, result_from_json, spec_to_json
 from curtail.errors import CurtailError
 from curtail.lifeline import dying_with
 

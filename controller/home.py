@@ -10,12 +10,11 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import hashlib
-import json
 import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from controller import auth, leases
 from controller.beside import make_initial_weights
@@ -23,12 +22,13 @@ from controller.rows import BlobRow, RunRow, VersionRow
 from controller.store import Store, Transaction
 from controller.versions import Versions
 from curtail.clock import Clock
-from curtail.config import RunConfig
+from curtail.config import RunConfig, config_from_json
 from curtail.disk import Disk, disk_error
 from curtail.errors import ConfigError, DataError, Refused
 from nanochat import presets
 from nanochat.checkpoint import MODEL_FILE, read_meta
 from nanochat.manifest import MANIFEST_NAME, Manifest
+from nanochat.recipe import Recipe, recipe_of
 from nanochat.weights import file_sha256
 
 FIXED = ("run", "model", "training")
@@ -98,6 +98,20 @@ def model_for(config: RunConfig, manifest: Manifest) -> presets.GPTConfig:
             f"run `curtail data prepare` with --sequence-len {model.sequence_len}",
         )
     return dataclasses.replace(model, sequence_len=manifest.sequence_len)
+
+
+def recipe_for(config: RunConfig) -> Recipe:
+    """The hyperparameters of the run. Raises: ConfigError: no such recipe, or a number that it cannot have."""
+    training = config.training
+    settings = list(training.set)
+    if training.warmdown_fraction is not None:
+        if any(setting.startswith("warmdown_fraction=") for setting in settings):
+            raise ConfigError("[training] gives warmdown_fraction by its key and in set", "keep one of them")
+        settings.append(f"warmdown_fraction={training.warmdown_fraction!r}")
+    try:
+        return recipe_of(training.recipe, settings)
+    except ConfigError as error:
+        raise ConfigError(f"[training]: {error.message}", error.remedy) from None
 
 
 def begin_or_continue(
@@ -180,7 +194,7 @@ def _begin(
 
 
 def _check_same(home: Path, config: RunConfig, data: Data, run: RunRow) -> None:
-    before, now = json.loads(run.config), json.loads(config.to_json())
+    before, now = _facts(config_from_json(run.config)), _facts(config)
     for section in FIXED:
         for key in sorted(set(before[section]) | set(now[section])):
             old, new = before[section].get(key), now[section].get(key)
@@ -194,6 +208,13 @@ def _check_same(home: Path, config: RunConfig, data: Data, run: RunRow) -> None:
             f"{home} holds a run on other data than {data.folder}",
             "restore [data] path, or choose another --home for a new run",
         )
+
+
+def _facts(config: RunConfig) -> dict[str, Any]:
+    """The run file as plain values, with the defaults of keys that it leaves to the recipe."""
+    values = dataclasses.asdict(config)
+    values["training"]["warmdown_fraction"] = recipe_for(config).warmdown_fraction
+    return values
 
 
 def _check_regions(home: Path, config: RunConfig, store: Store) -> None:

@@ -2,8 +2,8 @@
 
 Samples are numbered from 0 without end; sample i of the run is sample i modulo
 the number of samples of the data set, so that a long run passes over the data
-several times. A pool is what nobody holds: a cursor (everything from it on was
-never leased) and ranges that came back. Leases are contiguous, so that step s
+several times. A pool is what nobody holds: a cursor (everything from it on) and
+ranges that came back. Leases are contiguous, so that step s
 of a lease with batch B is samples [start + s*B, start + (s+1)*B).
 """
 
@@ -39,7 +39,7 @@ class Pool:
 
 
 def take(pool: Pool, wanted: int) -> tuple[Range | None, Pool]:
-    """Lease up to `wanted` contiguous samples, returned ones first; None if the pool is empty."""
+    """Lease up to `wanted` contiguous samples, the lowest first; None if the pool is empty."""
     assert wanted > 0
     if pool.returned:
         first, rest = pool.returned[0], pool.returned[1:]
@@ -52,15 +52,25 @@ def take(pool: Pool, wanted: int) -> tuple[Range | None, Pool]:
     return Range(pool.cursor, stop), Pool(stop, pool.limit)
 
 
+def lengthen(pool: Pool, held: Range, wanted: int) -> tuple[Range, Pool]:
+    """`held` with free samples added, up to `wanted` in all, if the next free ones follow on it."""
+    if wanted <= held.size:
+        return held, pool
+    more, rest = take(pool, wanted - held.size)
+    if more is None or more.start != held.stop:
+        return held, pool
+    return Range(held.start, more.stop), rest
+
+
 def give_back(pool: Pool, part: Range) -> Pool:
-    """The pool after `part` came back; neighbours are joined.
+    """The pool after `part` came back; neighbours are joined, so that it is leased again in one piece.
 
     Raises: ValueError: some of it was never leased or is back already.
     """
     if part.size == 0:
         return pool
     if part.size < 0 or part.stop > pool.cursor or part.start < 0:
-        raise ValueError(f"samples {part.start}..{part.stop} were never leased")
+        raise ValueError(f"samples {part.start}..{part.stop} are nobody's: never leased, or back already")
     merged: list[Range] = []
     for piece in sorted((*pool.returned, part)):
         if merged and piece.start < merged[-1].stop:
@@ -69,7 +79,8 @@ def give_back(pool: Pool, part: Range) -> Pool:
             merged[-1] = Range(merged[-1].start, piece.stop)
         else:
             merged.append(piece)
-    return Pool(pool.cursor, pool.limit, tuple(merged))
+    cursor = merged.pop().start if merged[-1].stop == pool.cursor else pool.cursor
+    return Pool(cursor, pool.limit, tuple(merged))
 
 
 def budget_samples(token_budget: int, sequence_len: int, batch_samples: int) -> int:

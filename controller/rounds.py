@@ -8,10 +8,23 @@ arguments, in seconds of Unix time (they must survive a restart).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
 from curtail.errors import RefusedTransition
+
+SPREADS = 4.0
+"""Median absolute deviations that the adaptive grace lies above the median lateness."""
+
+FEW = 5
+"""Arrivals below which nothing is concluded from them."""
+
+LEAST_GRACE_S = 5.0
+"""The adaptive grace is never shorter: a heartbeat, a pause of the disk and a retry fit into it."""
+
+MOMENTUM_SHARE = 0.9
+"""Share of the budget after which the outer momentum is off."""
 
 
 class Kind(StrEnum):
@@ -55,11 +68,12 @@ class Member(StrEnum):
     """State of one site in one round."""
 
     TRAINING = "TRAINING"  # holds a lease
-    COMMITTED = "COMMITTED"  # its contribution is durable and waits for the merge
-    MERGED = "MERGED"  # its contribution is part of the next version
+    LATE = "LATE"  # its round went on without it; it holds its lease and may still contribute, at a discount
+    COMMITTED = "COMMITTED"  # its contribution is durable and waits for a merge
+    MERGED = "MERGED"  # its contribution is part of a version
     REFUSED = "REFUSED"  # its contribution was not usable; its samples went back
     RETURNED = "RETURNED"  # it left without a contribution; its samples went back
-    LOST = "LOST"  # it fell silent or missed the deadline; its samples went back
+    LOST = "LOST"  # it fell silent or came too late; its samples went back
 
 
 class MemberEvent(StrEnum):
@@ -69,6 +83,7 @@ class MemberEvent(StrEnum):
     JOB_ENDED = "its job ended without a commit"
     SILENT = "it fell silent"
     DEADLINE_PASSED = "it missed the deadline"
+    OVERDUE = "it missed the deadline and may come late"
     MERGE = "its contribution was merged"
     REFUSE = "its contribution was refused"
 
@@ -78,6 +93,10 @@ MEMBER_NEXT: dict[tuple[Member, MemberEvent], Member] = {
     (Member.TRAINING, MemberEvent.JOB_ENDED): Member.RETURNED,
     (Member.TRAINING, MemberEvent.SILENT): Member.LOST,
     (Member.TRAINING, MemberEvent.DEADLINE_PASSED): Member.LOST,
+    (Member.TRAINING, MemberEvent.OVERDUE): Member.LATE,
+    (Member.LATE, MemberEvent.COMMIT): Member.COMMITTED,
+    (Member.LATE, MemberEvent.JOB_ENDED): Member.LOST,
+    (Member.LATE, MemberEvent.SILENT): Member.LOST,
     (Member.COMMITTED, MemberEvent.MERGE): Member.MERGED,
     (Member.COMMITTED, MemberEvent.REFUSE): Member.REFUSED,
 }
@@ -99,19 +118,35 @@ def advance_member(state: Member, event: MemberEvent) -> Member:
         raise RefusedTransition(f"a member that is {state.value} cannot take the event '{event.value}'") from None
 
 
-def ending(members: Iterable[Member], now: float, deadline: float, grace: float) -> RoundEvent | None:
+def ending(members: Iterable[Member], now: float, closes: float, last: float, quorum: int = 1) -> RoundEvent | None:
     """Why an open round with members in these states ends at `now`, or None.
 
-    It ends when nobody trains any more, or `grace` seconds after the deadline.
-    A round nobody contributed to is abandoned, so that no version is made of nothing.
+    It ends when nobody trains any more; at `closes` (deadline and grace) if at
+    least `quorum` contributions are there; at `last` in any case. A round nobody
+    contributed to is abandoned, so that no version is made of nothing.
     """
     states = list(members)
-    committed = Member.COMMITTED in states
+    committed = states.count(Member.COMMITTED)
     if Member.TRAINING not in states:
         return RoundEvent.MEMBERS_DONE if committed else RoundEvent.NOTHING_COMMITTED
-    if now >= deadline + grace:
+    if now >= last or (now >= closes and committed >= quorum):
         return RoundEvent.DEADLINE_PASSED if committed else RoundEvent.NOTHING_COMMITTED
     return None
+
+
+def grace(lateness: Sequence[float], most: float) -> float:
+    """Seconds that a round waits after its deadline: as late as contributions use to come.
+
+    The median of the recent `lateness` (seconds after the deadline, 0 for those
+    before it, `most` for those that were not waited for) and `SPREADS` median
+    absolute deviations more, within `LEAST_GRACE_S` and `most`. Few arrivals say
+    nothing: then it is `most`. Source: hivemind issue 676 (lowcomm 5.3).
+    """
+    if len(lateness) < FEW:
+        return most
+    median = statistics.median(lateness)
+    spread = statistics.median(abs(value - median) for value in lateness)
+    return min(most, max(LEAST_GRACE_S, median + SPREADS * spread))
 
 
 def may_enter(kind: Kind, opened: float, deadline: float, now: float) -> bool:
@@ -123,9 +158,24 @@ def may_enter(kind: Kind, opened: float, deadline: float, now: float) -> bool:
     return kind is Kind.FEDERATED and deadline - now >= 0.5 * (deadline - opened)
 
 
-def outer_momentum(configured: float, tokens: int, budget: int) -> float:
-    """The outer momentum to use after `tokens` of `budget`: none in the last tenth.
+def may_keep(kind: Kind, overlap: bool) -> bool:
+    """May a job train on beyond what it commits? A sole site always: its weights are the next version."""
+    return kind is Kind.LOCAL or overlap
+
+
+def overdue(kind: Kind, stale_weight: float) -> MemberEvent:
+    """What missing the deadline means. Exact weights of a LOCAL round fit no other base, so they cannot come late."""
+    return MemberEvent.OVERDUE if kind is Kind.FEDERATED and stale_weight > 0 else MemberEvent.DEADLINE_PASSED
+
+
+def discount(stale_weight: float, staleness: int) -> float:
+    """What a contribution counts whose base is `staleness` versions old."""
+    return 1.0 if staleness == 0 else float(stale_weight**staleness)
+
+
+def momentum_off(tokens: int, budget: int) -> bool:
+    """Is the outer momentum off after `tokens` of `budget`? In the last tenth.
 
     The velocity would carry the model on while the learning rate falls to zero (lowcomm 5.4).
     """
-    return 0.0 if tokens >= 0.9 * budget else configured
+    return tokens >= MOMENTUM_SHARE * budget

@@ -100,6 +100,20 @@ class MemberRow:
     loss_mean: float | None = None
     loss_last: float | None = None
     reason: str = ""
+    arrived_wall: float | None = None  # of the contribution; the end of the grace if it was not waited for longer
+    version: int | None = None  # that its contribution is part of
+    norm: float | None = None  # of its delta per root of its tokens, once merged
+
+
+@dataclass(frozen=True, slots=True)
+class KeptRow:
+    """Samples [start, stop) that stay leased to a site's job beyond what it committed."""
+
+    site: str
+    fence: int
+    job: str
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,7 @@ def start(options: StartOptions) -> int:
     trace = _load_trace(options, config)
     data = homes.load_data(config)
     homes.model_for(config, data.manifest)
+    homes.recipe_for(config)
     listener = _listen(options.host, options.port)
     with contextlib.closing(listener), homes.lock(options.home):
         return _run(options, config, trace, data, listener)
@@ -124,8 +125,11 @@ def run_info(
         token_budget=limit * sequence_len,
         batch_samples=config.training.batch_samples,
         device_batch_samples=config.training.device_batch_samples,
-        warmdown_fraction=config.training.warmdown_fraction,
+        recipe=homes.recipe_for(config).to_json(),
         codec=config.rounds.codec,
+        overlap=config.rounds.overlap,
+        rewarm_steps=config.rounds.rewarm_steps,
+        outage_s=config.rounds.outage,
     )
 
 

@@ -17,14 +17,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from controller import auth, snapshot
-from controller.aggregate import MergeResult, MergeSpec
 from controller.blobs import Uploads
 from controller.booking import Booking
 from controller.energy import ReplayClock
 from controller.fleet import Fleet, LiveSite
-from controller.roundkeeper import Merger, RoundKeeper
+from controller.merge import MergeResult, MergeSpec
+from controller.merging import Merger
+from controller.roundkeeper import RoundKeeper
 from controller.rounds import MemberEvent
-from controller.rows import MemberRow, RunRow, SiteRow
+from controller.rows import RunRow, SiteRow
 from controller.store import Store, Transaction
 from controller.versions import Versions
 from curtail import wire
@@ -91,6 +92,7 @@ class Service:
         self._windows: dict[str, Window] = {}
         self._draw: dict[str, float] = {}
         self._last_tick: float | None = None  # monotonic
+        self._resumed = parts.clock.monotonic()
         self._rules = {
             region: RegionRule(
                 region,
@@ -232,11 +234,12 @@ class Service:
         live = self.fleet.get(who.site, who.region)
         if run.state == "FINISHED":
             return wire.CheckoutReply("leave", "the token budget is reached", 0.0, None)
-        if live.seen is None:
-            # After a restart of the controller the job may ask before its agent has reported.
-            return wire.CheckoutReply("wait", "waiting for the agent's next report", 0.5, None)
-        if live.permit_until <= now:
-            return wire.CheckoutReply("leave", f"no permit: {live.reason}", 0.0, None)
+        if not request.closing:
+            if live.seen is None:
+                # After a restart of the controller the job may ask before its agent has reported.
+                return wire.CheckoutReply("wait", "waiting for the agent's next report", 0.5, None)
+            if live.permit_until <= now:
+                return wire.CheckoutReply("leave", f"no permit: {live.reason}", 0.0, None)
         live.checked_out_job = request.job
         ready = {s.site for s in self.fleet if s.ready(now, self.config.fleet.lost_after)} | {who.site}
         return self.rounds.checkout(tx, request, self.clock.wall(), frozenset(ready))
@@ -347,16 +350,18 @@ class Service:
             return f"no site is heard from: {', '.join(silent)}"
         return regime_reason(regime, self.verdicts, heard)
 
-    def _gone(self, member: MemberRow) -> tuple[MemberEvent, str] | None:
-        live = next((s for s in self.fleet if s.site == member.site), None)
+    def _gone(self, site: str, job: str) -> tuple[MemberEvent, str] | None:
+        live = next((s for s in self.fleet if s.site == site), None)
         if live is None:
             return MemberEvent.JOB_ENDED, "its agent left"
         now = self.clock.monotonic()
         if live.seen is None:
-            return None  # after a restart, until the deadline
+            silent = now - self._resumed
+            late = silent > self.config.fleet.lost_after
+            return (MemberEvent.SILENT, f"silent for {silent:.0f} s since the controller's start") if late else None
         if not live.heard(now, self.config.fleet.lost_after):
             return MemberEvent.SILENT, f"silent for {now - live.seen:.0f} s"
-        if live.job != member.job and live.checked_out_job != member.job:
+        if job not in (live.job, live.checked_out_job):
             return MemberEvent.JOB_ENDED, "its job ended without a commit"
         return None
 

@@ -10,13 +10,12 @@ never rows. Times named *_wall are Unix seconds, the others the controller's clo
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import logging
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,8 +24,8 @@ from sqlite_utils import Database
 
 from controller.accounts import Entry, Interval
 from controller.leases import Pool, Range
-from controller.rows import BlobRow, EventRow, MemberRow, RoundRow, RunRow, SiteRow, VersionRow
-from curtail.errors import CurtailError, DiskError
+from controller.rows import BlobRow, EventRow, KeptRow, MemberRow, RoundRow, RunRow, SiteRow, VersionRow
+from curtail.errors import CurtailError, DiskError, NotFound
 
 log = logging.getLogger("curtail.store")
 
@@ -85,6 +84,18 @@ MIGRATIONS = (
     ) STRICT;
     CREATE TABLE events (
         id INTEGER PRIMARY KEY, at REAL NOT NULL, at_wall REAL NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL
+    ) STRICT;
+    """,
+    """
+    ALTER TABLE members ADD COLUMN arrived_wall REAL;
+    ALTER TABLE members ADD COLUMN version INTEGER;
+    ALTER TABLE members ADD COLUMN norm REAL;
+    UPDATE members SET version = (SELECT rounds.version FROM rounds WHERE rounds.round = members.round)
+        WHERE state = 'MERGED';
+    CREATE INDEX members_waiting ON members (state) WHERE state IN ('LATE', 'COMMITTED');
+    CREATE TABLE kept (
+        site TEXT PRIMARY KEY, fence INTEGER NOT NULL, job TEXT NOT NULL,
+        start INTEGER NOT NULL, stop INTEGER NOT NULL
     ) STRICT;
     """,
 )
@@ -214,6 +225,55 @@ class Transaction:
     def set_member(self, round_number: int, site: str, **values: Any) -> None:
         self._update("members", values, {"round": round_number, "site": site})
 
+    def waiting(self, state: str) -> list[MemberRow]:
+        """Parts of any round that are LATE, or COMMITTED and not merged; oldest first."""
+        assert state in ("LATE", "COMMITTED")
+        # The state as text in the statement: only then the partial index is used.
+        return [MemberRow(**row) for row in self._all(f"SELECT * FROM members WHERE state = '{state}' ORDER BY round")]
+
+    def last_part(self, site: str, before: int) -> MemberRow | None:
+        """The site's part in the newest round before round `before`."""
+        row = self._one("SELECT * FROM members WHERE site = ? AND round < ? ORDER BY round DESC LIMIT 1", site, before)
+        return None if row is None else MemberRow(**row)
+
+    def lateness(self, kind: str, count: int) -> list[float]:
+        """Seconds after the deadline at which the latest `count` contributions to rounds of `kind` arrived."""
+        rows = self._all(
+            "SELECT MAX(0.0, m.arrived_wall - r.deadline_wall) AS late FROM rounds AS r JOIN members AS m"
+            " ON m.round = r.round WHERE r.kind = ? AND m.arrived_wall IS NOT NULL ORDER BY r.round DESC LIMIT ?",
+            kind,
+            count,
+        )
+        return [row["late"] for row in rows]
+
+    def recent_norms(self, count: int) -> list[tuple[float, int]]:
+        """Norm per root of tokens, and tokens, of the latest `count` merged contributions, oldest first."""
+        rows = self._all("SELECT norm, tokens FROM members WHERE norm IS NOT NULL ORDER BY round DESC LIMIT ?", count)
+        return [(row["norm"], row["tokens"]) for row in reversed(rows)]
+
+    def refused_in_a_row(self) -> int:
+        """Contributions that were refused since the latest that was merged."""
+        row = self._one(
+            "SELECT COUNT(*) AS n FROM members WHERE state = 'REFUSED' AND round >"
+            " (SELECT COALESCE(MAX(round), 0) FROM rounds WHERE state = 'MERGED')"
+        )
+        assert row is not None
+        return int(row["n"])
+
+    def kept(self, site: str) -> KeptRow | None:
+        """The samples that the site's job keeps beyond what it committed."""
+        row = self._one("SELECT * FROM kept WHERE site = ?", site)
+        return None if row is None else KeptRow(**row)
+
+    def all_kept(self) -> list[KeptRow]:
+        return [KeptRow(**row) for row in self._all("SELECT * FROM kept ORDER BY site")]
+
+    def put_kept(self, row: KeptRow) -> None:
+        self._insert("kept", {name: getattr(row, name) for name in KeptRow.__slots__})
+
+    def drop_kept(self, site: str) -> None:
+        self._db.execute("DELETE FROM kept WHERE site = ?", (site,))
+
     # -- files ---------------------------------------------------------------
 
     def put_blob(self, blob: BlobRow) -> None:
@@ -270,43 +330,85 @@ class Transaction:
 
     # -- checks --------------------------------------------------------------
 
+    def ledger(self) -> list[tuple[str, str | None]]:
+        """Every invariant of the data ledger, each with its first violation or None."""
+        run = self._one("SELECT tokens, cursor, sample_limit, sequence_len FROM run")
+        return [] if run is None else [(name, check(self, run)) for name, check in _INVARIANTS]
+
     def ledger_problems(self) -> list[str]:
         """Violations of the data ledger's invariants; empty when it is sound."""
-        problems = []
-        run = self._one("SELECT * FROM run")
-        if run is None:
-            return []
-        merged = self._all(
-            "SELECT lease_start AS a, lease_start + samples AS b, tokens, samples FROM members"
-            " WHERE state = 'MERGED' ORDER BY lease_start"
+        return [problem for _, problem in self.ledger() if problem is not None]
+
+    def _every_sample_has_one_fate(self, run: dict[str, Any]) -> str | None:
+        """Merged, waiting for a merge, leased, kept or free again: together exactly all below the cursor."""
+        at, before = 0, "nobody"
+        for row in self._all(_FATES):
+            if row["a"] < at:
+                return f"samples {row['a']}..{min(at, row['b'])} are {row['what']} and {before} at once"
+            if row["a"] > at:
+                return f"samples {at}..{row['a']} were handed out and are nowhere"
+            at, before = row["b"], row["what"]
+        if at != run["cursor"]:
+            return f"the samples of all sites end at {at}, the {run['cursor']} handed out do not"
+        return None
+
+    def _merged_samples_make_the_tokens(self, run: dict[str, Any]) -> str | None:
+        row = self._one(
+            "SELECT COALESCE(SUM(tokens), 0) AS t, COALESCE(SUM(samples), 0) AS s FROM members WHERE state = 'MERGED'"
         )
-        for before, after in itertools.pairwise(merged):
-            if after["a"] < before["b"]:
-                problems.append(f"samples {after['a']}..{before['b']} were merged twice")
-        tokens = sum(row["tokens"] for row in merged)
-        samples = sum(row["samples"] for row in merged)
-        if tokens != run["tokens"]:
-            problems.append(f"merged contributions hold {tokens} tokens, the run says {run['tokens']}")
-        if samples * run["sequence_len"] != tokens:
-            problems.append(f"{samples} samples of {run['sequence_len']} tokens are not {tokens} tokens")
-        by_version = self._one("SELECT tokens FROM versions ORDER BY version DESC LIMIT 1")
-        if by_version is not None and by_version["tokens"] != run["tokens"]:
-            problems.append(f"the latest version says {by_version['tokens']} tokens, the run {run['tokens']}")
-        # Leased: whole leases of those who train, consumed prefixes of those who wait for the merge.
-        leased = sum(
-            row["n"]
-            for row in self._all(
-                "SELECT CASE state WHEN 'TRAINING' THEN lease_stop - lease_start ELSE samples END AS n"
-                " FROM members WHERE state IN ('TRAINING', 'COMMITTED')"
-            )
+        assert row is not None
+        if row["t"] != run["tokens"]:
+            return f"merged contributions hold {row['t']} tokens, the run says {run['tokens']}"
+        if row["s"] * run["sequence_len"] != row["t"]:
+            return f"{row['s']} samples of {run['sequence_len']} tokens are not {row['t']} tokens"
+        if row["s"] > run["sample_limit"] or run["cursor"] > run["sample_limit"]:
+            return f"the run's budget is {run['sample_limit']} samples, more were given out"
+        return None
+
+    def _versions_hold_what_was_merged(self, run: dict[str, Any]) -> str | None:
+        row = self._one(
+            "SELECT v.version, v.tokens, v.tokens - LAG(v.tokens, 1, 0) OVER (ORDER BY v.version) AS grown,"
+            " v.version - LAG(v.version, 1, -1) OVER (ORDER BY v.version) AS gap, COALESCE(m.tokens, 0) AS merged"
+            " FROM versions AS v LEFT JOIN (SELECT version, SUM(tokens) AS tokens FROM members"
+            " WHERE state = 'MERGED' GROUP BY version) AS m ON m.version = v.version"
+            " ORDER BY grown = merged AND gap = 1, v.version LIMIT 1"
         )
-        returned = sum(row["stop"] - row["start"] for row in self._all("SELECT * FROM returned"))
-        if samples + leased + returned != run["cursor"]:
-            problems.append(
-                f"{samples} consumed + {leased} leased + {returned} returned samples are not"
-                f" the {run['cursor']} handed out"
-            )
-        return problems
+        if row is None:
+            return "there is no version"
+        if row["gap"] != 1:
+            return f"version {row['version'] - 1} is missing"
+        if row["grown"] != row["merged"]:
+            return f"version {row['version']} grew by {row['grown']} tokens, {row['merged']} were merged into it"
+        latest = self.latest_version()
+        if latest.tokens != run["tokens"]:
+            return f"the latest version says {latest.tokens} tokens, the run {run['tokens']}"
+        return None
+
+    def _sites_hold_what_they_merged(self, run: dict[str, Any]) -> str | None:
+        row = self._one(
+            "SELECT s.site, s.tokens, COALESCE(m.tokens, 0) AS merged FROM sites AS s LEFT JOIN"
+            " (SELECT site, SUM(tokens) AS tokens FROM members WHERE state = 'MERGED' GROUP BY site) AS m"
+            " ON m.site = s.site WHERE s.tokens != COALESCE(m.tokens, 0) LIMIT 1"
+        )
+        return None if row is None else f"site {row['site']} has {row['tokens']} tokens, {row['merged']} were merged"
+
+    def _contributions_are_there(self, run: dict[str, Any]) -> str | None:
+        row = self._one(
+            "SELECT m.round, m.site FROM members AS m LEFT JOIN blobs AS b ON b.sha256 = m.blob"
+            " WHERE m.state = 'COMMITTED' AND b.sha256 IS NULL LIMIT 1"
+        )
+        return None if row is None else f"the contribution of {row['site']} to round {row['round']} has no file"
+
+    def _states_belong_together(self, run: dict[str, Any]) -> str | None:
+        row = self._one("SELECT COUNT(*) AS n FROM rounds WHERE state IN ('OPEN', 'MERGING')")
+        assert row is not None
+        if row["n"] > 1:
+            return f"{row['n']} rounds are open or being merged at once"
+        row = self._one(
+            "SELECT m.round, m.site, m.state, r.state AS of FROM members AS m JOIN rounds AS r ON r.round = m.round"
+            " WHERE m.state = 'TRAINING' AND r.state != 'OPEN' OR m.state = 'LATE' AND r.state = 'OPEN' LIMIT 1"
+        )
+        return None if row is None else f"{row['site']} is {row['state']} in round {row['round']}, which is {row['of']}"
 
     # -- plumbing ------------------------------------------------------------
 
@@ -314,15 +416,39 @@ class Transaction:
         return next(iter(self._all(sql, *values)), None)
 
     def _all(self, sql: str, *values: Any) -> list[dict[str, Any]]:
-        return list(self._db.query(sql, values))
+        found = self._db.execute(sql, values)
+        names = [column[0] for column in found.description]
+        return [dict(zip(names, row, strict=True)) for row in found]
 
     def _insert(self, table: str, values: dict[str, Any], replace: bool = False, ignore: bool = False) -> None:
-        self._db.table(table).insert(values, replace=replace, ignore=ignore)
+        verb = "INSERT OR REPLACE" if replace else "INSERT OR IGNORE" if ignore else "INSERT"
+        marks = ", ".join("?" * len(values))
+        self._db.execute(f"{verb} INTO {table} ({', '.join(values)}) VALUES ({marks})", tuple(values.values()))
 
     def _update(self, table: str, values: dict[str, Any], where: dict[str, Any]) -> None:
         sets = ", ".join(f"{name} = ?" for name in values)
         keys = " AND ".join(f"{name} = ?" for name in where)
         self._db.execute(f"UPDATE {table} SET {sets} WHERE {keys}", (*values.values(), *where.values()))
+
+
+_FATES = """
+    SELECT lease_start AS a, lease_start + samples AS b, 'merged' AS what FROM members WHERE state = 'MERGED'
+    UNION ALL SELECT lease_start, lease_start + samples, 'committed' FROM members WHERE state = 'COMMITTED'
+    UNION ALL SELECT lease_start, lease_stop, 'leased' FROM members WHERE state IN ('TRAINING', 'LATE')
+    UNION ALL SELECT start, stop, 'kept' FROM kept
+    UNION ALL SELECT start, stop, 'free again' FROM returned
+    ORDER BY a, b
+"""
+
+_INVARIANTS: tuple[tuple[str, Callable[[Transaction, dict[str, Any]], str | None]], ...] = (
+    ("every sample that was handed out has one fate", Transaction._every_sample_has_one_fate),
+    ("merged samples make the run's tokens", Transaction._merged_samples_make_the_tokens),
+    ("every version holds what was merged into it", Transaction._versions_hold_what_was_merged),
+    ("every site holds what it merged", Transaction._sites_hold_what_they_merged),
+    ("every contribution that waits has its file", Transaction._contributions_are_there),
+    ("states of rounds and members belong together", Transaction._states_belong_together),
+)
+"""The data ledger's invariants, by name."""
 
 
 class Store:
@@ -405,6 +531,31 @@ class Store:
         for action in transaction.after_commit:
             action()
         future.set_result(result)
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[Transaction]:
+    """One moment of the store at `path`, to be read only; also while a controller writes to it.
+
+    Raises: NotFound: there is none. CurtailError: it is damaged, or of another schema.
+    """
+    if not path.is_file():
+        raise NotFound(
+            f"there is no store {path}", "name the folder that was given to `curtail controller start --home`"
+        )
+    try:
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+        with contextlib.closing(connection):
+            schema = connection.execute("PRAGMA user_version").fetchone()[0]
+            if schema != len(MIGRATIONS):
+                raise CurtailError(
+                    f"the store {path} has schema {schema}, this curtail knows {len(MIGRATIONS)}",
+                    "use the curtail of its controller, or start that controller with this one",
+                )
+            connection.execute("BEGIN")
+            yield Transaction(Database(connection))
+    except sqlite3.DatabaseError as error:
+        raise store_error(path, error) from error
 
 
 def migrate(connection: sqlite3.Connection, path: Path, migrations: Sequence[str] = MIGRATIONS) -> None:

@@ -76,8 +76,24 @@ class TrainingSection:
 
     token_budget: int = _number(low=1)
     batch_samples: int = _number(low=1)  # samples per optimizer step of a site
-    device_batch_samples: int = _number(0, low=0)  # per rank and pass; 0: the whole slice
-    warmdown_fraction: float = _number(0.4, low=0.0, high=1.0)
+    # per rank and pass; 0, in the file "auto": on a GPU what fits, on a CPU the whole slice
+    device_batch_samples: int = field(default=0, metadata={"low": 0, "high": None, "words": {"auto": 0}})
+    recipe: str = "reference"  # hyperparameters by name; `nanochat.recipe` knows which there are
+    set: tuple[str, ...] = ()  # KEY=VALUE, on top of the recipe
+    warmdown_fraction: float | None = _number(None, low=0.0, high=1.0)  # default: the recipe's
+
+
+CODECS = ("fp32", "bf16", "int8", "int4")
+"""Forms in which a delta can travel; `nanochat.delta` makes and reads them."""
+
+
+@dataclass(frozen=True, slots=True)
+class OuterStep:
+    """One row of [rounds.outer]: the outer step when `sites` or more contribute, up to the next row."""
+
+    sites: int
+    lr: float = _number(1.0, low=0.0)
+    momentum: float = _number(0.0, low=0.0, high=0.999)  # Nesterov
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +102,27 @@ class RoundsSection:
 
     inner_steps: int = _number(100, low=1)  # most steps of a site in one round
     length: float = _quantity("duration", 300.0, low=0.1)  # wall time after which a site commits
-    grace: float = _quantity("duration", 30.0)  # wall time the round waits for commits after that
-    codec: str = field(default="int8", metadata={"choices": ("int8", "fp32")})
-    outer_lr: float = _number(1.0, low=0.0)
-    outer_momentum: float = _number(0.0, low=0.0, high=0.999)
+    grace: float = _quantity("duration", 30.0)  # most wall time that a round waits for commits after that
+    quorum: int = _number(1, low=1)  # contributions without which a round waits longer than the grace
+    codec: str = field(default="int8", metadata={"choices": CODECS})  # of deltas
+    broadcast: str = field(default="", metadata={"choices": CODECS})  # of updates; default: as codec
+    overlap: bool = False  # FEDERATED sites train on while their contribution travels and is merged
+    ahead_steps: int | None = _number(None, low=0)  # steps a lease exceeds a round by; default: inner_steps
+    rewarm_steps: int = _number(20, low=0)  # over which a site without inner state raises its learning rate
+    outage: float = _quantity("duration", 600.0)  # how long a contribution waits for an unreachable controller
+    stale_weight: float = _number(0.0, low=0.0, high=1.0)  # per version of staleness; 0: late ones are refused
+    outer: tuple[OuterStep, ...] = (OuterStep(2),)  # ascending by sites; a sole contributor has none
     keep_versions: int = _number(3, low=2)
+
+    @property
+    def ahead(self) -> int:
+        """Steps by which a lease exceeds the round where the job may train on."""
+        return self.inner_steps if self.ahead_steps is None else self.ahead_steps
+
+    @property
+    def broadcast_codec(self) -> str:
+        """Form in which updates travel."""
+        return self.broadcast or self.codec
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,8 +242,18 @@ def config_from_json(text: str) -> RunConfig:
     """The inverse of `RunConfig.to_json`."""
     value = json.loads(text)
     hints = typing.get_type_hints(RunConfig)
-    sections = {name: hints[name](**value[name]) for name in value if name != "regions"}
-    return RunConfig(regions={k: RegionSection(**v) for k, v in value["regions"].items()}, **sections)
+    sections = {name: _stored(hints[name], value[name]) for name in value if name != "regions"}
+    return RunConfig(regions={k: _stored(RegionSection, v) for k, v in value["regions"].items()}, **sections)
+
+
+def _stored(kind: Any, value: Mapping[str, Any]) -> Any:
+    """A section in its stored form; keys that an older version had are passed over. JSON knows no tuples."""
+    known = {f.name: value[f.name] for f in dataclasses.fields(kind) if f.name in value}
+    if kind is TrainingSection and "set" in known:
+        known["set"] = tuple(known["set"])
+    if kind is RoundsSection and "outer" in known:
+        known["outer"] = tuple(OuterStep(**row) for row in known["outer"])
+    return kind(**known)
 
 
 def _check_together(config: RunConfig, where: str) -> None:
@@ -247,6 +289,18 @@ def _section(kind: Any, value: Any, where: str) -> Any:
 
 
 def _value(hint: Any, metadata: Mapping[str, Any], value: Any, where: str) -> Any:
+    if isinstance(value, str) and value in metadata.get("words", ()):
+        return metadata["words"][value]
+    if hint == tuple[str, ...]:
+        if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+            raise ConfigError(f"{where} = {value!r}: a list of texts is needed", 'write for example ["KEY=VALUE"]')
+        return tuple(value)
+    if hint == tuple[OuterStep, ...]:
+        return _outer(value, where)
+    if hint is bool:
+        if not isinstance(value, bool):
+            raise ConfigError(f"{where} = {value!r}: true or false is needed")
+        return value
     if "quantity" in metadata:
         number = _parse_quantity(metadata["quantity"], value, where)
         return _within(number, metadata, where)
@@ -257,13 +311,36 @@ def _value(hint: Any, metadata: Mapping[str, Any], value: Any, where: str) -> An
         if choices and value not in choices:
             raise ConfigError(f"{where} = {value!r} is not known", f"use one of {', '.join(choices)}")
         return value
-    if hint is int:
+    if hint in (int, int | None):
         if isinstance(value, bool) or not isinstance(value, int):
-            raise ConfigError(f"{where} = {value!r}: a whole number without a unit is needed")
+            words = "".join(f', or "{word}",' for word in metadata.get("words", ()))
+            raise ConfigError(f"{where} = {value!r}: a whole number without a unit{words} is needed")
         return _within(value, metadata, where)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ConfigError(f"{where} = {value!r}: a number without a unit is needed")
     return _within(float(value), metadata, where)
+
+
+def _outer(value: Any, where: str) -> tuple[OuterStep, ...]:
+    """The table of outer steps: numbers of sites, from 2 on, each with a rate and a momentum."""
+    if not isinstance(value, Mapping) or not value:
+        raise ConfigError(f"{where}: a table by number of sites is needed", "write 2 = {lr = 1.0, momentum = 0.0}")
+    rows = []
+    for sites, row in value.items():
+        if not str(sites).isdecimal() or int(sites) < 2:
+            raise ConfigError(
+                f"{where}: {sites!r} is no number of sites",
+                "use 2 or more; a sole contributor's weights stay as they are",
+            )
+        if isinstance(row, Mapping) and "sites" in row:
+            raise ConfigError(f"{where} {sites}: unknown key 'sites'", "known here: lr, momentum")
+        rows.append(
+            _section(OuterStep, {"sites": int(sites), **row} if isinstance(row, Mapping) else row, f"{where} {sites}")
+        )
+    rows.sort(key=lambda row: row.sites)
+    if rows[0].sites != 2:
+        raise ConfigError(f"{where}: the row for 2 sites is missing", "add 2 = {lr = 1.0, momentum = 0.0}")
+    return tuple(rows)
 
 
 def _within(number: Any, metadata: Mapping[str, Any], where: str) -> Any:

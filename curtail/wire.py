@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from curtail.errors import WireError
 
-PROTOCOL = 1
+PROTOCOL = 3
 """Raised whenever a message changes; both ends refuse another number at join."""
 
 PREFIX = "/v1"
@@ -82,9 +82,12 @@ class RunInfo:
     sequence_len: int
     token_budget: int
     batch_samples: int  # per optimizer step of a site
-    device_batch_samples: int
-    warmdown_fraction: float
+    device_batch_samples: int  # per rank and pass; 0: each site finds out what fits
+    recipe: str  # every number of it, as JSON
     codec: str
+    overlap: bool  # a site trains on while its contribution travels and is merged
+    rewarm_steps: int  # steps over which a site without inner state raises its learning rate
+    outage_s: float  # how long a finished contribution waits for a controller that cannot be reached
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +135,7 @@ class CheckoutRequest:
     job: str
     held_version: int | None  # version of the weights in memory, None: none
     held_digest: str | None
+    closing: bool  # the job drains and only hands in what it trained on its kept samples; needs no permit
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +152,10 @@ class Assignment:
     train_s: float  # commit after so many seconds at the latest
     tokens_before: int  # global tokens at the base version
     tokens_per_step: int  # global tokens that pass while this site does one step
-    codec: str  # weights: exact float32 weights (sole contributor); int8, fp32: a delta
+    codec: str  # weights: exact float32 weights (sole contributor); else the codec of a delta
     members: int
+    steps: int  # contribute after so many inner steps at most; steps * batch samples <= the lease
+    keep: bool  # the job may train on beyond what it commits, on the rest of its lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +210,7 @@ class CommitRequest:
     loss_mean: float | None
     loss_last: float | None
     seconds: float  # spent in inner steps
+    keep: bool  # the job trains on: samples [lease_start + samples, lease_stop) stay leased to it
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ import pytest
 from hypothesis import settings
 
 import curtail
+from controller.ledger import look
 from controller.store import Store
 from curtail import wire
 from curtail.errors import WireError
@@ -125,9 +126,11 @@ def running_fleet(folder, data, request):
         yield made
     finally:
         left = made.close()
+        ledger = made.ledger()
         if request.session.testsfailed > failed_before:
             print(made.tails())
     assert not left, f"these processes outlived their agents and controller: {left}"
+    assert not ledger, f"the data ledger is broken: {ledger}"
     # Whatever a test kills, controller and agents have a sentence for it.
     spilt = [program.tail() for program in made.programs if "Traceback" in program.text()]
     assert not spilt, "\n".join(spilt)
@@ -371,6 +374,12 @@ class Fleet:
             return store.call(ask)
         finally:
             store.close()
+
+    def ledger(self):
+        """What `curtail ledger check --weights` finds wrong; nothing where there is no store."""
+        if not (self.home / "state.db").is_file():
+            return []
+        return [problem for _, problem in look(self.home, weights=True) if problem is not None]
 
     def members(self):
         """Every site's part in every round, oldest first; only while no controller runs."""

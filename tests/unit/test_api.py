@@ -14,7 +14,7 @@ from controller import blobs
 from controller.api import create_app
 from curtail import wire
 
-INFO = wire.RunInfo("run", "n", 1, "p", {}, "m", "t", 8, 100, 4, 4, 0.4, "int8")
+INFO = wire.RunInfo("run", "n", 1, "p", {}, "m", "t", 8, 100, 4, 4, "{}", "int8", False, 20, 600.0)
 
 
 class Http:
@@ -165,7 +165,7 @@ def test_the_whole_way_of_a_site_works_over_http(http, credential, world):
     beat = wire.Heartbeat("agent-a", "a", 1, "STARTING", "start", "job", None, "")
     assert http.post(wire.HEARTBEAT, content=wire.encode(beat)).json()["granted"]
     assert http.get(wire.RUN).json()["sequence_len"] == 8
-    ask = wire.CheckoutRequest("a", 1, "job", None, None)
+    ask = wire.CheckoutRequest("a", 1, "job", None, None, False)
     reply = wire.decode(wire.CheckoutReply, http.post(wire.CHECKOUT, content=wire.encode(ask)).content)
     assert reply.kind == "train"
     bye = wire.LeaveRequest("agent-a", "a", 1, "done")

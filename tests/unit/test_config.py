@@ -52,6 +52,15 @@ def test_a_paused_site_draws_idle_power_unless_the_file_says_less():
 def test_the_stored_form_is_the_same_run():
     config = parse_config(TABLE)
     assert config_from_json(config.to_json()) == config
+    config = parse_config(changed("training", "set", ["final_lr=0.1", "x0_betas=0.9,0.95"]))
+    assert config.training.set == ("final_lr=0.1", "x0_betas=0.9,0.95")
+    assert config_from_json(config.to_json()) == config
+
+
+def test_the_samples_of_a_pass_are_a_number_or_left_to_the_site():
+    given = [4, "auto", 0]
+    found = [parse_config(changed("training", "device_batch_samples", n)).training.device_batch_samples for n in given]
+    assert found == [4, 0, 0] and parse_config(TABLE).training.device_batch_samples == 0
 
 
 @pytest.mark.parametrize(
@@ -64,7 +73,13 @@ def test_the_stored_form_is_the_same_run():
         ("training", "batch_samples", 0, "at least 1"),
         ("training", "batch_samples", 1.5, "whole number"),
         ("training", "token_budget", True, "whole number"),
-        ("rounds", "codec", "int3", "use one of int8, fp32"),
+        ("training", "device_batch_samples", "all", 'or "auto", is needed'),
+        ("training", "device_batch_samples", -1, "at least 0"),
+        ("training", "recipe", 1, "a text in quotes"),
+        ("training", "set", "final_lr=0", "a list of texts"),
+        ("training", "set", [1], "a list of texts"),
+        ("training", "warmdown_fraction", 2, "at most 1"),
+        ("rounds", "codec", "int3", "use one of fp32, bf16, int8, int4"),
         ("run", "name", "", "a text in quotes"),
         ("trainig", "x", 1, "did you mean training"),
         ("fleet", "lost_after", "1 s", "shorter than two heartbeats"),

@@ -16,9 +16,13 @@ from controller.rounds import (
     RoundEvent,
     advance_member,
     advance_round,
+    discount,
     ending,
+    grace,
     may_enter,
-    outer_momentum,
+    may_keep,
+    momentum_off,
+    overdue,
 )
 from curtail.errors import RefusedTransition
 
@@ -36,7 +40,7 @@ def test_every_state_of_a_round_and_of_a_member_can_end():
     for state in Round:
         assert reachable(state, ROUND_NEXT) & {Round.MERGED, Round.ABANDONED}
     for member in Member:
-        assert reachable(member, MEMBER_NEXT) - {Member.TRAINING, Member.COMMITTED}
+        assert reachable(member, MEMBER_NEXT) - {Member.TRAINING, Member.LATE, Member.COMMITTED}
 
 
 def test_a_forbidden_event_raises():
@@ -52,7 +56,8 @@ def test_a_forbidden_event_raises():
         ([Member.TRAINING], 0.0, None),
         ([Member.TRAINING, Member.COMMITTED], 14.9, None),
         ([Member.TRAINING, Member.COMMITTED], 15.0, RoundEvent.DEADLINE_PASSED),
-        ([Member.TRAINING], 15.0, RoundEvent.NOTHING_COMMITTED),
+        ([Member.TRAINING], 15.0, None),
+        ([Member.TRAINING], 25.0, RoundEvent.NOTHING_COMMITTED),
         ([Member.COMMITTED, Member.COMMITTED], 0.0, RoundEvent.MEMBERS_DONE),
         ([Member.COMMITTED, Member.LOST], 0.0, RoundEvent.MEMBERS_DONE),
         ([Member.RETURNED], 0.0, RoundEvent.NOTHING_COMMITTED),
@@ -60,7 +65,34 @@ def test_a_forbidden_event_raises():
     ],
 )
 def test_a_round_ends_when_nobody_trains_or_the_grace_is_over(states, now, event):
-    assert ending(states, now, deadline=10.0, grace=5.0) is event
+    assert ending(states, now, closes=15.0, last=25.0) is event
+
+
+def test_below_the_quorum_a_round_waits_longer_but_not_for_ever():
+    states = [Member.TRAINING, Member.COMMITTED]
+    assert ending(states, 15.0, closes=15.0, last=25.0, quorum=2) is None
+    assert ending(states, 25.0, closes=15.0, last=25.0, quorum=2) is RoundEvent.DEADLINE_PASSED
+    assert ending([Member.COMMITTED, Member.LOST], 0.0, closes=15.0, last=25.0, quorum=2) is RoundEvent.MEMBERS_DONE
+
+
+def test_the_grace_follows_recent_arrivals_within_its_bounds():
+    assert grace([1.0] * 4, most=30.0) == 30.0, "few arrivals say nothing"
+    assert grace([0.0] * 20, most=30.0) == 5.0
+    assert grace([10.0, 10.0, 11.0, 12.0, 12.0], most=30.0) == 15.0  # median 11, deviations 1, 1, 0, 1, 1
+    assert grace([30.0] * 12 + [0.0] * 8, most=30.0) == 30.0, "who was not waited for widens it again"
+    assert grace([0.0] * 20, most=2.0) == 2.0
+
+
+def test_only_a_delta_can_come_late_and_only_where_the_run_takes_it():
+    assert overdue(Kind.FEDERATED, 0.5) is MemberEvent.OVERDUE
+    assert overdue(Kind.FEDERATED, 0.0) is MemberEvent.DEADLINE_PASSED
+    assert overdue(Kind.LOCAL, 0.5) is MemberEvent.DEADLINE_PASSED
+    assert [discount(0.5, n) for n in (0, 1, 2)] == [1.0, 0.5, 0.25]
+    assert discount(0.0, 0) == 1.0
+
+
+def test_a_sole_site_may_train_on_and_others_only_with_overlap():
+    assert [may_keep(kind, overlap) for kind in Kind for overlap in (False, True)] == [True, True, False, True]
 
 
 def test_a_latecomer_enters_a_federated_round_only_in_its_first_half():
@@ -73,9 +105,22 @@ def test_returned_samples_are_leased_before_new_ones():
     lease, pool = leases.take(Pool(100, 1000), 64)
     assert lease == Range(100, 164)
     pool = leases.give_back(pool, Range(132, 164))
-    lease, pool = leases.take(pool, 64)
-    assert lease == Range(132, 164)
-    assert leases.take(pool, 64)[0] == Range(164, 228)
+    pool = leases.give_back(pool, Range(10, 20))
+    assert leases.take(pool, 64) == (Range(10, 20), Pool(132, 1000))
+
+
+def test_what_comes_back_last_is_leased_again_in_one_piece_with_what_follows():
+    pool = leases.give_back(Pool(164, 1000), Range(132, 164))
+    assert leases.take(pool, 64) == (Range(132, 196), Pool(196, 1000))
+
+
+def test_kept_samples_are_lengthened_only_by_the_next_free_ones():
+    assert leases.lengthen(Pool(80, 1000), Range(40, 80), 60) == (Range(40, 100), Pool(100, 1000))
+    assert leases.lengthen(Pool(80, 1000), Range(40, 80), 40) == (Range(40, 80), Pool(80, 1000))
+    apart = Pool(90, 1000, (Range(10, 20),))
+    assert leases.lengthen(apart, Range(40, 80), 60) == (Range(40, 80), apart)
+    between = Pool(200, 1000, (Range(80, 90),))
+    assert leases.lengthen(between, Range(40, 80), 60) == (Range(40, 90), Pool(200, 1000))
 
 
 def test_samples_cannot_come_back_twice_or_before_they_were_leased():
@@ -102,4 +147,4 @@ def test_the_budget_is_cut_to_whole_batches_and_shared_at_the_end():
 
 
 def test_outer_momentum_ends_before_the_learning_rate_does():
-    assert [outer_momentum(0.5, tokens, 100) for tokens in (0, 89, 90, 100)] == [0.5, 0.5, 0.0, 0.0]
+    assert [momentum_off(tokens, 100) for tokens in (0, 89, 90, 100)] == [False, False, True, True]

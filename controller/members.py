@@ -1,0 +1,138 @@
+"""What a site holds: its lease in a round, and the samples its job keeps beyond a commit.
+
+Every sample that a site holds goes back to the pool exactly once, or into a
+version. Methods run inside one transaction on the store's thread. Decisions
+are in `controller.rounds` and `controller.leases`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from controller import leases, rounds
+from controller.leases import Range
+from controller.rounds import Kind, Member, MemberEvent
+from controller.rows import KeptRow, MemberRow, RoundRow
+from controller.store import Transaction
+from curtail.config import RunConfig
+from curtail.wire import CheckoutRequest
+
+Gone = Callable[[str, str], tuple[MemberEvent, str] | None]
+"""Whether the job (site, job) that should be training is gone, and why."""
+
+Event = Callable[[Transaction, str, str], None]
+"""Notes one line in the event log: (transaction, kind, text)."""
+
+
+class Members:
+    """Leases of all sites, from checkout to return."""
+
+    def __init__(self, config: RunConfig, event: Event) -> None:
+        self._config = config
+        self._event = event
+
+    # -- leasing ---------------------------------------------------------------
+
+    def lease(self, tx: Transaction, row: RoundRow, request: CheckoutRequest, sites: int) -> MemberRow | None:
+        """Make the site a member of the open round; None if there is nothing left to lease.
+
+        A job that kept samples gets these first, and more only if the next free
+        ones follow on them; a closing job gets no others.
+        """
+        lease = self._take(tx, Kind(row.kind), request, sites)
+        if lease is None:
+            return None
+        member = MemberRow(
+            round=row.round,
+            site=request.site,
+            job=request.job,
+            fence=request.fence,
+            state=Member.TRAINING.value,
+            lease_start=lease.start,
+            lease_stop=lease.stop,
+            codec="weights" if Kind(row.kind) is Kind.LOCAL else self._config.rounds.codec,
+        )
+        tx.add_member(member)
+        return member
+
+    def _take(self, tx: Transaction, kind: Kind, request: CheckoutRequest, sites: int) -> Range | None:
+        pool, kept = tx.pool(), tx.kept(request.site)
+        if kept is None:
+            wanted = self._share(pool.size, rounds.may_keep(kind, self._config.rounds.overlap), sites)
+            lease, pool = leases.take(pool, wanted) if wanted else (None, pool)
+        else:
+            own = Range(kept.start, kept.stop)
+            wanted = own.size if request.closing else self._share(pool.size + own.size, True, sites)
+            if wanted < own.size:  # more than its share: when the budget runs out, the others need it
+                lease = Range(own.start, own.start + wanted)
+                pool = leases.give_back(pool, Range(lease.stop, own.stop))
+            else:
+                lease, pool = leases.lengthen(pool, own, wanted)
+            tx.drop_kept(request.site)
+        if lease is not None:
+            tx.set_pool(pool)
+        return lease
+
+    def _share(self, samples: int, ahead: bool, sites: int) -> int:
+        """Samples of a whole lease: those of a round and, where the job may train on, those beyond."""
+        settings = self._config.rounds
+        steps = settings.inner_steps + (settings.ahead if ahead else 0)
+        return leases.fair_share(samples, steps, self._config.training.batch_samples, sites)
+
+    def keep(self, tx: Transaction, member: MemberRow, samples: int) -> None:
+        """After a commit of `samples`: the rest of the lease stays with the job, which trains on."""
+        start = member.lease_start + samples
+        if start < member.lease_stop:
+            tx.put_kept(KeptRow(member.site, member.fence, member.job, start, member.lease_stop))
+
+    # -- giving back -----------------------------------------------------------
+
+    def release(self, tx: Transaction, member: MemberRow, event: MemberEvent, reason: str) -> None:
+        """The member contributes nothing: its lease goes back, or stays with it if it may come late."""
+        state = rounds.advance_member(Member(member.state), event)
+        tx.set_member(member.round, member.site, state=state.value, reason=reason)
+        if state is Member.LATE:
+            self._event(tx, "member", f"round {member.round}: {member.site} is late, {reason}")
+            return
+        self.give_back(tx, Range(member.lease_start, member.lease_stop))
+        self._event(tx, "member", f"round {member.round}: {member.site} contributes nothing, {reason}")
+
+    def release_kept(self, tx: Transaction, kept: KeptRow, reason: str) -> None:
+        """What a job kept goes back to the pool."""
+        tx.drop_kept(kept.site)
+        self.give_back(tx, Range(kept.start, kept.stop))
+        self._event(tx, "member", f"{kept.site} gives back samples {kept.start}..{kept.stop}, {reason}")
+
+    def give_back(self, tx: Transaction, part: Range) -> None:
+        """Samples that nobody holds any more."""
+        tx.set_pool(leases.give_back(tx.pool(), part))
+
+    def release_site(self, tx: Transaction, site: str, reason: str, besides: str | None = None) -> None:
+        """All that the site's jobs hold, in any round, goes back; not what job `besides` keeps."""
+        row = tx.live_round()
+        mine = None if row is None else tx.member(row.round, site)
+        if mine is not None and Member(mine.state) is Member.TRAINING and mine.job != besides:
+            self.release(tx, mine, MemberEvent.JOB_ENDED, reason)
+        for member in tx.waiting(Member.LATE.value):
+            # A job that asks for work has dropped what it had not handed in.
+            if member.site == site:
+                self.release(tx, member, MemberEvent.JOB_ENDED, reason)
+        kept = tx.kept(site)
+        if kept is not None and kept.job != besides:
+            self.release_kept(tx, kept, reason)
+
+    def sweep(self, tx: Transaction, gone: Gone) -> None:
+        """What jobs held that are gone goes back: in the open round, from late rounds, and kept samples."""
+        row = tx.live_round()
+        members = [] if row is None else tx.members(row.round)
+        for member in [*tx.waiting(Member.LATE.value), *members]:
+            if Member(member.state) not in (Member.TRAINING, Member.LATE):
+                continue
+            why = gone(member.site, member.job)
+            if Member(member.state) is Member.LATE and self._config.rounds.stale_weight == 0:
+                why = MemberEvent.JOB_ENDED, "late contributions are not taken any more"
+            if why is not None:
+                self.release(tx, member, *why)
+        for kept in tx.all_kept():
+            if (why := gone(kept.site, kept.job)) is not None:
+                self.release_kept(tx, kept, why[1])
