@@ -29,14 +29,15 @@ def import_checkpoint(path: Path, out: Path, tokenizer: Path | None, step: int |
         step, given: see `nanochat.foreign.read_nanochat`.
     Raises: CurtailError.
     """
-    from nanochat.checkpoint import MODEL_FILE, CheckpointMeta, write_checkpoint
+    from nanochat.checkpoint import META_FILE, MODEL_FILE, CheckpointMeta, write_checkpoint
     from nanochat.foreign import read_nanochat
     from nanochat.presets import PRESETS
     from nanochat.tokenizer import FILE_NAME, Tokenizer
 
-    _must_be_free(out, MODEL_FILE)
+    _must_be_free(out, MODEL_FILE, META_FILE)
     loaded = None
     if tokenizer is not None:
+        _must_be_free(out, FILE_NAME)
         loaded = Tokenizer.load(tokenizer / FILE_NAME if tokenizer.is_dir() else tokenizer)
     foreign = read_nanochat(path, step, given)
     if loaded is not None:

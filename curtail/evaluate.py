@@ -109,9 +109,7 @@ def run_core(
         # found out now, not after hours
         raise NotFound(f"there is no folder {csv_file.parent}", "make it first, or give another place with --csv")
     tasks = read_bundle(bundle, max_per_task)
-    own = data is None and (checkpoint / "tokenizer.json").is_file()
-    folder = checkpoint if own else find_data(checkpoint, data, ("tokenizer.json",))
-    tokenizer = load_tokenizer(meta, checkpoint, folder)
+    tokenizer = load_tokenizer(meta, checkpoint, find_tokenizer(checkpoint, data))
     numbers = {task.label: number for number, task in enumerate(tasks, 1)}
 
     def progress(label: str, done: int, of: int) -> None:
@@ -180,7 +178,7 @@ def run_sample(
     from nanochat.engine import generate
 
     meta = read_meta(checkpoint)
-    tokenizer = load_tokenizer(meta, checkpoint, find_data(checkpoint, data))
+    tokenizer = load_tokenizer(meta, checkpoint, find_tokenizer(checkpoint, data))
     model = load_model(checkpoint)
     prompt = [tokenizer.bos_id, *tokenizer.encode(text)]
     if hasattr(sys.stdout, "reconfigure"):
@@ -212,6 +210,13 @@ def find_data(
                 f"there is no {name} in {folder}", "give the folder made by `curtail data prepare` with --data"
             )
     return folder
+
+
+def find_tokenizer(checkpoint: Path, data: Path | None) -> Path:
+    """The folder with the tokenizer of a checkpoint: `data`, else its own, else the run's data. Raises: NotFound."""
+    if data is None and (checkpoint / "tokenizer.json").is_file():
+        return checkpoint
+    return find_data(checkpoint, data, ("tokenizer.json",))
 
 
 def load_tokenizer(meta: CheckpointMeta, checkpoint: Path, folder: Path) -> Tokenizer:

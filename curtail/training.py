@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from curtail.errors import CurtailError
 from curtail.lifeline import dying_with, on_signals
 
 if TYPE_CHECKING:
+    from nanochat.speed import Asked
     from nanochat.trainplan import TrainOptions
 
 LOG_FILE = "train.log"
@@ -42,6 +44,7 @@ def run_train(options: TrainOptions, ranks: int, as_json: bool) -> int:
         from nanochat.metrics import require_wandb
 
         require_wandb()
+    keep_compiled()
     started = "TORCHELASTIC_RUN_ID" in os.environ
     if started:
         count = int(os.environ.get("WORLD_SIZE", "1"))
@@ -155,45 +158,78 @@ def run_bench(
     depth: int | None,
     vocab_size: int,
     sequence_len: int,
-    steps: int,
-    batch_samples: int,
-    device_batch_samples: int,
-    threads: int,
-    compiled: bool | None,
+    asked: Asked,
     as_json: bool,
 ) -> int:
     """Carry out `curtail bench train`; returns the exit code.
 
-    Args: vocab_size, sequence_len: of a model given by its depth.
+    Args:
+        preset, depth: one of them. vocab_size, sequence_len: of a model given by its depth.
+        asked: with the attention "all", all are measured.
     Raises: CurtailError.
     """
     from curtail.clock import SystemClock
-    from curtail.errors import UsageError
     from nanochat.presets import config_for
     from nanochat.presets import preset as named
 
-    if (preset is None) == (depth is None):
-        raise UsageError("the model is named by --preset or by --depth", "give one of them")
     config = named(preset) if preset is not None else config_for("lambdas", depth or 0, vocab_size, sequence_len)
-    from nanochat.speed import measure_speed
+    keep_compiled()
+    from nanochat.speed import measure_backends, measure_speed
 
-    result = measure_speed(
-        config, steps=steps, batch_samples=batch_samples, device_batch_samples=device_batch_samples,
-        threads=threads, compiled=compiled, clock=SystemClock(),
-    )  # fmt: skip
-    if int(os.environ.get("RANK", "0")):
+    model, first = preset or f"depth {depth}", not int(os.environ.get("RANK", "0"))
+    if asked.attention == "all":
+        rows = measure_backends(config, asked, SystemClock())
+        if first:
+            values = [asdict(row) for row in rows]
+            print(json.dumps({"model": model, "rows": values}) if as_json else _rows(model, values))
+        return 0
+    result = measure_speed(config, asked, SystemClock())
+    if not first:
         return 0
     if as_json:
-        print(json.dumps({"model": preset or f"depth {depth}", **asdict(result)}))
+        print(json.dumps({"model": model, **asdict(result)}))
         return 0
+    for name, reason in result.refused.items():
+        _say(f"attention {name} is not used: {reason}")
     share = f"MFU {result.mfu:.1%}" if result.mfu is not None else f"MFU unknown: no peak is listed for {result.device}"
+    windows = f", windows {result.windows}" if result.windows != "none" else ""
+    form = f"{'compiled' if result.compiled else 'not compiled'}{', fp8' if result.fp8 else ''}"
     print(
-        f"{preset or f'depth {depth}'} ({result.parameters:,} weights) on {result.ranks} x {result.device}:"
+        f"{model} ({result.parameters:,} weights) on {result.ranks} x {result.device}:"
         f" {result.tok_s:,.0f} tok/s, {result.tflop_s:,.2f} TFLOP/s, {share}, {result.peak_memory_mib:,.0f} MiB"
         f" ({result.seconds_per_step:.3f} s for a step of {result.batch_samples} samples of {result.sequence_len},"
-        f" {result.device_batch_samples} at once)"
+        f" {result.device_batch_samples} at once; attention {result.attention}{windows}; {form}; loss {result.loss})"
     )
     return 0
+
+
+def _rows(model: str, rows: list[dict[str, Any]]) -> str:
+    """A table with a line for each attention backend."""
+    lines = [f"{model}: {'attention':10} {'windows':8} {'tok/s':>12} {'MFU':>7} {'MiB':>9}  at once"]
+    indent = " " * len(f"{model}: ")
+    for row in rows:
+        if "reason" in row:
+            lines.append(f"{indent}{row['attention']:10} {row['reason']}")
+            continue
+        share = f"{row['mfu']:.1%}" if row["mfu"] is not None else "-"
+        lines.append(
+            f"{indent}{row['attention']:10} {row['windows']:8} {row['tok_s']:12,.0f} {share:>7}"
+            f" {row['peak_memory_mib']:9,.0f}  {row['device_batch_samples']}"
+        )
+    return "\n".join(lines)
+
+
+def cache_folder(environment: Mapping[str, str]) -> Path:
+    """Where this user's cache lies: $XDG_CACHE_HOME/curtail, or ~/.cache/curtail."""
+    base = environment.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "curtail"
+
+
+def keep_compiled() -> None:
+    """Let this process and those it starts keep what torch compiles, for the next ones."""
+    from agent.launcher import compile_cache
+
+    os.environ.update(compile_cache(cache_folder(os.environ) / "compiled", os.environ))
 
 
 def _say(line: str) -> None:

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from curtail.errors import CurtailError
 from nanochat.device import rank_count
 from nanochat.loss import BLOCK_ELEMENTS
 from nanochat.presets import GPTConfig
@@ -108,9 +109,16 @@ def device_batch(
     """Samples per pass for all ranks alike: the least of what each can take, at most `most`.
 
     All ranks must call it together. Args: local_ranks: ranks that share this machine's memory.
+    Raises: CurtailError: not even one sample fits into this GPU.
     """
     if device.type == "cuda":
-        found = fitting_batch(model, config, length, hopeful_batch(config, length, most, _free_on(device)), device)
+        try:
+            found = fitting_batch(model, config, length, hopeful_batch(config, length, most, _free_on(device)), device)
+        except torch.OutOfMemoryError:
+            raise CurtailError(
+                f"not one sample of {length} tokens fits into the memory of this GPU",
+                "free its memory, or train a smaller model or shorter samples",
+            ) from None
     else:
         found = estimated_batch(config, length, most, int(free_memory() * MEMORY_SHARE) // local_ranks)
     if rank_count(group) > 1:

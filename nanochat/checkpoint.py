@@ -73,6 +73,8 @@ def read_checkpoint(folder: Path, verify: bool = True) -> tuple[CheckpointMeta, 
     Raises: NotFound: no folder or one of its files is missing. CheckpointError: what is wrong.
     """
     meta = read_meta(folder)
+    if not (folder / MODEL_FILE).exists():
+        raise NotFound(f"the checkpoint {folder} has no {MODEL_FILE}", _REMEDY)
     weights = read_weights(folder / MODEL_FILE, weight_shapes(meta.model_config))
     if verify and (found := digest(weights)) != meta.weights_digest:
         raise CheckpointError(
@@ -89,10 +91,20 @@ def read_meta(folder: Path) -> CheckpointMeta:
     try:
         text = (folder / META_FILE).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise NotFound(f"there is no checkpoint in {folder}: {META_FILE} is missing", "check the path") from None
+        raise NotFound(f"there is no checkpoint in {folder}: {META_FILE} is missing", _instead_of(folder)) from None
     except OSError as error:
         raise CheckpointError(f"cannot read {folder / META_FILE}: {error.strerror}", "check its rights") from None
     return meta_from_json(text, str(folder / META_FILE))
+
+
+def _instead_of(folder: Path) -> str:
+    """What a person can do whose `folder` is no checkpoint."""
+    if folder.is_dir() and any(folder.glob("model_*.pt")):
+        return "it is one of nanochat's: make it ours with `curtail checkpoint import`"
+    for below in ("versions", "checkpoints"):
+        if (folder / below).is_dir():
+            return f"give one of the folders in {folder / below}"
+    return "give a folder such as HOME/versions/v000012 or OUT/checkpoints/step00001000"
 
 
 def meta_to_json(meta: CheckpointMeta) -> str:

@@ -244,7 +244,7 @@ def read_shards(folder: Path) -> Shards:
         if content or not training or len(set(names)) < len(names):
             raise ValueError("other fields")
         return shards
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise NotFound(
             f"no data set in {folder}", "make one with `curtail data import` or `curtail data fetch`"
         ) from None

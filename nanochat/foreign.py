@@ -25,7 +25,7 @@ import torch
 
 from curtail.disk import Disk, disk_error
 from curtail.errors import CheckpointError, ConfigError, DiskError, NotFound
-from nanochat.checkpoint import MODEL_FILE, CheckpointMeta
+from nanochat.checkpoint import META_FILE, MODEL_FILE, CheckpointMeta
 from nanochat.lineage import NUMBERS, infer_config, their_config
 from nanochat.presets import GPTConfig, from_dict, to_dict, to_json, weight_shapes
 from nanochat.weights import Weights, check_shapes, to_tensors, write_tensors
@@ -106,7 +106,11 @@ def find(path: Path, step: int | None = None) -> tuple[Path, Path, int]:
         steps = {int(m[1]): file for file in path.iterdir() if (m := re.fullmatch(r"model_(\d+)\.pt", file.name))}
         if not steps or (step is not None and step not in steps):
             what = "checkpoint of nanochat" if step is None else f"model_{step:06d}.pt"
-            there = f"there are the steps {', '.join(map(str, sorted(steps)))}" if steps else "check the path"
+            there = "give the folder that holds its model_000123.pt"
+            if steps:
+                there = f"there are the steps {', '.join(map(str, sorted(steps)))}"
+            elif (path / META_FILE).exists():
+                there = "it is one of ours already and needs no import"
             raise NotFound(f"there is no {what} in {path}", there)
         step = max(steps) if step is None else step
         model = steps[step]

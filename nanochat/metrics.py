@@ -12,18 +12,24 @@ import importlib
 import importlib.util
 import json
 import math
+import os
 from pathlib import Path
 from typing import IO, Any
 
 from curtail.disk import Disk, disk_error
-from curtail.errors import UsageError
+from curtail.errors import CurtailError, UsageError
 
 METRICS_FILE = "metrics.jsonl"
 
 
+WANDB_FOLDER = "wandb"
+"""In OUT: everything that W&B keeps on this machine."""
+
+
 def require_wandb() -> None:
     """Raises: UsageError: the package wandb is not installed."""
-    if importlib.util.find_spec("wandb") is None:
+    found = importlib.util.find_spec("wandb")
+    if found is None or found.origin is None:  # a folder that only has its name, as earlier runs leave one
         raise UsageError(
             "--wandb needs the package wandb, which is not installed",
             f"install it with `pip install wandb`, or leave out --wandb: {METRICS_FILE} is always written",
@@ -55,19 +61,18 @@ class Metrics:
     Args:
         after: the step that the run goes on from; later lines are dropped.
         wandb: also send everything to W&B, with `settings` as the run's configuration.
-    Raises: DiskError; UsageError: wandb is asked for and not installed.
+    Raises: DiskError; UsageError: wandb is asked for and not installed. CurtailError: W&B refuses the run.
     """
 
     def __init__(self, out: Path, after: int, disk: Disk, *, wandb: bool, settings: dict[str, Any]) -> None:
         self._path = out / METRICS_FILE
-        kept = [line for line in read_metrics(out) if line["step"] <= after]
-        disk.replace("METRICS", self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        self._file: IO[str] = self._open()
         self._run: Any = None
         if wandb:
             require_wandb()
-            wandb_module: Any = importlib.import_module("wandb")
-            self._run = wandb_module.init(project="curtail", name=out.resolve().name, config=settings, dir=str(out))
+            self._run = _wandb_run(out.resolve(), settings)
+        kept = [line for line in read_metrics(out) if line["step"] <= after]
+        disk.replace("METRICS", self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._file: IO[str] = self._open()
 
     def _open(self) -> IO[str]:
         try:
@@ -91,3 +96,30 @@ class Metrics:
         self._file.close()
         if self._run is not None:
             self._run.finish()
+
+
+def _wandb_run(out: Path, settings: dict[str, Any]) -> Any:
+    """A new W&B run that gets the lines and `settings`, and nothing else unless the environment says so.
+
+    Everything that it keeps here lies in OUT/wandb. WANDB_MODE=offline sends nothing.
+    Raises: CurtailError: W&B does not take it.
+    """
+    kept = out / WANDB_FOLDER
+    modest = {
+        "WANDB_CACHE_DIR": str(kept / "cache"),
+        "WANDB_DATA_DIR": str(kept / "data"),
+        "WANDB_ARTIFACT_DIR": str(kept / "artifacts"),
+        "WANDB_ERROR_REPORTING": "false",  # its own faults, to its makers
+        "WANDB_DISABLE_CODE": "true",
+        "WANDB_DISABLE_GIT": "true",
+        "WANDB_CONSOLE": "off",
+    }
+    for name, value in modest.items():
+        os.environ.setdefault(name, value)  # read once, when the package is imported
+    module: Any = importlib.import_module("wandb")
+    try:
+        return module.init(project="curtail", name=out.name, config=settings, dir=str(out))
+    except module.errors.Error as error:
+        raise CurtailError(
+            f"W&B does not take this run: {error}", "run `wandb login`, set WANDB_MODE=offline, or leave out --wandb"
+        ) from error

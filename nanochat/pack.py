@@ -10,6 +10,8 @@ unsigned little-endian numbers and nothing else. What a sample is, is decided in
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import IO, TypeAlias
 
 import numpy as np
 
-from curtail.disk import Disk, disk_error
+from curtail.disk import Disk, disk_error, fsync_folder
 from curtail.errors import UsageError
 from nanochat.bestfit import BestFit, PackCount
 from nanochat.dataset import iterate_texts, read_shards
@@ -39,6 +41,7 @@ __all__ = ["Manifest", "SourceShard", "TokenFile", "TokenStream", "missing_files
 
 TOKENS_PER_FILE = 100_000_000
 _BATCH_CHARACTERS = 4 << 20  # text that is encoded at once
+_ASIDE = ".packing"  # in the folder itself: moving out of it is a rename
 
 Progress: TypeAlias = Callable[[str, int], None]
 """Called with the part and the tokens of it written so far."""
@@ -61,8 +64,8 @@ def prepare(
 ) -> Manifest:
     """Turn the shards in the folder `shards` into token files, manifest and tokenizer in `out`.
 
-    The manifest is written last: a folder with a manifest is complete. An earlier
-    content of `out` is replaced.
+    The manifest comes last: a folder with a manifest is complete. An earlier content
+    of `out` is replaced when all is packed; until then, and after an error, it stays.
 
     Args:
         sequence_len: T; a sample has T + 1 tokens.
@@ -83,12 +86,13 @@ def prepare(
         tokens_per_file = max(1, tokens_per_file // (sequence_len + 1)) * (sequence_len + 1)
     listed = read_shards(shards)
     sources = tuple(SourceShard(shard.name, shard.sha256) for part in PARTS for shard in listed.part(part))
+    aside, made = out / _ASIDE, not out.exists()
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        disk.remove("MANIFEST_DROP", out / MANIFEST_NAME)
+        shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
+        aside.mkdir(parents=True)
         files: list[TokenFile] = []
         for part in PARTS:
-            with _TokenWriter(out, part, disk, tokens_per_file) as writer:
+            with _TokenWriter(aside, part, disk, tokens_per_file) as writer:
                 encoded = _encoded(iterate_texts(shards, part), tokenizer, threads)
                 packer = BestFit(sequence_len + 1) if packing == BEST_FIT else None
                 for packed in packer.rows(_apart(encoded)) if packer else (tokens for tokens, _ in encoded):
@@ -98,15 +102,30 @@ def prepare(
                 files += writer.close()
                 if packer is not None and on_packed is not None:
                     on_packed(part, packer.count)
+        manifest = Manifest(sequence_len, tokenizer.vocab_size, tokenizer.digest, packing, sources, tuple(files))
+        for part in PARTS:
+            require_sample(manifest, part)
+        tokenizer.save(aside / FILE_NAME, disk)
+        disk.replace("MANIFEST", aside / MANIFEST_NAME, manifest.to_json().encode())
+        _put_in_place(aside, out, manifest, disk)
     except OSError as error:
         raise disk_error("write into", out, error) from error
-    manifest = Manifest(sequence_len, tokenizer.vocab_size, tokenizer.digest, packing, sources, tuple(files))
-    for part in PARTS:
-        require_sample(manifest, part)
-    tokenizer.save(out / FILE_NAME, disk)
-    disk.replace("MANIFEST", out / MANIFEST_NAME, manifest.to_json().encode())
-    _drop_strays(out, manifest, disk)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        if made and out.is_dir() and not any(out.iterdir()):
+            out.rmdir()
     return manifest
+
+
+def _put_in_place(aside: Path, out: Path, manifest: Manifest, disk: Disk) -> None:
+    """Move everything from `aside` to `out`, the manifest last. Raises: OSError, DiskError."""
+    disk.remove("MANIFEST_DROP", out / MANIFEST_NAME)
+    for name in (*(file.name for file in manifest.files), FILE_NAME):
+        os.replace(aside / name, out / name)
+    fsync_folder(out)  # a manifest must not outlive a power cut that the files do not
+    os.replace(aside / MANIFEST_NAME, out / MANIFEST_NAME)
+    fsync_folder(out)
+    _drop_strays(out, manifest, disk)
 
 
 def _encoded(texts: Iterable[str], tokenizer: Tokenizer, threads: int | None) -> Iterator[tuple[Tokens, list[int]]]:

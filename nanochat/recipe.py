@@ -8,9 +8,10 @@ optimizer scales them. Units: tokens; steps where a name says so.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from curtail.errors import ConfigError
@@ -78,6 +79,10 @@ class Recipe:
             decay_shape=self.decay_shape,
         )
 
+    def to_json(self) -> str:
+        """Every number of it, in one line."""
+        return json.dumps(asdict(self), sort_keys=True)
+
     def weight_decay(self, config: GPTConfig, token_budget: int, batch_tokens: int) -> float:
         """The matrices' decay at the start, per unit of learning rate.
 
@@ -125,6 +130,32 @@ def recipe_of(name: str, settings: Sequence[str] = ()) -> Recipe:
     made = replace(RECIPES[name], **changes)
     made.schedule(config_for("lambdas", 12, 64, 64), 2**20, 2**10)  # refuses what no schedule can have
     return made
+
+
+def recipe_from_json(text: str) -> Recipe:
+    """The inverse of `Recipe.to_json`, strict.
+
+    Raises: ConfigError: a key is missing or unknown, or a value of another type.
+    """
+    kinds = {field.name: str(field.type) for field in fields(Recipe)}
+    try:
+        values: dict[str, Any] = json.loads(text)
+        if wrong := sorted(set(values) ^ set(kinds)):
+            raise ValueError(f"{wrong[0]} is missing or unknown")
+        return Recipe(**{key: _checked(key, kinds[key], value) for key, value in values.items()})
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"this is no recipe of this version: {error}", "run the same version of curtail everywhere"
+        ) from None
+
+
+def _checked(key: str, kind: str, value: Any) -> Any:
+    """A value out of JSON. Raises: ValueError: of another type."""
+    if kind.startswith("tuple") and isinstance(value, list) and len(value) == 2:
+        return tuple(_checked(key, "float", part) for part in value)
+    if type(value).__name__ == kind and not (kind == "float" and not 0 <= value < math.inf):
+        return value
+    raise ValueError(f"{key} is {value!r}")
 
 
 def _parse(key: str, kind: str, text: str) -> object:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,6 +28,7 @@ from curtail.disk import Disk, SystemDisk, disk_error
 from curtail.errors import CheckpointError, CurtailError
 from curtail.lifeline import die_with_parent, on_signals
 from nanochat import saves, weights
+from nanochat.acceleration import accelerate
 from nanochat.batchsize import device_batch
 from nanochat.bpb import bits_per_byte
 from nanochat.device import (
@@ -86,9 +87,10 @@ class Trainer:
         self.first = self.ranks.rank == 0
         self.say: Say = say if self.first else lambda _: None
         self.model = GPT(self.plan.config, compute_dtype(self.device)).to(self.device)
-        compiled = options.compile if options.compile is not None else self.device.type == "cuda"
-        # training goes through the compiled form, everything else through the model itself
-        self.net = cast(GPT, torch.compile(self.model, dynamic=False)) if compiled else self.model
+        # training goes through `fast.net`, everything else through the model itself
+        self.fast = accelerate(
+            self.model, self.device, attention=options.attention, fp8=options.fp8, compiled=options.compile
+        )
         self.optimizer = MuonAdamW(self.model, self.plan.config, self.plan.batch_tokens, self.plan.recipe)
         self.stream = TokenStream(Path(options.data), self.plan.manifest, "train")
         self.device_name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None
@@ -120,6 +122,9 @@ class Trainer:
         self._choose_device_batch(facts)
         if self.first:
             settings = {**asdict(self.options), **asdict(self.plan.recipe), "ranks": self.ranks.ranks}
+            settings |= {"attention": self.fast.choice.backend.name, "compile": self.fast.compiled}
+            if self.device.type == "cuda" or self.options.attention != "auto":
+                self.say(str(self.fast))
             self.metrics = Metrics(
                 self.out, self.progress.step, self.disk, wandb=self.options.wandb, settings=settings
             )  # fmt: skip
@@ -150,7 +155,7 @@ class Trainer:
         if not chosen:
             local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
             length = self.plan.manifest.sequence_len
-            chosen = device_batch(self.net, self.plan.config, length, most, self.device, local_ranks=local)
+            chosen = device_batch(self.fast.net, self.plan.config, length, most, self.device, local_ranks=local)
         self.progress = replace(self.progress, device_batch=min(chosen, most))
 
     def run(self) -> TrainResult:
@@ -201,7 +206,7 @@ class Trainer:
             return self.stopped
 
         report = inner_steps(
-            self.net,
+            self.fast.net,
             self.optimizer,
             plan.schedule,
             batches,

@@ -18,6 +18,7 @@ from nanochat.presets import GPTConfig, config_for, preset
 from nanochat.recipe import Recipe, batch_tokens_for, horizon, recipe_of
 from nanochat.saves import Progress, check_same_run, saved_steps
 from nanochat.schedule import Schedule
+from nanochat.tokenizer import FILE_NAME, Tokenizer
 
 FAILURE_FILE = ".failure.json"
 """In OUT: the error of a rank, for the process that started torchrun."""
@@ -47,6 +48,8 @@ class TrainOptions:
     wandb: bool = False
     resume: bool = True
     compile: bool | None = None  # None: on CUDA only
+    attention: str = "auto"
+    fp8: bool = False
     device: str = "auto"
 
     def to_json(self) -> str:
@@ -107,6 +110,7 @@ def make_plan(options: TrainOptions, ranks: int) -> TrainPlan:
             f"a batch of {batch} samples does not split over {ranks} ranks",
             f"use a batch of {_whole(batch, ranks)} samples, or another number of ranks",
         )
+    _check_files(options, manifest)
     samples = manifest.samples("train")
     if samples < batch:
         raise DataError(
@@ -122,11 +126,34 @@ def make_plan(options: TrainOptions, ranks: int) -> TrainPlan:
     )  # fmt: skip
     progress = Progress(
         step=0, tokens=0, token_budget=budget, batch_samples=batch, seed=options.seed,
-        recipe=json.dumps(asdict(recipe), sort_keys=True), ranks=ranks,
+        recipe=recipe.to_json(), ranks=ranks,
         device_batch=options.device_batch_samples, seconds=0.0, loss=None, optimizer_sha256="",
     )  # fmt: skip
     schedule = recipe.schedule(config, budget, batch * length)
     return TrainPlan(config, manifest, recipe, schedule, batch, steps, meta, progress)
+
+
+def _check_files(options: TrainOptions, manifest: Manifest) -> None:
+    """Whether everything that the run will read is there, so that it does not end hours later for want of it.
+
+    Raises: NotFound, DataError: no tokenizer, or another one; a token file is missing or has another size.
+    """
+    data = Path(options.data)
+    tokenizer = Tokenizer.load(data / FILE_NAME)
+    if tokenizer.digest != manifest.tokenizer:
+        raise DataError(
+            f"the tokens in {data} were made with the tokenizer {manifest.tokenizer:.12}, {FILE_NAME} beside them is"
+            f" {tokenizer.digest:.12}",
+            "put the right tokenizer there, or run `curtail data prepare` again",
+        )
+    for part in ("train", "validation") if options.eval_every else ("train",):
+        for file in manifest.files_of(part):
+            path = data / file.name
+            if not path.is_file() or path.stat().st_size != file.size:
+                raise DataError(
+                    f"the token file {path} is missing or has the wrong size",
+                    "copy it there again, or run `curtail data prepare` again",
+                )
 
 
 def model_of(options: TrainOptions, manifest: Manifest) -> GPTConfig:
@@ -160,10 +187,12 @@ def check_out(options: TrainOptions, plan: TrainPlan) -> list[str]:
     """Whether the run may use its folder; returns what a person should know.
 
     Raises:
-        Refused: there is a run already, and it shall not go on.
+        UsageError: it is no folder. Refused: there is a run already, and it shall not go on.
         CheckpointError: there is another run.
     """
     out = Path(options.out)
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is no folder", "give another one with --out")
     if not saved_steps(out):
         return []
     if not options.resume:

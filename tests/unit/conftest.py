@@ -1,18 +1,27 @@
-"""A controller in memory: real store, versions, uploads and merge; a clock and readings the test sets."""
+"""A controller in memory: real store, versions, uploads and merge; a clock and readings the test sets.
+
+And what several tests of the model need: small shards of text, and two ranks that talk over gloo.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from controller import auth
-from controller.aggregate import MergeResult, MergeSpec, merge
+from controller.aggregate import merge
 from controller.blobs import Uploads
 from controller.energy import ReplayClock
+from controller.merge import MergeResult, MergeSpec
 from controller.rows import BlobRow, RunRow, SiteRow, VersionRow
 from controller.service import Parts, Service
 from controller.store import Store
@@ -157,9 +166,9 @@ class World:
         self.clock.t += seconds
         self.service.tick(self.service.replay.now(), {})
 
-    def checkout(self, site: str, job: str, held: str | None = None) -> wire.CheckoutReply:
+    def checkout(self, site: str, job: str, held: str | None = None, closing: bool = False) -> wire.CheckoutReply:
         who = self.who(site)
-        request = wire.CheckoutRequest(site, who.fence, job, None, held)
+        request = wire.CheckoutRequest(site, who.fence, job, None, held, closing)
         return self.store.call(lambda tx: self.service.checkout(tx, who, request))
 
     def upload(self, data: bytes) -> str:
@@ -206,6 +215,7 @@ class World:
             "loss_mean": 3.0,
             "loss_last": 2.0,
             "seconds": 1.0,
+            "keep": False,
         }
         request = wire.CommitRequest(**{**values, **changes})
         receipt = self.store.call(lambda tx: self.service.commit(tx, who, request))
@@ -277,3 +287,56 @@ def world(make_world) -> World:
     made = make_world()
     made.source.mci = {"A": 50.0, "B": 60.0}
     return made
+
+
+# -- the model ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def small_shards(tmp_path_factory) -> Callable[[int, int], Path]:
+    """small_shards(documents, turns): a folder of four shards, one for validation; short documents."""
+    from nanochat.dataset import import_texts
+
+    @cache
+    def make(documents: int, turns: int) -> Path:
+        folder = tmp_path_factory.mktemp("texts")
+        texts = [f"document {n}: " + "tide wind sun é 世 " * (n % turns) for n in range(documents)]
+        (folder / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+        import_texts(
+            [folder], folder / "shards", disk=SystemDisk(), validation_fraction=0.1, documents_per_shard=documents // 3
+        )
+        return folder / "shards"
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run_two_ranks() -> Callable[..., None]:
+    """run_two_ranks(program, *arguments): runs a Python file as two ranks that find each other; both must succeed."""
+    import torch.distributed as dist
+
+    import nanochat
+
+    def run(program: Path, *arguments: object) -> None:
+        # as torchrun does it: the parent holds the store that the ranks meet at
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        common = {"PYTHONPATH": str(Path(nanochat.__file__).parents[1]), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
+        common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        started = [
+            subprocess.Popen(
+                [sys.executable, str(program), *map(str, arguments)],
+                env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(2)
+        ]
+        try:
+            for process in started:
+                _, errors = process.communicate(timeout=120)
+                assert process.returncode == 0, errors
+        finally:
+            for process in started:
+                process.kill()
+
+    return run

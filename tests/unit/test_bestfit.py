@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from curtail.disk import SystemDisk
 from curtail.errors import DataError, UsageError
 from nanochat.bestfit import BestFit, PackCount
-from nanochat.dataset import import_texts, iterate_texts
+from nanochat.dataset import iterate_texts
 from nanochat.manifest import Manifest, SourceShard, TokenFile
 from nanochat.pack import missing_files, prepare
 from nanochat.stream import TokenStream
@@ -24,12 +25,8 @@ T = 16
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("texts")
-    lines = [json.dumps({"text": f"document {n}: " + "tide wind sun é 世 " * (n % 7)}) for n in range(1500)]
-    (folder / "a.jsonl").write_text("\n".join(lines))
-    import_texts([folder], folder / "shards", disk=DISK, validation_fraction=0.1, documents_per_shard=500)
-    return folder / "shards"
+def shards(small_shards: Callable[[int, int], Path]) -> Path:
+    return small_shards(1500, 7)
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +135,12 @@ def test_training_resumes_exactly_at_any_sample_and_any_number_of_ranks(
         ]
 
     whole = steps(0, 12 * 30, 1)
-    resumed = steps(0, 12 * 11, 2) + steps(12 * 11, 12 * 20, 3) + steps(12 * 20, 12 * 30, 1)
-    assert resumed == whole and len(whole) == 30
+    assert len(whole) == 30 and len({tuple(step) for step in whole}) == 30
+    for ranks in (2, 3, 4):
+        assert steps(0, 12 * 30, ranks) == whole  # each step the same samples, whoever has which
+    for first, second in permutations((1, 2, 4), 2):
+        for at in (1, 11, 29):
+            assert steps(0, 12 * at, first) + steps(12 * at, 12 * 30, second) == whole
 
 
 def test_packing_twice_gives_the_same_digest_and_another_one_than_a_stream(

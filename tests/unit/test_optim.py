@@ -1,18 +1,13 @@
 """The update rules, the saved state, and equality across ranks."""
 
 import json
-import os
 import runpy
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 
-import nanochat
 from curtail.errors import CheckpointError
 from nanochat.gpt import GPT
 from nanochat.optim import MuonAdamW, Recipe, polar_express
@@ -220,31 +215,12 @@ places.leave_ranks()
 """
 
 
-def test_two_ranks_make_the_same_steps_as_one_rank_with_the_whole_batch(tmp_path, monkeypatch):
+def test_two_ranks_make_the_same_steps_as_one_rank_with_the_whole_batch(tmp_path, monkeypatch, run_two_ranks):
     program = tmp_path / "program.py"
     program.write_text(RANKS_PROGRAM)
     monkeypatch.setattr(sys, "argv", [str(program), str(tmp_path)])
     runpy.run_path(str(program))
-    # as torchrun does it: the parent holds the store that the ranks meet at
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    common = {"PYTHONPATH": str(Path(nanochat.__file__).parents[1]), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
-    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(program), str(tmp_path)],
-            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for process in started:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors
-    finally:
-        for process in started:
-            process.kill()
+    run_two_ranks(program, tmp_path)
     one, left, right = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1-0", "2-0", "2-1"))
     assert left == right
     assert left["agreed"] == [True, False]

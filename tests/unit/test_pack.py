@@ -14,7 +14,7 @@ import pytest
 
 from curtail.disk import SystemDisk
 from curtail.errors import CurtailError, DataError, DiskError, NotFound, UsageError
-from nanochat.dataset import import_texts, iterate_texts
+from nanochat.dataset import iterate_texts
 from nanochat.pack import Manifest, TokenStream, missing_files, prepare
 from nanochat.tokenizer import Tokenizer
 
@@ -23,12 +23,8 @@ T = 16
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("texts")
-    lines = [json.dumps({"text": f"document {n}: " + "tide wind sun é 世 " * (n % 17)}) for n in range(120)]
-    (folder / "a.jsonl").write_text("\n".join(lines))
-    import_texts([folder], folder / "shards", disk=DISK, validation_fraction=0.1, documents_per_shard=40)
-    return folder / "shards"
+def shards(small_shards: Callable[[int, int], Path]) -> Path:
+    return small_shards(120, 17)
 
 
 @pytest.fixture(scope="module")
@@ -202,13 +198,21 @@ class FullDisk(SystemDisk):
 
 
 @pytest.mark.parametrize("op", ["TOKENS", "TOKENIZER", "MANIFEST"])
-def test_a_full_disk_leaves_no_manifest_so_the_folder_is_not_taken_for_complete(
+def test_a_full_disk_leaves_the_data_that_were_there_and_of_new_ones_nothing(
     op: str, shards: Path, tokenizer: Tokenizer, copy: Path
 ) -> None:
-    with pytest.raises(DiskError):
-        prepare(shards, tokenizer, copy, disk=FullDisk(op), sequence_len=T)
-    assert not (copy / "manifest.json").exists()
-    assert not list(copy.glob(".*"))
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    for out in (copy, copy / "new"):
+        with pytest.raises(DiskError):
+            prepare(shards, tokenizer, out, disk=FullDisk(op), sequence_len=T)
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+
+
+def test_what_a_killed_run_left_is_swept(shards: Path, tokenizer: Tokenizer, copy: Path) -> None:
+    (copy / ".packing").mkdir()
+    (copy / ".packing" / ".train.tmp").write_bytes(b"half")
+    prepare(shards, tokenizer, copy, disk=DISK, sequence_len=T)
+    assert not (copy / ".packing").exists()
 
 
 def test_a_manifest_goes_through_json_unchanged(packed: Path) -> None:

@@ -1,16 +1,10 @@
 """The optimizer split over ranks: the same weights and the same state as without."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
-import nanochat
 from nanochat.gpt import GPT
 from nanochat.optim import SPLIT_ELEMENTS, MuonAdamW
 from nanochat.presets import GPTConfig
@@ -106,30 +100,12 @@ places.leave_ranks()
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
+def two_ranks(tmp_path_factory, run_two_ranks):
     """What two gloo ranks found out, and the folder with the state they saved."""
     folder = tmp_path_factory.mktemp("ranks")
     program = folder / "program.py"
     program.write_text(PROGRAM.replace("STEPS", str(STEPS)))
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    common = {"PYTHONPATH": str(Path(nanochat.__file__).parents[1]), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
-    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(program), str(folder)],
-            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for process in started:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors
-    finally:
-        for process in started:
-            process.kill()
+    run_two_ranks(program, folder)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)], folder
 
 

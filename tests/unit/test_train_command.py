@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +35,7 @@ from nanochat.pack import Manifest, TokenStream
 from nanochat.peaks import peak_flops, utilisation
 from nanochat.presets import GPTConfig, preset
 from nanochat.schedule import default_weight_decay
-from nanochat.speed import measure_speed
+from nanochat.speed import Asked, measure_speed
 from nanochat.train import StepBatches, inner_steps
 from nanochat.trainer import Trainer, train
 from nanochat.trainplan import TrainOptions, check_out, make_plan
@@ -138,19 +140,52 @@ def test_options_travel_to_another_process(options):
 
 
 def test_wandb_that_is_not_installed_is_a_clear_error(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match="pip install wandb"):
-        require_wandb()
+    # a folder of that name is no package either
+    for found in (None, ModuleSpec("wandb", None, is_package=True)):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name, found=found: found)
+        with pytest.raises(UsageError, match="pip install wandb"):
+            require_wandb()
 
 
-def test_wandb_gets_the_metrics(tmp_path, monkeypatch):
-    pytest.importorskip("wandb", reason="the package wandb is not installed here")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    metrics = Metrics(tmp_path, 0, SystemDisk(), wandb=True, settings={"depth": 2})
-    metrics.write({"step": 1, "loss": 2.5})
-    metrics.close()
-    assert list(tmp_path.glob("wandb/offline-run-*"))
+def test_wandb_gets_the_metrics_keeps_to_the_folder_of_the_run_and_offline_calls_nobody(command, options, tmp_path):
+    home, out = tmp_path / "home", Path(options.out)
+    for folder in (home, home / "tmp"):
+        folder.mkdir()
+    with socket.socket() as world:
+        world.bind(("127.0.0.1", 0))
+        world.listen()
+        world.setblocking(False)
+        address = f"http://127.0.0.1:{world.getsockname()[1]}"
+        places = dict.fromkeys(("WANDB_BASE_URL", "http_proxy", "https_proxy", "HTTPS_PROXY", "ALL_PROXY"), address)
+        done = command(
+            "train", "--preset", "d2-test", "--data", options.data, "--out", out, "--steps", 2, "--batch-samples", 4,
+            "--threads", 1, "--ranks", 1, "--wandb", "--json",
+            HOME=str(home), TMPDIR=str(home / "tmp"), WANDB_MODE="offline", **places,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        with pytest.raises(BlockingIOError):
+            world.accept()
+    assert json.loads(done.stdout)["steps"] == 2  # and nothing of W&B among it
+    [record] = out.glob("wandb/offline-run-*/run-*.wandb")
+    assert b"lr_scale" in record.read_bytes() and b"muon_beta2" in record.read_bytes()
+    assert [path for path in home.rglob("*") if path.is_file()] == []
+    assert [line["step"] for line in read_metrics(out)] == [1, 2]
+
+
+def test_wandb_that_refuses_a_run_is_a_clear_error(tmp_path, monkeypatch):
+    class Refusing:
+        class errors:
+            Error = KeyError
+
+        @staticmethod
+        def init(**_):
+            raise KeyError("no API key")
+
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: ModuleSpec("wandb", None, origin="x"))
+    monkeypatch.setattr("importlib.import_module", lambda name: Refusing)
+    with pytest.raises(CurtailError, match=r"no API key.*WANDB_MODE=offline"):
+        Metrics(tmp_path, 0, SystemDisk(), wandb=True, settings={})
 
 
 # -- training ----------------------------------------------------------------
@@ -382,6 +417,17 @@ def test_on_a_gpu_the_number_is_halved_until_it_fits(monkeypatch):
         fitting_batch(Small(0), config, 8, 4, cpu)
 
 
+def test_a_gpu_too_small_for_one_sample_is_a_clear_error(monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("nanochat.batchsize.fitting_batch", full)
+    monkeypatch.setattr("nanochat.batchsize._free_on", lambda device: 2**30)
+    config = preset("d2-test")
+    with pytest.raises(CurtailError, match="not one sample of 64 tokens fits into the memory of this GPU"):
+        device_batch(GPT(config), config, 64, 4, torch.device("cuda"))
+
+
 @pytest.mark.parametrize(
     ("name", "tera"),
     [
@@ -402,10 +448,8 @@ def test_utilisation_needs_a_known_peak():
 
 
 def test_speed_is_the_median_of_the_steps_after_warm_up():
-    speed = measure_speed(
-        preset("d2-test"), steps=3, batch_samples=4, device_batch_samples=0, threads=1, compiled=None, clock=Ticking(),
-        device_name="cpu",
-    )  # fmt: skip
+    asked = Asked(steps=3, batch_samples=4, threads=1, device="cpu")
+    speed = measure_speed(preset("d2-test"), asked, Ticking())
     assert (speed.device, speed.mfu, speed.steps, speed.compiled) == ("cpu", None, 3, False)
     assert (speed.tok_s, speed.seconds_per_step, speed.device_batch_samples) == (256.0, 1.0, 4)
     assert speed.peak_memory_mib > 0
