@@ -101,6 +101,7 @@ def plan(spec: MergeSpec, accepted: Sequence[Part]) -> OuterPlan:
     A late delta points where the model was: with one of those there is no momentum, and the velocity waits.
     """
     lr, momentum = outer_row(spec.outer, len(accepted))
+    lr *= max(part.weight for part in accepted)  # the mean forgets a factor that all have in common
     if spec.momentum_off:
         return OuterPlan(lr, 0.0, False)
     if any(part.stale for part in accepted):

@@ -107,7 +107,7 @@ class RoundsSection:
     codec: str = field(default="int8", metadata={"choices": CODECS})  # of deltas
     broadcast: str = field(default="", metadata={"choices": CODECS})  # of updates; default: as codec
     overlap: bool = False  # FEDERATED sites train on while their contribution travels and is merged
-    ahead_steps: int | None = _number(None, low=0)  # steps a lease exceeds a round by; default: inner_steps
+    ahead_steps: int | None = _number(None, low=0)  # steps a lease exceeds a round by; default: see `ahead`
     rewarm_steps: int = _number(20, low=0)  # over which a site without inner state raises its learning rate
     outage: float = _quantity("duration", 600.0)  # how long a contribution waits for an unreachable controller
     stale_weight: float = _number(0.0, low=0.0, high=1.0)  # per version of staleness; 0: late ones are refused
@@ -116,8 +116,14 @@ class RoundsSection:
 
     @property
     def ahead(self) -> int:
-        """Steps by which a lease exceeds the round where the job may train on."""
-        return self.inner_steps if self.ahead_steps is None else self.ahead_steps
+        """Steps by which a lease exceeds the round where the job may train on.
+
+        A sole site's lease grows by the samples after it. With several sites the next one holds those, so
+        that a lease lasts for what it was made for: ten rounds, of which one is not overlapped.
+        """
+        if self.ahead_steps is not None:
+            return self.ahead_steps
+        return self.inner_steps * (9 if self.overlap else 1)
 
     @property
     def broadcast_codec(self) -> str:

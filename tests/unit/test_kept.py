@@ -188,7 +188,7 @@ def miss_the_deadline(world, work):
     assert world.status().version == 2
 
 
-def test_a_late_site_keeps_its_lease_and_its_contribution_counts_half(tolerant):
+def test_a_late_site_keeps_its_lease_and_its_contribution_waits_for_the_next_merge(tolerant):
     world = tolerant
     work = start_two(world)
     miss_the_deadline(world, work)

@@ -67,6 +67,11 @@ def test_shares_follow_tokens_and_discounts_and_sum_to_one(given_parts):
         assert share * first.tokens * first.weight == pytest.approx(found[0] * part.tokens * part.weight)
 
 
+def test_late_deltas_that_are_merged_alone_move_the_model_less_all_the_same():
+    assert plan(spec(), parts(1, weight=0.5, stale=1)).lr == 0.5
+    assert plan(spec(), (*parts(1, weight=0.5, stale=1), *parts(1, weight=0.25, stale=2))).lr == 0.7 * 0.5
+
+
 def test_a_late_delta_of_equal_tokens_counts_half():
     assert shares((Part("a", "", "int8", 100, ""), Part("b", "", "int8", 100, "", 0.5, 1))) == [2 / 3, 1 / 3]
 
