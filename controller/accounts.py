@@ -3,7 +3,7 @@
 Pure bookkeeping: an open interval is closed at every change of phase, power or
 reading, and becomes one append-only row. The MCI of a row is the step-held
 reading at that time (no interpolation). Attributed energy is what the job
-causes (start, train, sync, drain); standing energy is drawn while paused and
+causes (start, train, sync, hold, drain); standing energy is drawn while paused and
 counted apart, never left out. Units: W, kWh, gCO2/kWh, kg, seconds of the
 controller's clock. Carbon figures are consequential (marginal), not Scope 2.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-ATTRIBUTED = ("start", "train", "sync", "drain")
+ATTRIBUTED = ("start", "train", "sync", "hold", "drain")
 STANDING = ("paused",)
 PHASES = ATTRIBUTED + STANDING
 
@@ -106,22 +106,24 @@ class Totals:
 
 def add(totals: Totals, entries: Iterable[Entry]) -> Totals:
     """`totals` with `entries` counted in."""
+    attributed, standing = totals.attributed_kwh, totals.standing_kwh
+    kg_attributed, kg_standing = totals.kg_attributed, totals.kg_standing
+    curtailed, unknown, seconds = totals.curtailed_kwh, totals.unknown_kwh, totals.train_seconds
     for entry in entries:
         kg = entry.kg or 0.0
         if entry.phase in ATTRIBUTED:
-            totals = replace(
-                totals,
-                attributed_kwh=totals.attributed_kwh + entry.kwh,
-                kg_attributed=totals.kg_attributed + kg,
-                curtailed_kwh=totals.curtailed_kwh + (entry.kwh if entry.curtailed else 0.0),
-            )
+            attributed += entry.kwh
+            kg_attributed += kg
+            if entry.curtailed:
+                curtailed += entry.kwh
         else:
-            totals = replace(totals, standing_kwh=totals.standing_kwh + entry.kwh, kg_standing=totals.kg_standing + kg)
+            standing += entry.kwh
+            kg_standing += kg
         if entry.kg is None:
-            totals = replace(totals, unknown_kwh=totals.unknown_kwh + entry.kwh)
+            unknown += entry.kwh
         if entry.phase == "train":
-            totals = replace(totals, train_seconds=totals.train_seconds + entry.t1 - entry.t0)
-    return totals
+            seconds += entry.t1 - entry.t0
+    return Totals(attributed, standing, kg_attributed, kg_standing, curtailed, unknown, seconds)
 
 
 def always_on_kg(

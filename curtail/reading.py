@@ -62,7 +62,8 @@ def unusable(reading: Reading | None, now: float, max_age: float) -> str | None:
     """Why `reading` cannot justify training at `now`, or None if it can.
 
     A value past its own validity is accepted until it is `max_age` seconds
-    past its point time; after that it is stale.
+    past its point time; after that it is stale. An exact 0 is not: sources that
+    fail have served zeros for hours, so a zero counts only while it is renewed.
     """
     if reading is None:
         return "no reading has arrived yet"
@@ -71,9 +72,11 @@ def unusable(reading: Reading | None, now: float, max_age: float) -> str | None:
     problem = check_value(reading.mci)
     if problem:
         return problem
-    if reading.point_time > now + max_age:
+    if reading.point_time > now + min(max_age, reading.valid_until - reading.point_time):
         return f"the reading is {reading.point_time - now:.0f} s in the future; check the clocks"
     age = now - reading.point_time
     if age > max_age:
         return f"the reading is stale: {age:.0f} s old, at most {max_age:.0f} s are allowed"
+    if reading.mci == 0.0 and now > reading.valid_until:
+        return f"the reading is exactly 0 and has not been renewed for {age:.0f} s"
     return None

@@ -19,10 +19,12 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("curtail", "controller", "agent", "nanochat", "rustbpe")
 
 CORE = {"curtail", *(f"curtail.{name}" for name in
-        ("errors", "clock", "disk", "config", "reading", "policy", "wire", "discovery", "lifeline"))}  # fmt: skip
+        ("errors", "clock", "disk", "config", "reading", "forecast", "costs", "clearing", "override", "policy",
+         "decision", "wire", "discovery", "lifeline"))}  # fmt: skip
 """What every package may use. The rest of `curtail` are leaves of the command line."""
 
-TORCH_FREE = {f"nanochat.{name}" for name in ("weights", "delta", "checkpoint", "presets", "manifest")}
+TORCH_FREE = {f"nanochat.{name}" for name in
+              ("weights", "delta", "codecs", "tensorfile", "checkpoint", "presets", "manifest", "recipe")}  # fmt: skip
 """Both ends apply bit-identical arithmetic and read the same files: docs/decisions/001."""
 
 OWN_PROCESS = {"controller.genesis": {"nanochat.gpt"}}
