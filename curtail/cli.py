@@ -40,6 +40,7 @@ tokenizer_app = _group("Make a tokenizer.")
 data_app = _group("Turn text into training data.")
 bench_app = _group("Measure this machine.")
 trace_app = _group("Invented MCI traces.")
+ledger_app = _group("The accounts of a run.")
 app.add_typer(controller_app, name="controller")
 app.add_typer(agent_app, name="agent")
 app.add_typer(checkpoint_app, name="checkpoint")
@@ -47,6 +48,7 @@ app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 app.add_typer(trace_app, name="trace")
+app.add_typer(ledger_app, name="ledger")
 
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 LONGEST_TOKEN = 4096
@@ -72,6 +74,13 @@ class Packing(StrEnum):
 
     STREAM = "stream"
     BEST_FIT = "bestfit"
+
+
+class Loss(StrEnum):
+    """Ways to compute the loss, to be compared."""
+
+    FUSED = "fused"
+    PLAIN = "plain"
 
 
 class Dataset(StrEnum):
@@ -201,16 +210,26 @@ def agent_join(
     ] = None,
     ranks: Annotated[int, typer.Option(min=0, help="Processes of a job; 0: one for each GPU, or one.")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of each process; 0: the cores, split.")] = 0,
+    device_batch_samples: Annotated[
+        str, typer.Option(help="Samples that a process takes through the model at once; auto: as the run file says.")
+    ] = "auto",
+    link_limit: Annotated[
+        str | None,
+        typer.Option(help="Most that a job's transfers take of the link, such as 100Mbit/s.", show_default=False),
+    ] = None,
 ) -> int:
     """Join a run with this machine and train whenever its region permits."""
     check_name("site", site)
     check_name("region", region)
     from agent.join import JoinOptions, run
+    from agent.link import parse_rate
 
     return run(
         JoinOptions(
             url=url, site=site, region=region, home=home or default_state() / f"agent-{site}",
             token=read_token(token_file), ranks=ranks, threads=threads,
+            device_batch_samples=_samples_at_once(device_batch_samples),
+            link_bytes_s=parse_rate(link_limit) if link_limit else 0.0,
         )
     )  # fmt: skip
 
@@ -284,6 +303,10 @@ def train(
     compile: Annotated[
         bool | None, typer.Option(help="Compile the model; by default on CUDA only.", show_default=False)
     ] = None,
+    attention: Annotated[
+        str, typer.Option(help="Attention backend; auto: the first one that works. docs/training.md lists them.")
+    ] = "auto",
+    fp8: Annotated[bool, typer.Option("--fp8", help="Multiply in 8-bit floats; on Hopper and later.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> int:
     """Train a model on this machine alone, the plain data-parallel way.
@@ -299,7 +322,7 @@ def train(
         batch_samples=batch_samples, device_batch_samples=_samples_at_once(device_batch_samples), threads=threads,
         seed=seed, recipe=recipe, settings=tuple(setting or ()), save_every=save_every, keep=keep,
         milestone_every=milestone_every, eval_every=eval_every, eval_tokens=eval_tokens, wandb=wandb, resume=resume,
-        compile=compile,
+        compile=compile, attention=attention, fp8=fp8,
     )  # fmt: skip
     return run_train(options, ranks, json)
 
@@ -323,19 +346,31 @@ def bench_train(
     compile: Annotated[
         bool | None, typer.Option(help="Compile the model; by default on CUDA only.", show_default=False)
     ] = None,
+    attention: Annotated[
+        str, typer.Option(help="Attention backend; auto: the first one that works; all: each, as a table.")
+    ] = "auto",
+    fp8: Annotated[bool, typer.Option("--fp8", help="Multiply in 8-bit floats; on Hopper and later.")] = False,
+    loss: Annotated[
+        Loss, typer.Option(help="fused: block by block, as training does; plain: all logits at once.")
+    ] = Loss.FUSED,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> int:
     """Measure how fast a model trains here: tokens per second, MFU, memory.
 
     On one device; under torchrun on all of its ranks. The tokens are made up.
     """
+    if (preset is None) == (depth is None):
+        raise UsageError("the model is named by --preset or by --depth", "give one of them")
     from curtail.training import run_bench
+    from nanochat.speed import Asked
 
-    return run_bench(
-        preset=preset, depth=depth, vocab_size=vocab_size, sequence_len=sequence_len, steps=steps,
-        batch_samples=batch_samples, device_batch_samples=_samples_at_once(device_batch_samples), threads=threads,
-        compiled=compile, as_json=json,
+    asked = Asked(
+        steps=steps, batch_samples=batch_samples, device_batch_samples=_samples_at_once(device_batch_samples),
+        threads=threads, compiled=compile, attention=attention, fp8=fp8, fused_loss=loss is Loss.FUSED,
     )  # fmt: skip
+    return run_bench(
+        preset=preset, depth=depth, vocab_size=vocab_size, sequence_len=sequence_len, asked=asked, as_json=json
+    )
 
 
 def _samples_at_once(text: str) -> int:
@@ -425,6 +460,98 @@ def demo(
     from curtail.demo import run_demo
 
     return run_demo(json_out=json, keep=keep, seed=seed)
+
+
+@app.command()
+def simulate(
+    trace: Annotated[Path, typer.Option(help="MCI trace, CSV with point_time and a column for each region.")],
+    unit: Annotated[Unit, typer.Option(help="Unit of the trace's numbers, and of a forecast file's.")],
+    regions: Annotated[str, typer.Option(help="Columns of the trace, A,B,C; one site in each.")],
+    work_site_seconds: Annotated[float, typer.Option(help="Training to be done, in seconds of one site.")],
+    power_train_w: Annotated[float, typer.Option(help="W of a site while it trains.")],
+    power_idle_w: Annotated[float, typer.Option(help="W of a site while it loads, exchanges, holds or drains.")],
+    threshold: Annotated[float, typer.Option(help="Sites train strictly below it, g/kWh.")] = 100.0,
+    load_s: Annotated[float, typer.Option(help="Seconds from a start to the first step.")] = 100.0,
+    stop_s: Annotated[float, typer.Option(help="Seconds from the last step to released GPUs.")] = 15.0,
+    sync_s: Annotated[float, typer.Option(help="Seconds of exchange after a federated round.")] = 30.0,
+    round_s: Annotated[float, typer.Option(help="Seconds of training in a federated round.")] = 600.0,
+    power_load_w: Annotated[
+        float | None, typer.Option(help="W while a site loads; by default --power-idle-w.", show_default=False)
+    ] = None,
+    standing_idle_w: Annotated[
+        float | None, typer.Option(help="W of a paused site; by default --power-idle-w.", show_default=False)
+    ] = None,
+    forecast: Annotated[
+        str, typer.Option(help="perfect: the trace's own future; none; or a CSV file like it.")
+    ] = "none",
+    signal_delay_s: Annotated[float, typer.Option(help="Seconds by which readings are late.")] = 0.0,
+    forecast_miss_s: Annotated[float, typer.Option(help="Seconds by which the forecast sees windows end late.")] = 0.0,
+    reading_miss_s: Annotated[float, typer.Option(help="Seconds by which readings see windows end late.")] = 0.0,
+    deadline_h: Annotated[
+        float | None,
+        typer.Option(help="Hours in which the work is to be done, as cleanly as that allows.", show_default=False),
+    ] = None,
+    budget_kg: Annotated[
+        float | None, typer.Option(help="kgCO2 to keep to, as fast as that allows.", show_default=False)
+    ] = None,
+    safety: Annotated[
+        float | None,
+        typer.Option(
+            help="Factor on the work under a deadline; 1.01 with a perfect forecast, else 1.15.", show_default=False
+        ),
+    ] = None,
+    enter_dwell_s: Annotated[
+        float | None,
+        typer.Option(help="Seconds below the threshold before a start; by default one period.", show_default=False),
+    ] = None,
+    leave_lead_s: Annotated[
+        float, typer.Option(help="Seconds before a forecast end at which to leave; never below --stop-s.")
+    ] = 0.0,
+    min_window_s: Annotated[float, typer.Option(help="No forecast window shorter than this is begun.")] = 900.0,
+    most_sites: Annotated[
+        int | None,
+        typer.Option(min=1, help="More sites than this are of no use; by default all are.", show_default=False),
+    ] = None,
+    pue: Annotated[float, typer.Option(help="Factor on all power, for the full boundary.")] = 1.0,
+    embodied_g_per_site_h: Annotated[
+        float, typer.Option(help="Share of a site's making, gCO2 for each hour, for the full boundary.")
+    ] = 0.0,
+    sweep: Annotated[
+        str | None, typer.Option(help="Play it for each value, as threshold=50:150:10.", show_default=False)
+    ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Also list every change of a site, and why.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print the result as CSV.")] = False,
+) -> int:
+    """Plan a run: when would it finish, at what kg, with which sites.
+
+    Plays a recorded trace against modelled sites, with the controller's own policy and ledger.
+    """
+    if json and csv:
+        raise UsageError("--json and --csv do not go together", "give one of them")
+    from curtail.simulate import Options, run_simulate
+
+    options = Options(
+        trace=trace, unit=unit.value, regions=tuple(name.strip() for name in regions.split(",") if name.strip()),
+        work_site_seconds=work_site_seconds, power_train_w=power_train_w, power_idle_w=power_idle_w,
+        threshold=threshold, load_s=load_s, stop_s=stop_s, sync_s=sync_s, round_s=round_s, power_load_w=power_load_w,
+        standing_idle_w=standing_idle_w, forecast=forecast, signal_delay_s=signal_delay_s,
+        forecast_miss_s=forecast_miss_s, reading_miss_s=reading_miss_s, deadline_h=deadline_h, budget_kg=budget_kg,
+        safety=safety, enter_dwell_s=enter_dwell_s, leave_lead_s=leave_lead_s, min_window_s=min_window_s,
+        most_sites=most_sites, pue=pue, embodied_g_per_site_h=embodied_g_per_site_h,
+    )  # fmt: skip
+    return run_simulate(options, sweep, "json" if json else "csv" if csv else "text", explain)
+
+
+@ledger_app.command("check")
+def ledger_check(
+    home: Annotated[Path, typer.Argument(help="Folder of a controller's state; it may be running.")] = Path("."),
+    weights: Annotated[bool, typer.Option("--weights", help="Hash the files of all kept versions, too.")] = False,
+) -> int:
+    """Check that every sample and token of a run is accounted for, exactly once."""
+    from controller.ledger import check
+
+    return check(home, weights)
 
 
 @checkpoint_app.command("import")

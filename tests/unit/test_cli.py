@@ -39,8 +39,8 @@ def test_the_commands_are_these() -> None:
         "", "checkpoint", "checkpoint import", "checkpoint export",
         "controller", "controller start", "agent", "agent join", "status", "eval", "sample", "demo",
         "tokenizer", "tokenizer train", "tokenizer eval", "data", "data import", "data fetch", "data prepare",
-        "trace", "trace synth",
-        "train", "bench", "bench train",
+        "trace", "trace synth", "ledger", "ledger check",
+        "train", "bench", "bench train", "simulate",
     }  # fmt: skip
 
 
