@@ -20,6 +20,11 @@ from curtail.errors import DataError
 from nanochat.manifest import MANIFEST_NAME, Manifest, TokenFile
 
 
+def data_folder(cache: Path, manifest_sha256: str) -> Path:
+    """Where `fetch_data` puts the data with the manifest of that hash."""
+    return cache / "data" / manifest_sha256
+
+
 def fetch_data(
     control: Control,
     manifest_sha256: str,
@@ -33,7 +38,7 @@ def fetch_data(
 
     Raises: Stopped, Unreachable, NotFound, DataError, DiskError.
     """
-    folder, blobs = cache / "data" / manifest_sha256, cache / "tokens"
+    folder, blobs = data_folder(cache, manifest_sha256), cache / "tokens"
     for path in (folder, blobs):
         try:
             path.mkdir(parents=True, exist_ok=True)

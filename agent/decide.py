@@ -17,6 +17,10 @@ DRAIN_S = 60.0
 How long handing in may take, the job itself says: up to the run's `outage`, because a controller
 that is away for some minutes shall not cost a finished contribution."""
 
+BROKEN_S = 5.0
+"""How long a job may take to leave that lost one of its machines: it cannot make another step. What it has
+finished it still hands in."""
+
 RETRY_MOST_S = 5.0
 """Longest pause between heartbeats that fail; a shorter heartbeat bounds it further, for the controller
 counts a site as lost after as little as two heartbeats."""
@@ -40,6 +44,8 @@ class View:
     finished: bool = False  # the run is over
     credential_refused: bool = False
     backoff_until: float = 0.0
+    crew_changed: bool = False  # the site's job is to be formed by other machines than this job
+    crew_broken: bool = False  # one of this job's machines is gone
 
 
 def next_event(view: View) -> Event | None:
@@ -65,14 +71,18 @@ def _job_event(view: View, permitted: bool) -> Event | None:
     if view.job_exit is not None:
         # A job that leaves at once without training would be started again and again: that is a failure too.
         idle = view.state is State.STARTING
-        failed = (view.job_exit != 0 or idle) and view.state is not State.STOPPING
+        # One that lost a machine fails, or leaves before it trained; the next one is another.
+        failed = (view.job_exit != 0 or idle) and view.state is not State.STOPPING and not view.crew_changed
         return Event.JOB_FAILED if failed else Event.JOB_ENDED
     if view.state in (State.STARTING, State.TRAINING):
         if view.stopping or not permitted:
             return Event.PERMIT_ENDED
+        if view.crew_changed:
+            return Event.CREW_CHANGED
         if view.state is State.STARTING and view.job_phase in ("train", "sync"):
             return Event.JOB_TRAINS
-    if view.state is State.DRAINING and view.now - max(view.since, view.handing_in or view.since) >= DRAIN_S:
+    patience = BROKEN_S if view.crew_broken else DRAIN_S
+    if view.state is State.DRAINING and view.now - max(view.since, view.handing_in or view.since) >= patience:
         return Event.DRAIN_OVERDUE
     return None
 

@@ -1,7 +1,7 @@
 """The agent's own folder: who it is, its credential, and that it is alone.
 
 Decides what survives a restart of the agent: a stable identity, the credential
-and the fence of its site. Everything else in the folder (jobs, cache) can be
+and the fence of its site, and which crew's job it started last. Everything else in the folder (jobs, cache) can be
 deleted at any time. The credential lies in a file of its own, readable by its
 owner only, because the job reads it too.
 """
@@ -35,6 +35,10 @@ class Identity:
     run: str = ""
     fence: int = -1
     heartbeat_s: float = 2.0
+    machines: int = 1  # what it told of its site, and of itself to the others
+    address: str = ""
+    port: int = 0
+    crew: str = ""  # of the latest job
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,13 @@ class Home:
         Raises: DiskError.
         """
         disk.replace("CREDENTIAL", self.credential_file, credential.encode(), 0o600)
+        self._write_identity(identity, disk)
+
+    def note(self, identity: Identity, disk: Disk) -> None:
+        """Keep what changed without a join.
+
+        Raises: DiskError.
+        """
         self._write_identity(identity, disk)
 
     def _write_identity(self, identity: Identity, disk: Disk) -> None:

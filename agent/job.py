@@ -2,8 +2,10 @@
 
 Lives for a whole curtailment window: data are fetched and process group, model
 and optimizer are built once, then `agent.rounds` trains round after round. Rank
-0 talks (`agent.speaker`); an error there ends the job. Exit code 0 means drained
-or told to leave; the status file and the last line of rank 0's log say why.
+0 talks for the site (`agent.speaker`). Where the job runs on several machines,
+the first rank of each has a `Speaker` too: it fetches the data for its machine
+and answers its agent. Exit code 0 means drained or told to leave; the status file
+and the last line of the first rank's log say why.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from agent.cache import fetch_data
+from agent.cache import data_folder, fetch_data
 from agent.client import Control, open_http
 from agent.link import Link
 from agent.rounds import JobLoop
@@ -59,18 +61,24 @@ def environment(values: Mapping[str, str]) -> JobEnvironment:
         raise UsageError(f"this job was started without {error}", "jobs are started by `curtail agent join`") from None
 
 
-def prepare(speaker: Speaker, disk: Disk, clock: Clock) -> dict[str, object]:
-    """Rank 0: the run and its data, or why to leave at once."""
-    speaker.tell("start")
+def begin(speaker: Speaker) -> dict[str, object]:
+    """Rank 0: the run, or why to leave at once."""
     info = speaker.run_info()
-    if info is None:
-        return {"leave": speaker.drain_reason() or "draining"}
+    return {"info": asdict(info)} if info is not None else {"leave": _why(speaker)}
+
+
+def fetch(speaker: Speaker, info: wire.RunInfo, disk: Disk, clock: Clock) -> str | None:
+    """The first rank of each machine: the data into its cache; why to leave instead."""
     env = speaker.env
     try:
-        data = fetch_data(speaker.control, info.manifest, env.cache, disk, clock, speaker.draining, speaker.log)
+        fetch_data(speaker.control, info.manifest, env.cache, disk, clock, speaker.draining, speaker.log)
     except Stopped:
-        return {"leave": speaker.drain_reason() or "draining"}
-    return {"info": asdict(info), "data": str(data)}
+        return _why(speaker)
+    return None
+
+
+def _why(speaker: Speaker) -> str:
+    return speaker.drain_reason() or "draining"
 
 
 def open_stream(folder: Path) -> SampleStream:
@@ -87,19 +95,29 @@ def train_window(
     clock: Clock,
     opening: Callable[[Path], SampleStream] = open_stream,
 ) -> str:
-    """Everything between start and end of this rank; why it ended."""
+    """Everything between start and end of this rank; why it ended.
+
+    Args: speaker: on the first rank of each machine, None on the others.
+    """
     torch.set_num_threads(env.threads)
     device = choose_device("auto", ranks_from_environment().local_rank)
+    if speaker is not None:
+        speaker.tell("start")
     team = Team(join_ranks(device, COLLECTIVE_S))
-    start = team.share(prepare(speaker, disk, clock) if speaker else None)
+    start = team.share(begin(speaker) if speaker is not None and team.speaks else None)
     if "leave" in start:
         return str(start["leave"])
     info = wire.RunInfo(**start["info"])
-    stream = opening(Path(start["data"]))
+    leave = fetch(speaker, info, disk, clock) if speaker is not None else None
+    if team.any(leave is not None):
+        return leave or "another machine of the site drains"
+    stream = opening(data_folder(env.cache, info.manifest))
     trainer = Trainer(info, stream, team, device, env.device_batch_samples)
     if speaker is not None:
         speaker.log(f"a rank takes {trainer.device_batch} samples through the model at once; {trainer.fast}")
-    return JobLoop(trainer, speaker, disk, clock).run()
+        if not team.speaks:
+            speaker.tell("train")  # the lead alone knows the rounds: to its agent this machine trains until it leaves
+    return JobLoop(trainer, speaker if team.speaks else None, disk, clock).run()
 
 
 def _log(line: str) -> None:
@@ -113,7 +131,7 @@ def main() -> int:
     try:
         env = environment(os.environ)
         disk, clock = SystemDisk(), SystemClock()
-        if ranks_from_environment().rank == 0:
+        if ranks_from_environment().local_rank == 0:
             link = Link(env.link_bytes_s, clock) if env.link_bytes_s else None
             speaker = Speaker(env, Control(open_http(env.url), _credential(env), link), clock, disk, _log)
         reason = train_window(env, speaker, disk, clock)

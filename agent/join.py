@@ -17,13 +17,14 @@ import socket
 import threading
 import types
 from collections.abc import Iterator
+from dataclasses import replace
 
 from agent import launcher
 from agent.client import Control
 from agent.decide import DRAIN_S, View, backoff_s, next_event, retry_s
 from agent.home import Home, Identity, open_home
 from agent.jobfolder import JobStatus, Orders
-from agent.launcher import Job, JobSpec
+from agent.launcher import Job, JobSpec, Place
 from agent.lifecycle import Event, State, advance, energy_phase
 from agent.options import Edges, JoinOptions, Stop
 from curtail import wire
@@ -47,9 +48,16 @@ class Agent:
         self.identity: Identity = home.identity(edges.disk)
         self.ranks = options.ranks or launcher.count_devices()
         self.threads = options.threads or launcher.threads_per_rank(self.ranks)
+        self.address, self.port = "", 0  # for the site's other machines
+        if options.machines > 1:
+            self.address = options.address or edges.local_address(control.address)
+            self.port = options.rendezvous_port
+        self.crew: wire.Crew | None = None  # with which the controller wants this machine to train
+        self.crew_changed = self.crew_broken = False
         self.state, self.since = State.JOINING, edges.clock.monotonic()
         self.permit_until: float | None = None
         self.reason = self.note = ""
+        self.said = ""  # what the draining job said last, told once
         self.finished = self.credential_refused = self.terminated = self.killed = False
         self.fatal: CurtailError | None = None
         self.job: Job | None = None
@@ -66,7 +74,7 @@ class Agent:
         Raises: Unreachable, AuthError, WireError, Refused: a first contact is not retried.
         """
         self.control.credential = self.home.credential()
-        if self.control.credential is not None and self.identity.site == self.options.site:
+        if self.control.credential is not None and self._same_machine():
             try:
                 reply = self.control.heartbeat(self._heartbeat(State.IDLE))
             except (AuthError, Refused) as error:
@@ -76,6 +84,12 @@ class Agent:
         else:
             self._admit(None)
         self._take(Event.JOINED)
+
+    def _same_machine(self) -> bool:
+        """Did this agent tell the controller at its last join what is true now?"""
+        known, options = self.identity, self.options
+        told = (known.site, known.machines, known.address, known.port)
+        return told == (options.site, options.machines, self.address, self.port)
 
     def live(self) -> int:
         """Run until the end; the exit code.
@@ -102,6 +116,8 @@ class Agent:
         """Join with the token."""
         if not self.options.token:
             what = f"site {self.options.site} has not joined from {self.home.path} and no token was given"
+            if self.identity.site == self.options.site:
+                what = f"{self.home.path} joined with another --machines, --address or port, and no token was given"
             if refusal is not None:
                 what = f"the controller refuses this agent's credential: {refusal.message}"
             raise AuthError(what, "give a join token: set CURTAIL_TOKEN or use --token-file")
@@ -114,9 +130,22 @@ class Agent:
             socket.gethostname(),
             self.ranks,
             self.options.token,
+            self.options.machines,
+            self.address,
+            self.port,
         )
         reply = self.control.join(request)
-        self.identity = Identity(self.identity.agent, self.options.site, reply.run, reply.fence, reply.heartbeat_s)
+        self.identity = Identity(
+            self.identity.agent,
+            self.options.site,
+            reply.run,
+            reply.fence,
+            reply.heartbeat_s,
+            self.options.machines,
+            self.address,
+            self.port,
+            self.identity.crew,
+        )
         self.home.remember(self.identity, reply.credential, self.edges.disk)
         self.credential_refused = False
         self.next_beat = 0.0
@@ -127,9 +156,11 @@ class Agent:
             self.job_exit = self.job.poll()
             status = self.job.status()
             if status is not None:
-                waits = status.reason and (self.job_status is None or self.job_status.reason != status.reason)
+                # Not only when it changes: the job may have drained by itself a moment before its agent asked for it.
+                waits = status.reason and status.reason != self.said
                 if waits and self.state is State.DRAINING and self.job_exit is None:
                     self.edges.say(f"site {self.options.site}: {status.reason}")
+                    self.said = status.reason
                 self.job_status = status
 
     def _settle(self) -> None:
@@ -149,6 +180,8 @@ class Agent:
                     self.finished,
                     self.credential_refused,
                     self.backoff_until,
+                    self.crew_changed,
+                    self.crew_broken,
                 )
             )
             if event is None:
@@ -161,8 +194,8 @@ class Agent:
         self.state, self.since = advance(self.state, event), self.edges.clock.monotonic()
         if event is Event.PERMIT_GRANTED:
             self._start()
-        elif event is Event.PERMIT_ENDED:
-            self._drain()
+        elif event in (Event.PERMIT_ENDED, Event.CREW_CHANGED):
+            self._drain(event)
         elif event in (Event.JOB_ENDED, Event.JOB_FAILED):
             self._bury(event)
         elif event is Event.JOB_TRAINS:
@@ -189,16 +222,30 @@ class Agent:
             self.threads,
             self.options.device_batch_samples,
             self.options.link_bytes_s,
+            self._place(),
         )
+        self.crew_changed = self.crew_broken = False
         self.job_exit, self.job_status, self.terminated, self.killed = None, None, False, False
+        self.said = ""
         orders = Orders(self.permit_until, False, self.reason)
         try:
+            if spec.place is not None:
+                # First of all: after a crash the controller must hear that this crew's job was begun here.
+                self.identity = replace(self.identity, crew=spec.place.crew)
+                self.home.note(self.identity, self.edges.disk)
             self.job = launcher.start_job(spec, orders, self.edges.spawn, self.edges.environment)
         except CurtailError as error:
             self.job, self.job_exit, self.note = None, 1, str(error)
 
-    def _drain(self) -> None:
-        if self.stop.number is not None:
+    def _place(self) -> Place | None:
+        crew = self.crew
+        return None if crew is None else Place(crew.id, crew.rank, crew.size, crew.endpoint, self.address)
+
+    def _drain(self, event: Event) -> None:
+        if event is Event.CREW_CHANGED:
+            words = "a machine of the site is gone" if self.crew_broken else "the site's machines have changed"
+            self.reason = f"{words}, the job starts again with those that are here"
+        elif self.stop.number is not None:
             self.reason = "the agent was stopped"
         elif self.fatal is not None:
             self.reason = self.fatal.message
@@ -236,6 +283,7 @@ class Agent:
             self.job_failures += 1
             self.backoff_until = self.edges.clock.monotonic() + backoff_s(self.job_failures)
         self.job, self.job_exit, self.job_status, self.permit_until = None, None, None, None
+        self.crew_changed = self.crew_broken = False
         self.next_beat = 0.0
 
     def _leave(self) -> None:
@@ -269,7 +317,8 @@ class Agent:
         except Refused as error:
             self.fatal = Refused(
                 f"another agent speaks for site {self.options.site} now ({error.message})",
-                "run one agent per machine and site; start this one again to take over",
+                "run one agent per machine and site, with --machines where it has several;"
+                " start this one again to take over",
             )
         except CurtailError as error:
             self._outage(error, sent)
@@ -303,14 +352,29 @@ class Agent:
         now = self.edges.clock.monotonic()
         self.next_beat = now + reply.heartbeat_s
         self.finished = reply.finished
+        self._muster(reply.crew)
         if self.state in (State.DRAINING, State.STOPPING):
             return  # a drain is not taken back; the next job gets a permit of its own
         self.reason = reply.reason
-        self.permit_until = sent + reply.valid_s if reply.granted else None
+        self.permit_until = sent + reply.valid_s if reply.granted and self._startable() else None
         if self.permit_until is not None and self.job is not None:
             self._order(Orders(self.permit_until, False, reply.reason))
 
+    def _muster(self, crew: wire.Crew | None) -> None:
+        """Take in with which machines this one shall train; None: it is not decided, and a job goes on."""
+        self.crew = crew
+        if self.job is not None and self.job.spec.place is not None and crew is not None:
+            self.crew_changed = crew.id != self.job.spec.place.crew
+            self.crew_broken = self.crew_changed and crew.broken
+
+    def _startable(self) -> bool:
+        """Could a job go on or start? No crew's job is started twice: the other machines may still be in the first."""
+        if self.options.machines == 1 or self.job is not None:
+            return True
+        return self.crew is not None and self.crew.id != self.identity.crew
+
     def _heartbeat(self, state: State) -> wire.Heartbeat:
+        place = self.job.spec.place if self.job is not None else None
         return wire.Heartbeat(
             self.identity.agent,
             self.options.site,
@@ -320,6 +384,9 @@ class Agent:
             self.job.spec.job if self.job is not None else None,
             self.edges.meter.watts(),
             self._why(state),
+            self.identity.crew if self.options.machines > 1 else "",
+            place.rank if place is not None else 0,
+            place.size if place is not None else 1,
         )
 
     @property
@@ -336,7 +403,7 @@ class Agent:
         texts = {
             State.JOINING: f"joining again ({self.reason})",
             State.IDLE: f"waiting ({self.reason})" if self.reason else "waiting",
-            State.STARTING: f"starting a job ({self.reason})",
+            State.STARTING: f"starting a job{self._with()} ({self.reason})",
             State.TRAINING: f"training ({self.reason})",
             State.DRAINING: f"draining ({self.reason})",
             State.STOPPING: f"ending a job that did not drain within {DRAIN_S:.0f} s, or the time it asked for",
@@ -347,6 +414,10 @@ class Agent:
         if event is Event.JOINED:
             text = f"joined the run {self.identity.run} at {self.control.address}"
         self.edges.say(f"site {self.options.site}: {text}")
+
+    def _with(self) -> str:
+        place = self.job.spec.place if self.job is not None else None
+        return "" if place is None else f" as machine {place.rank + 1} of {place.size}"
 
     def _kill(self) -> None:
         if self.job is not None and self.job_exit is None:

@@ -22,6 +22,7 @@ from typing import Protocol
 import curtail
 from agent import jobfolder
 from agent.jobfolder import JobStatus, Orders
+from agent.network import socket_interface
 from curtail.disk import disk_error
 from curtail.errors import CurtailError
 from curtail.lifeline import dying_with
@@ -30,8 +31,22 @@ WITHHELD_VARIABLES = ("CURTAIL_TOKEN",)
 """Variables of the agent that a job must not inherit: a job needs no join token."""
 
 
+RENDEZVOUS_S = 120
+"""How long the machines of a site wait for one another at the start of a job."""
+
 KEPT_COMPILED = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 """Variables that say where compiled code is kept, and the folders for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """This machine's place in the crew whose job is started, where a site has several machines."""
+
+    crew: str  # id of the crew
+    rank: int  # 0 leads: its torchrun lends the address for the rendezvous
+    size: int
+    endpoint: str  # host:port at the lead
+    address: str  # where the others reach this machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +64,7 @@ class JobSpec:
     threads: int  # per rank
     device_batch_samples: int = 0  # 0: as the run says
     link_bytes_s: float = 0.0  # limit of its transfers, bytes per second; 0: none
+    place: Place | None = None  # None: the site has one machine
 
 
 class Process(Protocol):
@@ -114,13 +130,26 @@ def system_spawn(argv: Sequence[str], env: Mapping[str, str], cwd: Path, log: Pa
     return SystemProcess(popen)
 
 
-def job_argv(ranks: int, python: str = sys.executable) -> list[str]:
-    """The command of a job: torchrun on this machine only, without restarts."""
+def job_argv(ranks: int, python: str = sys.executable, place: Place | None = None) -> list[str]:
+    """The command of a job: torchrun without restarts, on this machine only or as one of a crew.
+
+    In a crew the rendezvous is static: it alone keeps the order of the machines, so that the lead holds rank 0.
+    """
+    meeting = ["--standalone", "--local-addr", "127.0.0.1"]  # else the host's full name, which may not resolve
+    if place is not None and place.size > 1:
+        meeting = [
+            *("--nnodes", str(place.size)),
+            *("--node-rank", str(place.rank)),
+            *("--rdzv-backend", "static"),
+            *("--rdzv-endpoint", place.endpoint),
+            *("--rdzv-id", place.crew),
+            *("--rdzv-conf", f"timeout={RENDEZVOUS_S}"),
+            *("--local-addr", place.address),
+        ]
     return [
         python,
         *("-m", "torch.distributed.run"),
-        "--standalone",
-        *("--local-addr", "127.0.0.1"),  # else the host's full name, which may not resolve
+        *meeting,
         *("--nproc-per-node", str(ranks)),
         *("--max-restarts", "0"),
         *("-m", "agent.job"),
@@ -134,8 +163,7 @@ def job_environment(spec: JobSpec, inherited: Mapping[str, str]) -> dict[str, st
     env["PYTHONSAFEPATH"] = "1"
     env["PYTHONUNBUFFERED"] = "1"
     env["OMP_NUM_THREADS"] = str(spec.threads)
-    env["GLOO_SOCKET_IFNAME"] = "lo" if sys.platform == "linux" else "lo0"
-    env["NCCL_SOCKET_IFNAME"] = env["GLOO_SOCKET_IFNAME"]
+    env |= socket_interface(spec.place.address if spec.place is not None and spec.place.size > 1 else None, inherited)
     env |= compile_cache(spec.cache / "compiled", inherited)
     source = source_folder()
     if source is not None:
@@ -219,7 +247,7 @@ def start_job(spec: JobSpec, orders: Orders, spawn: Spawn, inherited: Mapping[st
     except OSError as error:
         raise disk_error("create", spec.folder, error) from error
     jobfolder.write_orders(spec.folder, orders)
-    argv, env = job_argv(spec.ranks), job_environment(spec, inherited)
+    argv, env = job_argv(spec.ranks, place=spec.place), job_environment(spec, inherited)
     return Job(spec, spawn(argv, env, spec.folder, spec.folder / jobfolder.LOG))
 
 

@@ -34,6 +34,7 @@ class Event(StrEnum):
     PERMIT_GRANTED = "permit granted"
     JOB_TRAINS = "job trains"
     PERMIT_ENDED = "permit ended"  # refused, lapsed, or the agent was told to stop
+    CREW_CHANGED = "crew changed"  # other machines of the site are to form its job
     DRAIN_OVERDUE = "drain overdue"
     JOB_ENDED = "job ended"
     JOB_FAILED = "job failed"
@@ -49,9 +50,11 @@ NEXT: dict[tuple[State, Event], State] = {
     (State.IDLE, Event.LEAVE): State.LEFT,
     (State.STARTING, Event.JOB_TRAINS): State.TRAINING,
     (State.STARTING, Event.PERMIT_ENDED): State.DRAINING,
+    (State.STARTING, Event.CREW_CHANGED): State.DRAINING,
     (State.STARTING, Event.JOB_ENDED): State.IDLE,
     (State.STARTING, Event.JOB_FAILED): State.BACKOFF,
     (State.TRAINING, Event.PERMIT_ENDED): State.DRAINING,
+    (State.TRAINING, Event.CREW_CHANGED): State.DRAINING,
     (State.TRAINING, Event.JOB_ENDED): State.IDLE,
     (State.TRAINING, Event.JOB_FAILED): State.BACKOFF,
     (State.DRAINING, Event.DRAIN_OVERDUE): State.STOPPING,

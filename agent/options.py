@@ -15,6 +15,7 @@ from pathlib import Path
 from agent import launcher
 from agent.client import Control, open_http
 from agent.launcher import Spawn
+from agent.network import local_address
 from agent.power import ConstantMeter, PowerMeter
 from curtail.clock import Clock, SystemClock
 from curtail.discovery import Found, find_controller
@@ -34,6 +35,9 @@ class JoinOptions:
     threads: int = 0  # per rank; 0: this machine's cores, split
     device_batch_samples: int = 0  # per rank and pass on this machine; 0: as the run says
     discover_s: float = 3.0
+    machines: int = 1  # of the site, this one among them
+    address: str | None = None  # where the site's other machines reach this one; None: as it reaches the controller
+    rendezvous_port: int = 29400  # on this machine, for the job of several machines
     link_bytes_s: float = 0.0  # most that a job's transfers take, bytes per second; 0: no limit
 
 
@@ -51,6 +55,7 @@ class Edges:
     meter: PowerMeter = field(default_factory=ConstantMeter)
     find: Callable[[float], Found] = find_controller
     open_control: Callable[[str], Control] = field(default=lambda url: Control(open_http(url)))
+    local_address: Callable[[str], str] = local_address
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     say: Callable[[str], None] = _say
 

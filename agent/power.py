@@ -1,22 +1,61 @@
 """Measured power of this machine's devices, in watts.
 
-Decides only what a heartbeat says about power. `None` means not measured: the
-controller then uses the run file's model of the site. A meter that reads the
-devices goes beside `ConstantMeter`; it must return `None`, never a guess, when
-a reading fails.
+A meter says how much its devices drew on average since it was asked last, by
+which method, and which devices that includes. What cannot be read is None, never
+a guess: the controller then uses the run file's model of the site. A heartbeat
+speaks for the whole machine, so `watts` is None while a part of it is not
+measured; `measure` tells that part anyway. Energy counters are preferred to
+momentary power, since they miss nothing between two questions. Seconds, W, J.
 """
 
 from __future__ import annotations
 
+import importlib
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
+
+from agent.powercounters import NvmlCounter, RaplCounter
+from curtail.clock import Clock, SystemClock
+
+SHORTEST_S, LONGEST_S = 0.5, 600.0
+"""Of an interval. GPUs renew their counters every 20 to 100 ms, so shorter ones say little; RAPL wraps around
+after some minutes at full power, and whether it did so twice cannot be seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Mean power over an interval."""
+
+    watts: float
+    method: str  # nvml-total-energy, nvml-power, rapl, constant, or several with +
+    covers: tuple[str, ...]  # which devices are included
+    lacks: tuple[str, ...] = ()  # which are known to be left out
+
+    @property
+    def whole(self) -> bool:
+        """Does it speak for the whole machine?"""
+        return not self.lacks
 
 
 class PowerMeter(Protocol):
     """Where watts come from."""
 
     def watts(self) -> float | None:
-        """Power of this machine's devices now, or None if it is not measured."""
+        """Mean power of this machine since the last question, or None if it is not measured."""
+        ...
+
+
+class Counter(Protocol):
+    """Devices with an energy counter."""
+
+    method: str
+    covers: tuple[str, ...]
+
+    def joules(self) -> float:
+        """Energy since an arbitrary point; never goes back. Raises: OSError: it cannot be read now."""
         ...
 
 
@@ -25,7 +64,92 @@ class ConstantMeter:
     """Always the same answer; None by default: not measured."""
 
     value: float | None = None
+    note: str = "power is not measured"
 
     def watts(self) -> float | None:
         """The fixed answer."""
         return self.value
+
+    def measure(self) -> Measurement | None:
+        """The fixed answer, labelled."""
+        return None if self.value is None else Measurement(self.value, "constant", ("machine",))
+
+
+class CounterMeter:
+    """Mean power from the difference of energy counters.
+
+    Args:
+        lacks: devices known to be left out.
+        constant: (W, what it stands for) of devices that have no counter.
+        note: for people, what is measured and what is not.
+    """
+
+    def __init__(
+        self, counters: Sequence[Counter], clock: Clock, lacks: tuple[str, ...] = (),
+        constant: tuple[float, str] | None = None, note: str = "",
+    ) -> None:  # fmt: skip
+        self._counters = tuple(counters)
+        self._clock = clock
+        self._lacks = lacks
+        self._constant = constant
+        self._before: tuple[float, list[float]] | None = None
+        self._latest: Measurement | None = None
+        self.note = note
+
+    def watts(self) -> float | None:
+        """Mean power of the machine since the last question; None at the first, and where a part is not measured."""
+        found = self.measure()
+        return found.watts if found is not None and found.whole else None
+
+    def measure(self) -> Measurement | None:
+        """Mean power of what is covered; None at the first question and after a failure."""
+        now = self._clock.monotonic()
+        if self._before is not None and now - self._before[0] < SHORTEST_S:
+            return self._latest
+        before, self._before, self._latest = self._before, None, None
+        try:
+            joules = [counter.joules() for counter in self._counters]
+        except OSError:
+            return None
+        self._before = (now, joules)
+        if before is None or now - before[0] > LONGEST_S:
+            return None
+        spent = [after - earlier for after, earlier in zip(joules, before[1], strict=True)]
+        if any(value < 0.0 for value in spent):  # a driver was loaded anew
+            return None
+        watts = sum(spent) / (now - before[0])
+        methods, covers = [c.method for c in self._counters], [name for c in self._counters for name in c.covers]
+        if self._constant is not None:
+            watts += self._constant[0]
+            methods.append("constant")
+            covers.append(self._constant[1])
+        self._latest = Measurement(watts, "+".join(dict.fromkeys(methods)), tuple(covers), self._lacks)
+        return self._latest
+
+
+def choose_meter(
+    clock: Clock | None = None, environ: Mapping[str, str] = os.environ, host_w: float | None = None,
+    load: Callable[[], Any] = lambda: importlib.import_module("pynvml"),
+    rapl: Path = Path("/sys/class/powercap"),
+) -> ConstantMeter | CounterMeter:  # fmt: skip
+    """The best meter of this machine; its `note` says what it is.
+
+    GPUs by NVML, the host by RAPL or else by `host_w`. A machine without GPUs that can be
+    measured is not measured: the run file's model speaks for it.
+
+    Args: host_w: W of everything but the GPUs, where RAPL cannot be read.
+    """
+    clock = clock or SystemClock()
+    try:
+        gpus = NvmlCounter.open(load, environ, clock)
+    except OSError as error:
+        return ConstantMeter(None, f"power is not measured: {error}")
+    try:
+        host = RaplCounter.open(rapl, gpus.share)
+    except OSError as error:
+        if host_w is not None:
+            note = f"power: {gpus.method} and a constant {host_w:.0f} W for the host"
+            return CounterMeter([gpus], clock, constant=(host_w * gpus.share, "host"), note=note)
+        note = f"power of the GPUs alone can be measured, so the run file's figures are used: {error}"
+        return CounterMeter([gpus], clock, lacks=("host",), note=note)
+    return CounterMeter([gpus, host], clock, note=f"power: {gpus.method} and rapl of {', '.join(host.covers)}")

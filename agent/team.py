@@ -65,6 +65,14 @@ class Team:
         dist.broadcast(value, 0, group=self._group)
         return int(value.item())
 
+    def any(self, flag: bool) -> bool:
+        """Whether any rank says so, on every rank; all have come as far as this then."""
+        if self._group is None:
+            return flag
+        value = torch.tensor([int(flag)], dtype=torch.int32)
+        dist.all_reduce(value, op=dist.ReduceOp.MAX, group=self._group)
+        return bool(value.item())
+
     def share_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Overwrite these CPU tensors by rank 0's, in name order."""
         if self._group is not None:

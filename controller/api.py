@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from controller.blobs import Uploads, check_name, parse_range, read_pieces
-from controller.rows import BlobRow, SiteRow
+from controller.blobs import PIECE, Uploads, check_name, parse_range, read_pieces
+from controller.rows import BlobRow, MachineRow
 from controller.service import Service
 from controller.store import Transaction
 from curtail import __version__, wire
@@ -43,6 +44,9 @@ STATUS_OF: tuple[tuple[type[CurtailError], int], ...] = (
 )
 """HTTP status of each error; the first match counts."""
 
+WRITERS = 4
+"""Threads that write, hash and sync uploads. More would only queue at the disk, before the store's own syncs."""
+
 
 def create_app(
     service: Service, uploads: Uploads, run_info: wire.RunInfo, healthy: Callable[[], str | None]
@@ -53,18 +57,19 @@ def create_app(
     """
     app = FastAPI(title="curtail controller", version=__version__, docs_url=None, redoc_url=None)
     app.add_exception_handler(CurtailError, _problem)
+    writing = CapacityLimiter(WRITERS)
 
     async def transact(use_case: Callable[[Transaction], Result]) -> Result:
         return await asyncio.wrap_future(service.store.submit(use_case))
 
-    async def asked_by(request: Request) -> SiteRow:
+    async def asked_by(request: Request) -> MachineRow:
         scheme, _, credential = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not credential:
             raise AuthError("this request needs a credential", "join with a join token first")
         return await transact(lambda tx: service.authenticate(tx, credential.strip()))
 
     async def answer(
-        request: Request, kind: type[Body], use_case: Callable[[Transaction, SiteRow, Body], Any]
+        request: Request, kind: type[Body], use_case: Callable[[Transaction, MachineRow, Body], Any]
     ) -> Response:
         """What `use_case` says to a site's message of this kind."""
         who = await asked_by(request)
@@ -113,9 +118,11 @@ def create_app(
     @app.put(wire.PART)
     async def part(request: Request, sha256: str, number: int) -> Response:
         await asked_by(request)
-        body = await _body(request, PART_BYTES)
         digest = request.headers.get("content-digest", "")
-        await run_in_threadpool(uploads.write_part, sha256, number, body, digest)
+        with await to_thread.run_sync(uploads.begin_part, sha256, number, digest, limiter=writing) as arriving:
+            async for block in _blocks(request):
+                await to_thread.run_sync(arriving.write, block, limiter=writing)
+            await to_thread.run_sync(arriving.finish, limiter=writing)
         return _json(wire.Ack(True))
 
     @app.post(wire.BLOB_COMMIT)
@@ -123,7 +130,7 @@ def create_app(
         await asked_by(request)
         known = await transact(lambda tx: tx.blob(check_name(sha256)))
         if known is None:
-            path, size = await run_in_threadpool(uploads.finish, sha256)
+            path, size = await to_thread.run_sync(uploads.finish, sha256, limiter=writing)
             known = BlobRow(sha256, str(path), size, "contribution")
             await transact(lambda tx: tx.put_blob(known))
         return _json(wire.BlobStatus(sha256, known.size, PART_BYTES, (), complete=True))
@@ -172,14 +179,31 @@ def _pieces(known: BlobRow, first: int, stop: int) -> Any:
 async def _body(request: Request, limit: int = wire.MAX_BODY) -> bytes:
     """The request's body. Raises: WireError: longer than `limit` bytes, or cut short."""
     body = bytearray()
+    async for piece in _stream(request):
+        body += piece
+        if len(body) > limit:
+            raise WireError(f"the body is longer than {limit} bytes")
+    return bytes(body)
+
+
+async def _blocks(request: Request) -> AsyncIterator[bytearray]:
+    """The body in blocks of about `PIECE` bytes. The sender waits while one is written. Raises: WireError."""
+    block = bytearray()
+    async for piece in _stream(request):
+        block += piece
+        if len(block) >= PIECE:
+            yield block
+            block = bytearray()
+    if block:
+        yield block
+
+
+async def _stream(request: Request) -> AsyncIterator[bytes]:
     try:
         async for piece in request.stream():
-            body += piece
-            if len(body) > limit:
-                raise WireError(f"the body is longer than {limit} bytes")
+            yield piece
     except ClientDisconnect:
         raise WireError("the sender hung up before the body was complete") from None
-    return bytes(body)
 
 
 def _json(message: Any) -> Response:

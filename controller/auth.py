@@ -47,6 +47,11 @@ def new_credential() -> str:
     return secrets.token_hex(32)
 
 
+def new_id() -> str:
+    """A name that nothing else has; no secret."""
+    return secrets.token_hex(4)
+
+
 def hashed(secret: str) -> str:
     """The form in which a secret is stored."""
     return hashlib.sha256(secret.encode()).hexdigest()

@@ -35,17 +35,31 @@ class RunRow:
 
 @dataclass(frozen=True, slots=True)
 class SiteRow:
-    """A site that joined, at its latest epoch."""
+    """A site of which a machine ever joined."""
 
     site: str
     region: str
+    machines: int  # how many it has, as its agents say
+    fence: int  # the newest epoch that a join of one of its machines began
+    left_run: int  # 1: all of its machines said goodbye
+    tokens: int  # merged
+    joined_wall: float
+
+
+@dataclass(frozen=True, slots=True)
+class MachineRow:
+    """One machine of a site, with the agent that speaks for it; what the credential of a request stands for."""
+
+    site: str
     agent: str
-    machine: str
+    machine: str  # host name
     devices: int
-    fence: int
+    address: str  # where the site's other machines reach it
+    port: int
+    place: int  # in the order of joining
+    fence: int  # the epoch that its latest join began
     credential: str  # hashed
     left_run: int  # 1: it said goodbye
-    tokens: int  # merged
     joined_wall: float
 
 

@@ -3,8 +3,8 @@
 One object holds the soft state (what sites last said, the latest verdicts) and
 changes it only on the store's thread, inside the transaction that makes the
 durable part true; so there are no locks and no half-done request. Decisions
-are in curtail.policy, controller.rounds, controller.leases and
-controller.accounts. Two clocks: the controller's clock (`replay`), in which
+are in curtail.policy, controller.rounds, controller.leases,
+controller.accounts, controller.admission and controller.crew. Two clocks: the controller's clock (`replay`), in which
 readings, regimes and energy live, and real time for permits and deadlines.
 """
 
@@ -25,7 +25,8 @@ from controller.merge import MergeResult, MergeSpec
 from controller.merging import Merger
 from controller.roundkeeper import RoundKeeper
 from controller.rounds import MemberEvent
-from controller.rows import RunRow, SiteRow
+from controller.rows import MachineRow, RunRow
+from controller.sites import Sites
 from controller.store import Store, Transaction
 from controller.versions import Versions
 from curtail import wire
@@ -86,6 +87,9 @@ class Service:
         self.rounds = RoundKeeper(
             parts.config, parts.versions, parts.uploads, parts.merger, self._event, self._merge_ended
         )
+        self.sites = Sites(
+            parts.config, parts.clock, parts.replay, self.fleet, self.booking, self.rounds.release_site, self._event
+        )
         self.readings: dict[str, Reading] = {}
         self.verdicts: dict[str, Verdict] = {}
         self.grid: dict[str, float] = {}
@@ -110,7 +114,7 @@ class Service:
         self.booking.restore(tx)
         for site in tx.sites():
             if not site.left_run:
-                self.fleet.add(site.site, site.region)
+                self.sites.enter(tx, site)
         fleet = self.config.fleet
         self.rounds.extend(tx, self.clock.wall() + fleet.lost_after)
         # No persisted regime is trusted: the first tick decides anew.
@@ -120,9 +124,10 @@ class Service:
     # -- agents ----------------------------------------------------------------
 
     def join(self, tx: Transaction, request: wire.JoinRequest) -> wire.JoinReply:
-        """Admit an agent: a new epoch of its site begins, older ones are refused from now on.
+        """Admit an agent: a new epoch of its machine begins, older ones are refused from now on.
 
-        Raises: AuthError: wrong token. Refused: another protocol, a site that is somebody else's. NotFound: no region.
+        Raises: AuthError: wrong token. Refused: another protocol, a site that is somebody else's, or of which the
+        others say something else. NotFound: no region. WireError: no name, no number of machines.
         """
         token = auth.parse_token(request.token)
         stored = tx.join_token(token.id)
@@ -136,52 +141,17 @@ class Service:
         if request.region not in self.config.regions:
             known = ", ".join(sorted(self.config.regions))
             raise NotFound(f"the run has no region {request.region!r}", f"use one of {known}")
-        for text, what in ((request.site, "site"), (request.agent, "agent")):
-            if not text or len(text) > 64:
-                raise WireError(f"the {what}'s name must have 1 to 64 characters")
-        known_site = tx.site(request.site)
-        now = self.clock.monotonic()
-        if known_site is not None and known_site.agent != request.agent:
-            live = self.fleet.get(request.site, known_site.region)
-            if not known_site.left_run and live.heard(now, self.config.fleet.lost_after):
-                raise Refused(
-                    f"the site {request.site!r} is already served by another agent on {known_site.machine}",
-                    "choose another --site, or stop that agent first",
-                )
-        self.rounds.release_site(tx, request.site, self.clock.wall(), "its agent joined anew")
-        credential = auth.new_credential()
-        fence = 1 if known_site is None else known_site.fence + 1
-        tx.put_site(
-            SiteRow(
-                site=request.site,
-                region=request.region,
-                agent=request.agent,
-                machine=request.machine,
-                devices=request.devices,
-                fence=fence,
-                credential=auth.hashed(credential),
-                left_run=0,
-                tokens=0 if known_site is None else known_site.tokens,
-                joined_wall=self.clock.wall(),
-            )
-        )
-        self.booking.finish(tx, request.site, self.replay.now())
-        self.fleet.add(request.site, request.region).seen = now
-        self._event(tx, "site", f"{request.site} joined from {request.machine} in {request.region}, epoch {fence}")
+        fence, credential = self.sites.join(tx, request)
         return wire.JoinReply(credential, fence, self.config.fleet.heartbeat, self._run(tx).id)
 
-    def leave(self, tx: Transaction, who: SiteRow, request: wire.LeaveRequest) -> wire.Ack:
-        """The agent stops for good; its site draws nothing any more that we know of."""
+    def leave(self, tx: Transaction, who: MachineRow, request: wire.LeaveRequest) -> wire.Ack:
+        """The agent stops for good."""
         self._check_fence(who, request.site, request.fence)
-        self.rounds.release_site(tx, who.site, self.clock.wall(), "its agent left")
-        self.booking.finish(tx, who.site, self.replay.now())
-        tx.set_site(who.site, left_run=1)
-        self.fleet.drop(who.site)
-        self._event(tx, "site", f"{who.site} left: {request.reason}")
+        self.sites.leave(tx, who, request.reason)
         return wire.Ack(True)
 
-    def heartbeat(self, tx: Transaction, who: SiteRow, beat: wire.Heartbeat) -> wire.HeartbeatReply:
-        """Note what the site does and say whether it may train, and for how long."""
+    def heartbeat(self, tx: Transaction, who: MachineRow, beat: wire.Heartbeat) -> wire.HeartbeatReply:
+        """Note what the machine does and say whether it may train, for how long, and with which others."""
         self._check_fence(who, beat.site, beat.fence)
         if beat.phase not in ("paused", "start", "train", "sync", "drain"):
             raise WireError(f"there is no energy phase {beat.phase!r}")
@@ -189,23 +159,24 @@ class Service:
             raise WireError("measured power cannot be negative")
         run = self._run(tx)
         now = self.clock.monotonic()
-        live = self.fleet.get(who.site, who.region)
-        live.seen = now
-        live.state, live.phase, live.job = beat.state, beat.phase, beat.job
-        live.watts, live.note = beat.watts, beat.note
-        if live.job is None:
-            live.checked_out_job = None
-        if who.left_run:
-            tx.set_site(who.site, left_run=0)
+        live = self.sites.live(tx, who)
+        machine = self.sites.heard(tx, live, who, beat)
         self._permit(run, live, now)
+        granted, reason, until = live.granted, live.reason, live.permit_until
+        lost_after = self.config.fleet.lost_after
+        if granted and live.lead is not None and (why := live.waits(live.lead, now, lost_after)):
+            live.granted, live.reason, live.permit_until = False, why, float("-inf")
+        if granted and (why := live.waits(machine, now, lost_after)):
+            granted, reason = False, why
         self._book(tx, live, self.replay.now())
         return wire.HeartbeatReply(
-            granted=live.granted,
-            valid_s=max(0.0, live.permit_until - now) if live.granted else 0.0,
-            reason=live.reason,
+            granted=granted,
+            valid_s=max(0.0, until - now) if granted else 0.0,
+            reason=reason,
             finished=run.state == "FINISHED",
             heartbeat_s=self.config.fleet.heartbeat,
             regime=run.regime,
+            crew=live.crew_of(machine, now, lost_after),
         )
 
     def _permit(self, run: RunRow, live: LiveSite, now: float) -> None:
@@ -226,12 +197,12 @@ class Service:
 
     # -- rounds ------------------------------------------------------------------
 
-    def checkout(self, tx: Transaction, who: SiteRow, request: wire.CheckoutRequest) -> wire.CheckoutReply:
-        """Work for a job whose site holds a permit."""
+    def checkout(self, tx: Transaction, who: MachineRow, request: wire.CheckoutRequest) -> wire.CheckoutReply:
+        """Work for a job whose site holds a permit, and whose machine leads the site."""
         self._check_fence(who, request.site, request.fence)
         run = self._run(tx)
         now = self.clock.monotonic()
-        live = self.fleet.get(who.site, who.region)
+        live = self.sites.live(tx, who)
         if run.state == "FINISHED":
             return wire.CheckoutReply("leave", "the token budget is reached", 0.0, None)
         if not request.closing:
@@ -240,18 +211,24 @@ class Service:
                 return wire.CheckoutReply("wait", "waiting for the agent's next report", 0.5, None)
             if live.permit_until <= now:
                 return wire.CheckoutReply("leave", f"no permit: {live.reason}", 0.0, None)
+        if live.expected > 1 and live.muster.crew is None:
+            return wire.CheckoutReply("wait", "waiting for the reports of the site's other machines", 0.5, None)
+        if not live.led(who.agent):
+            return wire.CheckoutReply("leave", "another machine of the site leads now", 0.0, None)
         live.checked_out_job = request.job
         ready = {s.site for s in self.fleet if s.ready(now, self.config.fleet.lost_after)} | {who.site}
         return self.rounds.checkout(tx, request, self.clock.wall(), frozenset(ready))
 
-    def progress(self, tx: Transaction, who: SiteRow, progress: wire.Progress) -> wire.ProgressReply:
+    def progress(self, tx: Transaction, who: MachineRow, progress: wire.Progress) -> wire.ProgressReply:
         """Note how far the site is."""
         self._check_fence(who, progress.site, progress.fence)
-        live = self.fleet.get(who.site, who.region)
+        live = self.sites.live(tx, who)
+        if not live.led(who.agent):
+            return wire.ProgressReply(True, "another machine of the site leads now")
         live.step, live.loss, live.tokens_per_s = progress.step, progress.loss, progress.tokens_per_s
         return self.rounds.progress(tx, progress)
 
-    def commit(self, tx: Transaction, who: SiteRow, request: wire.CommitRequest) -> wire.Receipt:
+    def commit(self, tx: Transaction, who: MachineRow, request: wire.CommitRequest) -> wire.Receipt:
         """Make a contribution durable."""
         self._check_fence(who, request.site, request.fence)
         return self.rounds.commit(tx, request, self.clock.wall())
@@ -279,6 +256,7 @@ class Service:
         for region, rule in self._rules.items():
             self._judge(tx, region, rule, now)
         for live in self.fleet:
+            self.sites.gather(tx, live)
             if not live.heard(mono, self.config.fleet.lost_after):
                 live.granted = False
                 if live.seen is not None:
@@ -351,7 +329,7 @@ class Service:
         return regime_reason(regime, self.verdicts, heard)
 
     def _gone(self, site: str, job: str) -> tuple[MemberEvent, str] | None:
-        live = next((s for s in self.fleet if s.site == site), None)
+        live = self.fleet.find(site)
         if live is None:
             return MemberEvent.JOB_ENDED, "its agent left"
         now = self.clock.monotonic()
@@ -393,14 +371,14 @@ class Service:
         """Real seconds since the last step of the energy simulation; any thread."""
         return 0.0 if self._last_tick is None else self.clock.monotonic() - self._last_tick
 
-    def authenticate(self, tx: Transaction, credential: str) -> SiteRow:
-        """The site a credential belongs to. Raises: AuthError."""
-        row = tx.site_by_credential(auth.hashed(credential)) if credential else None
+    def authenticate(self, tx: Transaction, credential: str) -> MachineRow:
+        """The machine a credential belongs to. Raises: AuthError."""
+        row = tx.machine_by_credential(auth.hashed(credential)) if credential else None
         if row is None:
             raise AuthError("the credential is not known here", "join again with a join token")
         return row
 
-    def _check_fence(self, who: SiteRow, site: str, fence: int) -> None:
+    def _check_fence(self, who: MachineRow, site: str, fence: int) -> None:
         if site != who.site:
             raise AuthError(f"this credential belongs to site {who.site!r}, not to {site!r}")
         if fence != who.fence:

@@ -24,7 +24,7 @@ from sqlite_utils import Database
 
 from controller.accounts import Entry, Interval
 from controller.leases import Pool, Range
-from controller.rows import BlobRow, EventRow, KeptRow, MemberRow, RoundRow, RunRow, SiteRow, VersionRow
+from controller.rows import BlobRow, EventRow, KeptRow, MachineRow, MemberRow, RoundRow, RunRow, SiteRow, VersionRow
 from curtail.errors import CurtailError, DiskError, NotFound
 
 log = logging.getLogger("curtail.store")
@@ -98,6 +98,22 @@ MIGRATIONS = (
         start INTEGER NOT NULL, stop INTEGER NOT NULL
     ) STRICT;
     """,
+    """
+    CREATE TABLE machines (
+        site TEXT NOT NULL, agent TEXT NOT NULL, machine TEXT NOT NULL, devices INTEGER NOT NULL,
+        address TEXT NOT NULL, port INTEGER NOT NULL, place INTEGER NOT NULL, fence INTEGER NOT NULL,
+        credential TEXT NOT NULL, left_run INTEGER NOT NULL, joined_wall REAL NOT NULL,
+        PRIMARY KEY (site, agent)
+    ) STRICT;
+    INSERT INTO machines SELECT site, agent, machine, devices, '', 0, 0, fence, credential, left_run, joined_wall
+        FROM sites;
+    CREATE UNIQUE INDEX machines_credential ON machines (credential);
+    ALTER TABLE sites ADD COLUMN machines INTEGER NOT NULL DEFAULT 1;
+    ALTER TABLE sites DROP COLUMN agent;
+    ALTER TABLE sites DROP COLUMN machine;
+    ALTER TABLE sites DROP COLUMN devices;
+    ALTER TABLE sites DROP COLUMN credential;
+    """,
 )
 """One script per schema version; never changed once released, only added to."""
 
@@ -153,10 +169,6 @@ class Transaction:
         row = self._one("SELECT * FROM sites WHERE site = ?", name)
         return None if row is None else SiteRow(**row)
 
-    def site_by_credential(self, credential_hash: str) -> SiteRow | None:
-        row = self._one("SELECT * FROM sites WHERE credential = ?", credential_hash)
-        return None if row is None else SiteRow(**row)
-
     def sites(self) -> list[SiteRow]:
         return [SiteRow(**row) for row in self._all("SELECT * FROM sites ORDER BY site")]
 
@@ -165,6 +177,24 @@ class Transaction:
 
     def set_site(self, name: str, **values: Any) -> None:
         self._update("sites", values, {"site": name})
+
+    def machines(self, site: str) -> list[MachineRow]:
+        """The machines of a site, in the order of joining."""
+        rows = self._all("SELECT * FROM machines WHERE site = ? ORDER BY place", site)
+        return [MachineRow(**row) for row in rows]
+
+    def machine_by_credential(self, credential_hash: str) -> MachineRow | None:
+        row = self._one("SELECT * FROM machines WHERE credential = ?", credential_hash)
+        return None if row is None else MachineRow(**row)
+
+    def put_machine(self, row: MachineRow) -> None:
+        self._insert("machines", {name: getattr(row, name) for name in MachineRow.__slots__}, replace=True)
+
+    def set_machine(self, site: str, agent: str, **values: Any) -> None:
+        self._update("machines", values, {"site": site, "agent": agent})
+
+    def drop_machine(self, site: str, agent: str) -> None:
+        self._db.execute("DELETE FROM machines WHERE site = ? AND agent = ?", (site, agent))
 
     # -- versions and rounds -------------------------------------------------
 
@@ -234,6 +264,11 @@ class Transaction:
     def last_part(self, site: str, before: int) -> MemberRow | None:
         """The site's part in the newest round before round `before`."""
         row = self._one("SELECT * FROM members WHERE site = ? AND round < ? ORDER BY round DESC LIMIT 1", site, before)
+        return None if row is None else MemberRow(**row)
+
+    def newest_part(self, site: str) -> MemberRow | None:
+        """The site's part in the newest round it took part in."""
+        row = self._one("SELECT * FROM members WHERE site = ? ORDER BY round DESC LIMIT 1", site)
         return None if row is None else MemberRow(**row)
 
     def lateness(self, kind: str, count: int) -> list[float]:

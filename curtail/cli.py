@@ -39,7 +39,8 @@ checkpoint_app = _group("Checkpoints of nanochat to ours, and ours to others.")
 tokenizer_app = _group("Make a tokenizer.")
 data_app = _group("Turn text into training data.")
 bench_app = _group("Measure this machine.")
-trace_app = _group("Invented MCI traces.")
+trace_app = _group("MCI traces: invented, brought in, shown.")
+signal_app = _group("Live grid signals.")
 ledger_app = _group("The accounts of a run.")
 app.add_typer(controller_app, name="controller")
 app.add_typer(agent_app, name="agent")
@@ -48,6 +49,7 @@ app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 app.add_typer(trace_app, name="trace")
+app.add_typer(signal_app, name="signal")
 app.add_typer(ledger_app, name="ledger")
 
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -172,8 +174,16 @@ def root(
 def controller_start(
     run_file: Annotated[Path, typer.Argument(help="The run file, TOML; docs/run-file.md lists its keys.")],
     home: Annotated[Path, typer.Option(help="Folder of the run's state; made if missing, continued if not.")],
-    trace: Annotated[Path, typer.Option(help="MCI trace, CSV with point_time and a column for each region.")],
-    unit: Annotated[Unit, typer.Option(help="Unit of the trace's numbers.")],
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            help="MCI trace, CSV with point_time and a column for each region; by default the run file's signal.",
+            show_default=False,
+        ),
+    ] = None,
+    unit: Annotated[
+        Unit | None, typer.Option(help="Unit of the trace's numbers; with --trace.", show_default=False)
+    ] = None,
     speed: Annotated[float, typer.Option(min=0.001, help="Seconds of the trace per second.")] = 1.0,
     host: Annotated[str, typer.Option(help="Address to listen on; only loopback works without TLS.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes any free one.")] = 8765,
@@ -184,7 +194,7 @@ def controller_start(
     from controller.serve import StartOptions, start
 
     options = StartOptions(
-        home=home, run_file=run_file, trace=trace, unit=unit.value, speed=speed, host=host, port=port,
+        home=home, run_file=run_file, trace=trace, unit=unit.value if unit else None, speed=speed, host=host, port=port,
         announce=announce, forecast=forecast,
     )  # fmt: skip
     return start(options)
@@ -213,6 +223,19 @@ def agent_join(
     device_batch_samples: Annotated[
         str, typer.Option(help="Samples that a process takes through the model at once; auto: as the run file says.")
     ] = "auto",
+    machines: Annotated[
+        int, typer.Option(min=1, max=64, help="How many machines the site has; the same number at each of them.")
+    ] = 1,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the site's other machines reach this one; by default as it reaches the controller.",
+            show_default=False,
+        ),
+    ] = None,
+    rendezvous_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port of this machine at which the site's machines meet.")
+    ] = 29400,
     link_limit: Annotated[
         str | None,
         typer.Option(help="Most that a job's transfers take of the link, such as 100Mbit/s.", show_default=False),
@@ -229,6 +252,7 @@ def agent_join(
             url=url, site=site, region=region, home=home or default_state() / f"agent-{site}",
             token=read_token(token_file), ranks=ranks, threads=threads,
             device_batch_samples=_samples_at_once(device_batch_samples),
+            machines=machines, address=address, rendezvous_port=rendezvous_port,
             link_bytes_s=parse_rate(link_limit) if link_limit else 0.0,
         )
     )  # fmt: skip
@@ -690,18 +714,87 @@ def data_prepare(
 @trace_app.command("synth")
 def trace_synth(
     out: Annotated[Path, typer.Option(help="The CSV file to write, in g/kWh.")],
-    region: Annotated[list[str], typer.Option(help="A region; give it once for each.")],
-    segment: Annotated[
-        list[str],
-        typer.Option(help="SECONDS:REGION+REGION, how long these are curtailed; SECONDS: for none. In order."),
+    region: Annotated[
+        list[str], typer.Option(help="A region; give it once for each. With --days NAME:KIND:HOURS, as WEST:solar:-8.")
     ],
+    segment: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="SECONDS:REGION+REGION, how long these are curtailed; SECONDS: for none. In order.",
+            show_default=False,
+        ),
+    ] = None,
+    days: Annotated[
+        float | None, typer.Option(help="Instead: so many days of a model of grids.", show_default=False)
+    ] = None,
     period: Annotated[int, typer.Option(min=1, help="Seconds between readings.")] = 300,
     start: Annotated[str, typer.Option(help="First moment, ISO 8601.")] = "2026-03-01T10:00:00Z",
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal traces.")] = 1,
 ) -> int:
-    """Write an invented trace with a given course."""
+    """Write an invented trace: with a given course, or from a model with sun, wind and seasons."""
+    for name in region:
+        check_name("region", name.partition(":")[0] if days is not None else name)
+    if (days is None) == (not segment):
+        raise UsageError("an invented trace has a course or a model", "give --segment or --days, not both")
+    if days is not None:
+        from curtail.synthyear import write_year
+
+        return write_year(out, region, days, period, start, seed)
     from curtail.synth import write_course
 
-    for name in region:
-        check_name("region", name)
-    return write_course(out, region, segment, period, start, seed)
+    return write_course(out, region, segment or [], period, start, seed)
+
+
+@trace_app.command("import")
+def trace_import(
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="CSV: point_time and columns; WattTime's point_time,value; or seconds and columns."),
+    ],
+    unit: Annotated[Unit, typer.Option(help="Unit of the files' numbers.")],
+    out: Annotated[Path, typer.Option(help="The CSV file to write, in g/kWh.")],
+    region: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=COLUMN, to choose and to rename; give it once for each.", show_default=False),
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(help="Moment of second 0, ISO 8601 with offset; for files in seconds.", show_default=False),
+    ] = None,
+) -> int:
+    """Bring MCI traces of other programs into one file that is read here."""
+    from curtail.traceimport import import_traces
+
+    for text in region or []:
+        check_name("region", text.partition("=")[0])
+    return import_traces(files, unit.value, out, start, region or [])
+
+
+@trace_app.command("show")
+def trace_show(
+    file: Annotated[Path, typer.Argument(help="MCI trace, CSV with point_time and a column for each region.")],
+    unit: Annotated[Unit, typer.Option(help="Unit of its numbers.")],
+    threshold: Annotated[float, typer.Option(help="Windows lie strictly below it, g/kWh.")] = 100.0,
+    region: Annotated[
+        list[str] | None, typer.Option(help="A column; give it once for each, else all.", show_default=False)
+    ] = None,
+    width: Annotated[int, typer.Option(min=0, max=10000, help="Characters of the plot; 0: what fits.")] = 0,
+) -> int:
+    """Plot a trace in the terminal, and list its windows."""
+    from curtail.traceshow import show
+
+    return show(file, unit.value, threshold, region or [], width)
+
+
+@signal_app.command("check")
+def signal_check(
+    run_file: Annotated[Path, typer.Argument(help="The run file; its section [signal] names the source.")],
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> int:
+    """Ask the signal of a run once: source, value, unit, age and verdict for every region.
+
+    The exit code is 1 if any region is unknown.
+    """
+    from curtail.signalcheck import run_check
+
+    return run_check(run_file, json)

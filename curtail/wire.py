@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from curtail.errors import WireError
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Raised whenever a message changes; both ends refuse another number at join."""
 
 PREFIX = "/v1"
@@ -56,6 +56,9 @@ class JoinRequest:
     machine: str  # host name, for people
     devices: int  # GPUs, or CPU ranks
     token: str
+    machines: int = 1  # how many machines the site has, this one among them; all of them say the same
+    address: str = ""  # where the site's other machines reach this one; "" if there are none
+    port: int = 0  # free on this machine for the rendezvous of the site's job
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,20 @@ class Heartbeat:
     job: str | None  # the job that is alive, or None
     watts: float | None  # measured by the machine; None: the controller uses the run's model
     note: str  # why the agent waits, or how the last job ended
+    crew: str = ""  # the crew of its latest job, whether that is alive or over; "": none, or a machine alone
+    crew_rank: int = 0  # its place in that crew
+    crew_size: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """The machines of a site that run one job together, as one of them needs to know it."""
+
+    id: str  # of one job: it is never started twice
+    rank: int  # this machine's place; 0 leads
+    size: int
+    endpoint: str  # host:port of the rendezvous at the lead
+    broken: bool  # of the crew whose job this machine still runs another one is gone: it cannot make another step
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +131,7 @@ class HeartbeatReply:
     finished: bool  # the token budget is reached
     heartbeat_s: float
     regime: str
+    crew: Crew | None = None  # None: the site has one machine, or it is not decided yet, or goes on without this one
 
 
 @dataclass(frozen=True, slots=True)

@@ -271,14 +271,15 @@ class Fleet:
     def url(self):
         return f"http://127.0.0.1:{self.port}"
 
-    def start_agent(self, site, region, ranks=1, token=True):
-        """Start the agent of one site; without `token` it must have joined before."""
+    def start_agent(self, site, region, ranks=1, token=True, name=None, flags=()):
+        """Start the agent of one site, or of one machine `name` of it; without `token` it must have joined before."""
         admission = ("--token-file", self.home / "join-token") if token else ()
-        self.agents[site] = self.start(
-            f"agent-{site}", "agent", "join", self.url, "--site", site, "--region", region,
-            "--home", self.folder / f"home-{site}", "--ranks", ranks, "--threads", 1, *admission,
+        name = name or site
+        self.agents[name] = self.start(
+            f"agent-{name}", "agent", "join", self.url, "--site", site, "--region", region,
+            "--home", self.folder / f"home-{name}", "--ranks", ranks, "--threads", 1, *admission, *flags,
         )  # fmt: skip
-        return self.agents[site]
+        return self.agents[name]
 
     def stop(self):
         """End everything in order, agents first; the exit codes by name."""

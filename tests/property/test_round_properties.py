@@ -183,7 +183,7 @@ class Schedule:
         )
         tx.add_version(VersionRow(0, None, 0, "digest0", "weights0", "", 0.0, 1))
         for name in self.sites:
-            tx.put_site(SiteRow(name, "A", name, "host", 1, 1, name, 0, 0, 0.0))
+            tx.put_site(SiteRow(name, "A", machines=1, fence=1, left_run=0, tokens=0, joined_wall=0.0))
 
     # -- the controller ----------------------------------------------------------
 

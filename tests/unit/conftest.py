@@ -22,7 +22,7 @@ from controller.aggregate import merge
 from controller.blobs import Uploads
 from controller.energy import ReplayClock
 from controller.merge import MergeResult, MergeSpec
-from controller.rows import BlobRow, RunRow, SiteRow, VersionRow
+from controller.rows import BlobRow, MachineRow, RunRow, VersionRow
 from controller.service import Parts, Service
 from controller.store import Store
 from controller.versions import Versions
@@ -148,13 +148,15 @@ class World:
 
     # -- what sites do -------------------------------------------------------
 
-    def join(self, site: str, region: str = "A", agent: str | None = None) -> wire.JoinReply:
-        request = wire.JoinRequest(wire.PROTOCOL, agent or f"agent-{site}", site, region, "host", 1, "ct0.abc.secret")
+    def join(self, site: str, region: str = "A", agent: str | None = None, **more: object) -> wire.JoinReply:
+        agent = agent or f"agent-{site}"
+        request = wire.JoinRequest(wire.PROTOCOL, agent, site, region, "host", 1, "ct0.abc.secret", **more)
         return self.store.call(lambda tx: self.service.join(tx, request))
 
-    def who(self, site: str) -> SiteRow:
-        row = self.store.call(lambda tx: tx.site(site))
-        assert row is not None
+    def who(self, site: str, agent: str | None = None) -> MachineRow:
+        """The site's machine, the one of `agent` where it has several."""
+        rows = self.store.call(lambda tx: tx.machines(site))
+        (row,) = [row for row in rows if agent in (None, row.agent)]
         return row
 
     def beat(self, site: str, job: str | None = None, phase: str = "paused", fence: int | None = None):

@@ -10,7 +10,7 @@ import os
 import httpx
 import pytest
 
-from controller import blobs
+from controller import api, blobs
 from controller.api import create_app
 from curtail import wire
 
@@ -133,6 +133,24 @@ def test_an_upload_arrives_in_parts_and_can_be_fetched_by_its_hash(http, credent
     part = http.get(wire.BLOB.format(sha256=sha), headers={"range": "bytes=2400-"})
     assert part.status_code == 206 and part.content == data[2400:]
     assert http.get(wire.BLOB.format(sha256=sha), headers={"range": "bytes=2500-"}).status_code == 400
+
+
+def test_a_part_that_comes_again_damaged_or_too_long_leaves_the_one_that_is_there(http, credential, monkeypatch):
+    monkeypatch.setattr(blobs, "PART_BYTES", 1000)
+    monkeypatch.setattr(api, "PIECE", 300)
+    data = os.urandom(1500)
+    sha = hashlib.sha256(data).hexdigest()
+    http.post(wire.BLOBS, content=wire.encode(wire.BlobOffer(sha, len(data))))
+    for number in (0, 1):
+        part = data[number * 1000 : (number + 1) * 1000]
+        headers = {"content-digest": digest(part)}
+        http.put(wire.PART.format(sha256=sha, number=number), content=part, headers=headers)
+    headers = {"content-digest": digest(data[:1000])}
+    for wrong, why in ((b"x" * 1000, "damaged"), (data[:1001], "longer"), (data[:999], "999 bytes")):
+        reply = http.put(wire.PART.format(sha256=sha, number=0), content=wrong, headers=headers)
+        assert reply.status_code == 400 and why in reply.json()["message"]
+    assert http.post(wire.BLOB_COMMIT.format(sha256=sha)).json()["complete"]
+    assert http.get(wire.BLOB.format(sha256=sha)).content == data
 
 
 def test_an_upload_that_is_not_what_its_name_says_is_thrown_away(http, credential):

@@ -11,7 +11,7 @@ import pytest
 
 from agent import jobfolder
 from agent.client import Control
-from agent.decide import DRAIN_S, View, backoff_s, next_event, retry_s
+from agent.decide import BROKEN_S, DRAIN_S, View, backoff_s, next_event, retry_s
 from agent.jobfolder import JobStatus
 from agent.join import TERMINATE_S, Edges, JoinOptions, Stop, run
 from agent.lifecycle import NEXT, Event, State
@@ -28,7 +28,7 @@ class World:
         self.plan = []
         self.granted, self.valid_s, self.reason, self.finished = False, 15.0, "MCI 130 is not below 100 g/kWh", False
         self.up, self.known, self.stale = True, {"good"}, False
-        self.tokens = {"token"}
+        self.tokens, self.crew = {"token"}, None
         self.beats, self.left, self.joins = [], [], []
         self.jobs, self.lines = [], []
         self.on_job = lambda job: job.says("train")
@@ -77,7 +77,7 @@ class World:
         beat = wire.decode(wire.Heartbeat, request.content)
         self.beats.append((self.t, beat))
         valid = self.valid_s if self.granted else 0.0
-        return answer(wire.HeartbeatReply(self.granted, valid, self.reason, self.finished, 2.0, "LOCAL"))
+        return answer(wire.HeartbeatReply(self.granted, valid, self.reason, self.finished, 2.0, "LOCAL", self.crew))
 
     # a machine
     def spawn(self, argv, env, cwd, log):
@@ -95,6 +95,7 @@ class World:
             open_control=lambda url: Control(http),
             find=lambda _: Found("c", "http://127.0.0.1:1", "run1"),
             environment={},
+            local_address=lambda url: "10.0.0.5",
             say=self.lines.append,
         )
         return run(JoinOptions(**(values | {"home": home} | options)), edges, self.stop)
@@ -392,3 +393,127 @@ def test_decide_knows_every_state():
             event = next_event(View(state, 1e9, 0.0, 2e9, None, "train", stopping))
             assert event is None or (state, event) in NEXT
     assert next_event(View(State.LEFT, 0.0, 0.0, stopping=True)) is None
+
+
+# -- a site of several machines ------------------------------------------------
+
+
+def crew(name, rank=0, size=2, broken=False):
+    return wire.Crew(name, rank, size, "10.0.0.5:29400", broken)
+
+
+def test_a_machine_of_two_tells_where_it_is_reached_and_starts_its_part_of_the_job(world, tmp_path):
+    world.granted, world.crew = True, crew("x", rank=1)
+    world.at(5, interrupt(world))
+    assert world.run(tmp_path, machines=2) == 0
+    (join,) = world.joins
+    assert (join.machines, join.address, join.port) == (2, "10.0.0.5", 29400)
+    assert "site A: starting a job as machine 2 of 2 (MCI 130 is not below 100 g/kWh)" in world.lines
+    assert {(b.crew, b.crew_rank, b.crew_size) for _, b in world.beats if b.job is not None} == {("x", 1, 2)}
+    assert world.beats[0][1].crew == ""
+
+
+def test_a_site_of_one_machine_says_nothing_of_addresses_and_crews(world, tmp_path):
+    world.granted = True
+    world.at(5, interrupt(world))
+    world.run(tmp_path)
+    assert (world.joins[0].machines, world.joins[0].address, world.joins[0].port) == (1, "", 0)
+    assert {(beat.crew, beat.crew_rank, beat.crew_size) for _, beat in world.beats} == {("", 0, 1)}
+
+
+def test_a_machine_of_two_does_not_start_without_a_crew_nor_twice_with_the_same(world, tmp_path):
+    world.granted = True
+    world.at(6, lambda: world.set(crew=crew("x")))
+
+    def ends():
+        world.jobs[0].code = 1
+
+    world.at(10, ends)
+    world.at(40, lambda: world.set(crew=crew("y")))
+    world.at(50, interrupt(world))
+    world.run(tmp_path, machines=2)
+    assert [job.env["CURTAIL_JOB"] for job in world.jobs] == [
+        name for name in dict.fromkeys(beat.job for _, beat in world.beats) if name
+    ]
+    assert len(world.jobs) == 2
+    over = [beat.crew for t, beat in world.beats if 112 < t < 140 and beat.job is None]
+    assert over and set(over) == {"x"}, "the controller learns that its job is over"
+
+
+def test_an_agent_that_starts_again_still_says_which_crew_it_was_in(world, tmp_path):
+    world.granted, world.crew = True, crew("x")
+    world.at(3, interrupt(world))
+    world.run(tmp_path, machines=2)
+    world.stop = Stop()
+    world.at(world.t - 95, interrupt(world))
+    world.run(tmp_path, machines=2, token=None)
+    assert (world.beats[-1][1].crew, world.beats[-1][1].job) == ("x", None) and len(world.jobs) == 1
+
+
+def test_a_larger_crew_is_joined_after_a_drain_in_order(world, tmp_path):
+    world.granted, world.crew = True, crew("x", size=1)
+
+    def slow(job):
+        job.says("train")
+        job.drain_s = 20.0
+
+    world.on_job = slow
+    world.at(10, lambda: world.set(crew=crew("y")))
+    world.at(40, interrupt(world))
+    assert world.run(tmp_path, machines=2) == 0
+    assert [job.code for job in world.jobs] == [0, 0] and signal.SIGTERM not in world.jobs[0].signals
+    assert any("draining (the site's machines have changed" in line for line in world.lines)
+    assert world.beats[-1][1].crew == "y"
+
+
+def test_a_job_that_lost_a_machine_is_ended_in_seconds_and_the_next_starts_without_a_pause(world, tmp_path):
+    world.granted, world.crew = True, crew("x")
+
+    def stuck(job):
+        job.says("train")
+        job.drain_s = None
+
+    world.on_job = stuck
+    world.at(10, lambda: world.set(crew=crew("y", size=1, broken=True)))
+    world.at(30, interrupt(world))
+    world.run(tmp_path, machines=2)
+    first = world.jobs[0]
+    assert first.signals[0] == signal.SIGTERM and len(world.jobs) == 2
+    began = next(t for t, beat in world.beats if beat.crew == "y")
+    assert began <= 112.5 + BROKEN_S, "at the next heartbeat, and no pause after"
+    assert any("a machine of the site is gone" in line for line in world.lines)
+    assert not any("waiting 2 s" in line for line in world.lines)
+
+
+def test_another_number_of_machines_or_another_address_is_told_at_the_next_start(world, tmp_path):
+    world.at(1, interrupt(world))
+    world.run(tmp_path)
+    for options, told in (
+        ({"machines": 2}, (2, "10.0.0.5", 29400)),
+        ({"machines": 2, "address": "one.lan", "rendezvous_port": 29500}, (2, "one.lan", 29500)),
+    ):
+        world.stop = Stop()
+        with pytest.raises(AuthError, match="another --machines, --address or port"):
+            world.run(tmp_path, **options, token=None)
+        world.at(world.t - 99, interrupt(world))
+        assert world.run(tmp_path, **options) == 0
+        last = world.joins[-1]
+        assert (last.machines, last.address, last.port) == told
+    count = len(world.joins)
+    world.stop = Stop()
+    world.at(world.t - 99, interrupt(world))
+    world.run(tmp_path, machines=2, address="one.lan", rendezvous_port=29500, token=None)
+    assert len(world.joins) == count, "nothing changed: the credential is enough"
+
+
+def test_a_change_of_the_crew_ends_a_job_and_never_one_that_hands_in():
+    training = View(State.TRAINING, 10.0, 0.0, 20.0, crew_changed=True)
+    assert next_event(training) is Event.CREW_CHANGED
+    draining = View(State.DRAINING, 10.0, 4.0, crew_changed=True)
+    assert next_event(draining) is None
+    broken = View(State.DRAINING, 10.0, 4.0, crew_changed=True, crew_broken=True)
+    assert next_event(broken) is Event.DRAIN_OVERDUE
+    hands_in = View(State.DRAINING, 10.0, 4.0, handing_in=9.0, crew_changed=True, crew_broken=True)
+    assert next_event(hands_in) is None
+    failed = View(State.DRAINING, 10.0, 4.0, job_exit=1, crew_changed=True, crew_broken=True)
+    assert next_event(failed) is Event.JOB_ENDED, "the next job has another crew"

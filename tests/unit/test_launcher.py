@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
@@ -10,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from agent import jobfolder, launcher
+from agent import jobfolder, launcher, network
 from agent.jobfolder import JobStatus, Orders, must_drain
-from agent.launcher import JobSpec, compile_cache, job_argv, job_environment, start_job, system_spawn
+from agent.launcher import JobSpec, Place, compile_cache, job_argv, job_environment, start_job, system_spawn
 from curtail.errors import CurtailError, DiskError
 
 
@@ -56,6 +57,44 @@ def test_the_command_is_torchrun_on_this_machine():
     assert argv[:3] == ["python3", "-m", "torch.distributed.run"]
     assert argv[-2:] == ["-m", "agent.job"]
     assert "--standalone" in argv and argv[argv.index("--nproc-per-node") + 1] == "2"
+
+
+def test_a_machine_of_several_keeps_its_rank_and_meets_the_others_at_the_lead():
+    argv = job_argv(8, "python3", Place("c0ffee", 1, 2, "10.0.0.5:29400", "10.0.0.6"))
+    options = dict(itertools.pairwise(argv))
+    assert "--standalone" not in argv and options["--rdzv-backend"] == "static"
+    assert (options["--nnodes"], options["--node-rank"], options["--nproc-per-node"]) == ("2", "1", "8")
+    assert (options["--rdzv-endpoint"], options["--rdzv-id"]) == ("10.0.0.5:29400", "c0ffee")
+    assert (options["--max-restarts"], options["--local-addr"]) == ("0", "10.0.0.6")
+    alone = job_argv(8, "python3", Place("c0ffee", 0, 1, "10.0.0.5:29400", "10.0.0.5"))
+    assert alone == job_argv(8, "python3")
+
+
+def test_one_machine_talks_over_the_loopback_and_several_over_the_interface_with_their_address(tmp_path, monkeypatch):
+    names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+
+    def interfaces(address, size=2, **inherited):
+        place = None if address is None else Place("c", 0, size, "x:1", address)
+        env = job_environment(spec(tmp_path, place=place), inherited)
+        return [env.get(name) for name in names]
+
+    loopback = ["lo", "lo"] if sys.platform == "linux" else ["lo0", "lo0"]
+    assert interfaces(None) == interfaces("127.0.0.1") == interfaces("10.0.0.5", size=1) == loopback
+    monkeypatch.setattr(network, "interface_of", {"10.0.0.5": "eth7"}.get)
+    assert interfaces("10.0.0.5") == ["eth7", "eth7"]
+    assert interfaces("10.0.0.5", GLOO_SOCKET_IFNAME="ib0") == ["ib0", "eth7"], "who sets one wants it so"
+    assert interfaces("10.0.0.9") == [None, None], "nobody knows: gloo and nccl choose"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the addresses of interfaces are read on Linux only")
+def test_an_interface_is_found_by_its_address():
+    assert network.interface_of("127.0.0.1") == "lo"
+    assert network.interface_of("198.51.100.77") is None and network.interface_of("no such host") is None
+
+
+def test_the_address_on_the_way_to_a_controller_here_is_the_loopback():
+    assert network.local_address("http://127.0.0.1:8765") == "127.0.0.1"
+    assert network.local_address("https://no.such.host.invalid") == "127.0.0.1"
 
 
 def test_the_environment_carries_the_contract_and_no_token(tmp_path):

@@ -1,0 +1,161 @@
+"""The machines of each site: joins, leaves, reports, and the crew that runs the site's job.
+
+Books what `controller.admission` and `controller.crew` decide. Epochs: every join
+of a machine takes the site's next number, its fence, and the machine's older ones
+are refused from then on. What a site holds is leased under the fence of the
+machine that leads it, and goes back when that one joins anew or leaves, or when
+another one leads. Methods run inside one transaction on the store's thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from controller import admission, auth
+from controller.booking import Booking
+from controller.energy import ReplayClock
+from controller.fleet import Fleet, LiveMachine, LiveSite
+from controller.members import Event
+from controller.rows import MachineRow, SiteRow
+from controller.store import Transaction
+from curtail import wire
+from curtail.clock import Clock
+from curtail.config import RunConfig
+
+Release = Callable[[Transaction, str, float, str], None]
+"""Gives back what a site holds: (transaction, site, Unix time, reason)."""
+
+
+class Sites:
+    """Who speaks for which machine of which site."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        clock: Clock,
+        replay: ReplayClock,
+        fleet: Fleet,
+        booking: Booking,
+        release: Release,
+        event: Event,
+    ) -> None:
+        self._lost_after, self._clock, self._replay = config.fleet.lost_after, clock, replay
+        self._fleet, self._booking, self._release, self._event = fleet, booking, release, event
+
+    def join(self, tx: Transaction, request: wire.JoinRequest) -> tuple[int, str]:
+        """Admit an agent; fence and credential of its machine.
+
+        Raises: Refused: the site is somebody else's, or the others say something else of it. WireError: no name,
+        no number of machines.
+        """
+        admission.check(request)
+        before, rows, now = tx.site(request.site), tx.machines(request.site), self._clock.monotonic()
+        live = self._fleet.find(request.site)
+
+        def here(row: MachineRow) -> bool:
+            machine = None if live is None or row.left_run else live.machines.get(row.agent)
+            return machine is not None and machine.heard(now, self._lost_after)
+
+        admitted = admission.admit(request, before, rows, here)
+        if not self._holds(tx, request.site, admitted.stay):
+            self._release(tx, request.site, self._clock.wall(), "its agent joined anew")
+        credential = auth.new_credential()
+        site = SiteRow(
+            site=request.site,
+            region=request.region,
+            machines=request.machines,
+            fence=1 if before is None else before.fence + 1,
+            left_run=0,
+            tokens=0 if before is None else before.tokens,
+            joined_wall=self._clock.wall(),
+        )
+        row = MachineRow(
+            site=request.site,
+            agent=request.agent,
+            machine=request.machine,
+            devices=request.devices,
+            address=request.address,
+            port=request.port,
+            place=admitted.place,
+            fence=site.fence,
+            credential=auth.hashed(credential),
+            left_run=0,
+            joined_wall=site.joined_wall,
+        )
+        tx.put_site(site)
+        for gone in admitted.gone:
+            tx.drop_machine(gone.site, gone.agent)
+        tx.put_machine(row)
+        if live is None or not any(here(other) for other in admitted.stay):
+            self._booking.finish(tx, request.site, self._replay.now())
+            live = self.enter(tx, site)
+        for gone in admitted.gone:
+            live.machines.pop(gone.agent, None)
+        machine = live.machines[row.agent] = LiveMachine.of(row)
+        machine.seen = live.seen = now
+        of = "" if site.machines == 1 else f", one of {site.machines} machines"
+        self._event(tx, "site", f"{site.site} joined from {row.machine} in {site.region}, epoch {site.fence}{of}")
+        return site.fence, credential
+
+    def leave(self, tx: Transaction, who: MachineRow, reason: str) -> None:
+        """A machine stops for good; with the last one the site draws nothing any more that we know of."""
+        tx.set_machine(who.site, who.agent, left_run=1)
+        others = [row for row in tx.machines(who.site) if not row.left_run]
+        if not self._holds(tx, who.site, others):
+            self._release(tx, who.site, self._clock.wall(), "its agent left")
+        live = self._fleet.find(who.site)
+        if others and live is not None:
+            live.machines.pop(who.agent, None)
+            self.gather(tx, live)
+            live.show()
+            self._event(tx, "site", f"{who.machine} of {who.site} left: {reason}")
+            return
+        self._booking.finish(tx, who.site, self._replay.now())
+        tx.set_site(who.site, left_run=1)
+        self._fleet.drop(who.site)
+        self._event(tx, "site", f"{who.site} left: {reason}")
+
+    def heard(self, tx: Transaction, live: LiveSite, who: MachineRow, beat: wire.Heartbeat) -> LiveMachine:
+        """Note what a machine reports, also one that had left."""
+        machine = live.machines.get(who.agent)
+        if machine is None:
+            machine = live.machines[who.agent] = LiveMachine.of(who)
+        machine.take(beat, self._clock.monotonic())
+        if who.left_run:
+            tx.set_site(who.site, left_run=0)
+            tx.set_machine(who.site, who.agent, left_run=0)
+        self.gather(tx, live)
+        live.show()
+        return machine
+
+    def enter(self, tx: Transaction, site: SiteRow) -> LiveSite:
+        """The site with its machines, none of them heard from yet."""
+        machines = [LiveMachine.of(row) for row in tx.machines(site.site) if not row.left_run]
+        return self._fleet.add(site.site, site.region, site.machines, machines)
+
+    def live(self, tx: Transaction, who: MachineRow) -> LiveSite:
+        """The site of a machine that speaks, known or first heard of now."""
+        live = self._fleet.find(who.site)
+        if live is not None:
+            return live
+        site = tx.site(who.site)
+        assert site is not None, "a machine belongs to a site"
+        return self.enter(tx, site)
+
+    def gather(self, tx: Transaction, live: LiveSite) -> None:
+        """Look which machines of the site are here, and form a new crew if need be."""
+        crew = live.gather(self._clock.monotonic(), self._lost_after, auth.new_id())
+        if crew is None:
+            return
+        if live.led_by is not None and live.led_by != crew.lead:
+            self._release(tx, live.site, self._clock.wall(), "another of its machines leads now")
+        live.led_by = crew.lead
+        live.show()
+        names = {row.agent: row.machine for row in tx.machines(live.site)}
+        text = ", ".join(names.get(agent, agent) for agent in crew.agents)
+        self._event(tx, "site", f"{live.site}: {len(crew.agents)} of {live.expected} machines form one job: {text}")
+
+    def _holds(self, tx: Transaction, site: str, machines: Sequence[MachineRow]) -> bool:
+        """Is it one of these machines whose job took the site's newest lease?"""
+        newest = tx.newest_part(site)
+        return newest is not None and newest.fence in {row.fence for row in machines}
