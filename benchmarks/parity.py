@@ -1,0 +1,233 @@
+"""What training at several sites costs in loss: against one site, and against one site with a larger batch.
+
+All runs of a seed begin with the same weights and have the same token budget, the
+same samples in the same order, and rates by global tokens. One thing at a time is
+changed around a base point: 2 sites, 30 inner steps, inner state kept, outer step
+(1, 0), int8. What is compared is at the end: nats per token of held-out text. A
+run is simulated in one process (`parity_run.py`) on one thread; a finished one is
+a line in a file and is not repeated.
+
+    python benchmarks/parity.py --all --out parity.jsonl
+    python benchmarks/parity.py --table parity.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from benchmarks.parity_run import Data, Scale, Setting, simulate  # noqa: E402
+from nanochat.presets import GPTConfig  # noqa: E402
+
+VOCABULARY, SEQUENCE = 512, 64
+BATCH, STEPS = 8, 2560  # of one site: samples of an inner step; steps until one site has spent the budget
+SCALE = Scale(
+    GPTConfig(SEQUENCE, VOCABULARY, n_layer=2, n_head=1, n_kv_head=1, n_embd=32),
+    token_budget=STEPS * BATCH * SEQUENCE,
+    # rates fit for this model: the reference's would be a twentieth of what one site trains best with
+    settings_of_recipe=("reference_batch_tokens=2048", "matrix_decay=0.02"),
+)
+SEEDS = (1, 2, 3)
+
+SCRIPT = (
+    (10, ""), (60, "A"), (60, "AB"), (50, "ABC"), (30, "BC"), (10, ""), (20, "C"), (50, "AC"),
+    (30, "ABC"), (10, "A"), (10, ""), (15, "BC"),
+)  # fmt: skip
+"""A course of PAUSED, LOCAL and FEDERATED with 0 to 3 sites, in inner steps; it goes round."""
+
+BASE = Setting(batch_samples=BATCH)
+ONE, THREE = replace(BASE, sites=1), replace(BASE, sites=3)
+SCRIPTED = replace(BASE, script=SCRIPT)
+HALF: dict[str, Any] = {"outer_lr": 0.7, "outer_momentum": 0.5}
+SETTINGS: dict[str, Setting] = {
+    "one site": ONE,
+    "one site, batch of 2": replace(ONE, batch_samples=2 * BATCH),
+    "one site, batch of 3": replace(ONE, batch_samples=3 * BATCH),
+    "2 sites (base)": BASE,
+    "H 10": replace(BASE, inner_steps=10),
+    "H 100": replace(BASE, inner_steps=100),
+    "inner state reset": replace(BASE, inner_state="reset"),
+    "outer (0.7, 0.5)": replace(BASE, **HALF),
+    "outer (0.7, 0.7)": replace(BASE, outer_lr=0.7, outer_momentum=0.7),
+    "outer (0.7, 0.9)": replace(BASE, outer_lr=0.7, outer_momentum=0.9),
+    "outer (1, 0.5)": replace(BASE, outer_lr=1.0, outer_momentum=0.5),
+    "outer (1.41, 0)": replace(BASE, outer_lr=1.41),
+    "fp32": replace(BASE, codec="fp32"),
+    "int4": replace(BASE, codec="int4", feedback=True),
+    "rate * sqrt(2)": replace(BASE, rate_power=0.5),
+    "batch split": replace(BASE, batch_samples=BATCH // 2, rate_power=0.5),
+    "H 10, rate * sqrt(2)": replace(BASE, inner_steps=10, rate_power=0.5),
+    "H 10, outer (0.7, 0.5)": replace(BASE, inner_steps=10, **HALF),
+    "H 10, outer (0.7, 0.7)": replace(BASE, inner_steps=10, outer_lr=0.7, outer_momentum=0.7),
+    "outer (0.7, 0.5), at last (1, 0)": replace(BASE, last_outer_lr=1.0, **HALF),
+    "H 10, outer (0.7, 0.5), at last (1, 0)": replace(BASE, inner_steps=10, last_outer_lr=1.0, **HALF),
+    "H 5, outer (0.7, 0.5)": replace(BASE, inner_steps=5, **HALF),
+    "3 sites": THREE,
+    "3 sites, outer (0.7, 0.5)": replace(THREE, **HALF),
+    "3 sites, outer (0.7, 0.7)": replace(THREE, outer_lr=0.7, outer_momentum=0.7),
+    "3 sites, rate * sqrt(3)": replace(THREE, rate_power=0.5),
+    "3 sites, H 10, outer (0.7, 0.5)": replace(THREE, inner_steps=10, **HALF),
+    "script": SCRIPTED,
+    "script, rate * sqrt(sites)": replace(SCRIPTED, rate_power=0.5),
+    "script, outer (0.7, 0.5)": replace(SCRIPTED, **HALF),
+    "script, H 10, outer (0.7, 0.5)": replace(SCRIPTED, inner_steps=10, **HALF),
+    "script, H 10, outer (0.7, 0.5), new optimizers rise": replace(SCRIPTED, inner_steps=10, rewarm=20, **HALF),
+    "one site, half of the tokens": replace(ONE, budget_share=0.5),
+    "one site, batch of 2, twice the tokens": replace(ONE, batch_samples=2 * BATCH, budget_share=2.0),
+    "2 sites, twice the tokens": replace(BASE, budget_share=2.0),
+    "H 10, outer (0.7, 0.5), twice the tokens": replace(BASE, inner_steps=10, budget_share=2.0, **HALF),
+}
+"""Every run of the table by its name."""
+
+
+def prepare(folder: Path) -> None:
+    """Packed data of the standard library's sources in `folder`, unless they are there."""
+    from curtail.disk import SystemDisk
+    from nanochat import dataset, pack
+    from nanochat.tokenizer import Tokenizer
+
+    if (folder / "manifest.json").exists():
+        return
+    library, disk = Path(sysconfig.get_paths()["stdlib"]), SystemDisk()
+    left_out = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"}
+    texts = sorted(path for path in library.rglob("*.py") if not left_out & set(path.relative_to(library).parts))
+    with tempfile.TemporaryDirectory() as name:
+        shards = Path(name) / "shards"
+        dataset.import_texts(texts, shards, disk=disk, validation_fraction=0.05)
+        tokenizer = Tokenizer.train(dataset.iterate_texts(shards), VOCABULARY)
+        manifest = pack.prepare(shards, tokenizer, folder, disk=disk, sequence_len=SEQUENCE)
+    print(f"{len(texts)} files, {manifest.tokens('train'):,} tokens for training", file=sys.stderr, flush=True)
+
+
+def key(setting: Setting, scale: Scale, seed: int) -> str:
+    """What makes two runs the same; values that are the default are left out, so that a new one changes no key."""
+    changed = {
+        field.name: getattr(setting, field.name)
+        for field in fields(Setting)
+        if getattr(setting, field.name) != field.default
+    }
+    return json.dumps([changed, asdict(scale), seed], sort_keys=True)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The finished runs in a file; a last line that was cut off is passed over."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def cut_off_rest(path: Path) -> None:
+    """Take away the beginning of a line that a killed process left."""
+    if path.exists():
+        text = path.read_bytes()
+        os.truncate(path, text.rfind(b"\n") + 1)
+
+
+def run_all(names: Iterable[str], seeds: Sequence[int], out: Path, data: Path) -> None:
+    """Make the runs that `out` lacks, seed by seed, and append a line for each."""
+    import torch
+
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    prepare(data)
+    there, names = {line["key"] for line in read(out)}, list(names)
+    cut_off_rest(out)
+    loaded = Data(data)
+    for seed in seeds:
+        for name in names:
+            setting = SETTINGS[name]
+            if (this := key(setting, SCALE, seed)) in there:
+                continue
+            outcome = simulate(setting, SCALE, loaded, seed)
+            line = {"name": name, "seed": seed, "key": this, "load": os.getloadavg()[0], **asdict(outcome)}
+            with open(out, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            print(f"{name}, seed {seed}: {outcome.loss:.4f} ({outcome.seconds:.0f} s)", file=sys.stderr, flush=True)
+
+
+def baseline_of(setting: Setting, sites: int, settings: Mapping[str, Setting]) -> str:
+    """The name of the run of one site with the batch of `sites` sites and the same tokens; "": it is itself or none."""
+    wanted = replace(ONE, batch_samples=sites * BATCH, budget_share=setting.budget_share)
+    found = [name for name, other in settings.items() if other == wanted != setting]
+    return found[0] if found else ""
+
+
+def difference(losses: Mapping[int, float], others: Mapping[int, float]) -> tuple[float, float] | None:
+    """Mean and standard deviation of loss - other over the seeds that both have (0 of one seed); None: no seed."""
+    gaps = [losses[seed] - others[seed] for seed in sorted(set(losses) & set(others))]
+    if not gaps:
+        return None
+    return statistics.fmean(gaps), statistics.stdev(gaps) if len(gaps) > 1 else 0.0
+
+
+def table(lines: Iterable[Mapping[str, Any]], settings: Mapping[str, Setting]) -> str:
+    """The results as a markdown table; differences are paired by seed, lines of unknown names are left out."""
+    losses: dict[str, dict[int, float]] = {}
+    last: dict[str, Mapping[str, Any]] = {}
+    for line in lines:
+        if line["name"] in settings:
+            losses.setdefault(line["name"], {})[line["seed"]] = line["loss"]
+            last[line["name"]] = line
+    rows = [
+        "| | loss, mean | SD | against one site | against one site with the batch of all | rounds | KB up | seeds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, setting in settings.items():
+        if name not in losses:
+            continue
+        mine = losses[name]
+        spread = f"{statistics.stdev(mine.values()):.4f}" if len(mine) > 1 else "one seed"
+        together = 0 if setting.script else setting.sites * setting.batch_samples // BATCH
+        others = [baseline_of(setting, sites, settings) for sites in (1, together if together > 1 else 0)]
+        cells = [_signed(difference(mine, losses.get(other, {}))) for other in others]
+        upload = f"{last[name]['upload_bytes'] / 1000:,.0f}" if last[name]["upload_bytes"] else ""
+        mean = f"{statistics.fmean(mine.values()):.4f}"
+        rows.append(
+            f"| {name} | {mean} | {spread} | {' | '.join(cells)} | {last[name]['rounds']} | {upload} | {len(mine)} |"
+        )
+    return "\n".join(rows)
+
+
+def _signed(found: tuple[float, float] | None) -> str:
+    if found is None:
+        return ""
+    return f"{found[0]:+.4f} ± {found[1]:.4f}" if found[1] else f"{found[0]:+.4f}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--all", action="store_true", help="make every run of the table")
+    what.add_argument("--only", action="append", choices=SETTINGS, metavar="NAME", help="make the runs of this name")
+    what.add_argument("--table", type=Path, metavar="FILE", help="print the results in FILE as a table")
+    parser.add_argument("--out", type=Path, help="where finished runs are, or will be, a line each")
+    parser.add_argument("--data", type=Path, help="packed data; made where they are not; default: beside OUT")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    given = parser.parse_args(argv)
+    if given.table:
+        if not (lines := read(given.table)):
+            parser.error(f"there are no results in {given.table}")
+        print(table(lines, SETTINGS))
+        return 0
+    if given.out is None:
+        parser.error("--out says where the results go")
+    run_all(given.only or SETTINGS, given.seeds, given.out, given.data or given.out.with_suffix(".data"))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
