@@ -52,6 +52,21 @@ def run_module(module: str, arguments: Sequence[str]) -> None:
         raise CurtailError(f"{module} failed: {lines[-1] if lines else f'exit code {done.returncode}'}")
 
 
+NICE = 5
+"""Of a merge: its threads fill all processors, and the API, whose heartbeats cannot wait, needs one now and then."""
+
+
+def _beneath(controller: int) -> Callable[[], None]:
+    """For a new process: it ends with the controller, and the API goes before it."""
+    dies = dying_with(controller)
+
+    def prepare() -> None:
+        dies()
+        os.nice(NICE)
+
+    return prepare
+
+
 class ProcessMerger:
     """Runs each merge in a process of its own; at most one at a time is asked for."""
 
@@ -92,7 +107,7 @@ class ProcessMerger:
             text=True,
             # This thread waits for the process, so it lives as long. A merge that outlived a killed controller
             # would write into the folder in which the next controller makes the same version.
-            preexec_fn=dying_with(os.getpid()),
+            preexec_fn=_beneath(os.getpid()),
         )
         _, errors = self._process.communicate()
         if self._process.returncode != 0:

@@ -2,7 +2,8 @@
 
 An upload is reserved first (size and free space are checked before a byte is
 sent), then arrives in parts that are written to their place in one file, each
-with its own checksum; the whole is hashed before it counts. Parts that arrived
+with its own checksum; the whole is hashed before it counts. Parts are written
+as they arrive, so that many at a time take little memory. Parts that arrived
 survive a restart, so a broken upload resumes. Which file a name stands for is
 in the store; this module only handles bytes.
 """
@@ -17,6 +18,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from controller.removals import Removals
 from curtail.disk import Disk, disk_error
 from curtail.errors import DiskError, NotFound, Refused, WireError
 from curtail.wire import PART_BYTES, BlobStatus
@@ -30,7 +32,7 @@ ABANDONED_S = 86400.0
 """An upload that is a day old belongs to a round that is long over."""
 
 PIECE = 1024 * 1024
-"""Bytes read and sent at a time."""
+"""Bytes read and sent, or received and written, at a time."""
 
 
 def check_name(sha256: str) -> str:
@@ -46,6 +48,7 @@ class Uploads:
     def __init__(self, folder: Path, disk: Disk, largest: int) -> None:
         self.folder = folder
         self._incoming = folder / "incoming"
+        self._removals = Removals(folder.parent / "removed")
         self._disk = disk
         self._largest = largest
 
@@ -68,12 +71,7 @@ class Uploads:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not data.exists():
-                free = shutil.disk_usage(folder).free
-                if free < size + RESERVE:
-                    raise DiskError(
-                        f"the controller's disk has {free} bytes left, the upload needs {size}",
-                        "free some space in the controller's folder",
-                    )
+                self._check_room(folder, size)
                 with open(data, "wb") as file:
                     file.truncate(size)
             elif data.stat().st_size != size:
@@ -82,31 +80,26 @@ class Uploads:
             raise disk_error("reserve", data, error) from error
         return self._status(sha256, size)
 
-    def write_part(self, sha256: str, number: int, body: bytes, digest: str) -> None:
-        """Store part `number`; `digest` is the Content-Digest header of RFC 9530, sha-256.
+    def begin_part(self, sha256: str, number: int, digest: str) -> PartFile:
+        """Part `number` on its way to its place; `digest` is the Content-Digest header of RFC 9530, sha-256.
 
-        Raises: NotFound: never reserved. WireError: wrong length or checksum. DiskError.
+        Raises: NotFound: never reserved. WireError: there is no such part.
         """
         data = self._reserved(sha256)
         size = data.stat().st_size
         count = -(-size // PART_BYTES)
         if not 0 <= number < count:
             raise WireError(f"part {number} does not exist; there are {count}")
-        expected = min(PART_BYTES, size - number * PART_BYTES)
-        if len(body) != expected:
-            raise WireError(f"part {number} has {len(body)} bytes, {expected} are needed")
-        actual = base64.b64encode(hashlib.sha256(body).digest()).decode()
-        if digest != f"sha-256=:{actual}:":
-            raise WireError(f"part {number} arrived damaged: its Content-Digest does not match")
-        try:
-            with open(data, "r+b") as file:
-                file.seek(number * PART_BYTES)
-                file.write(body)
-                file.flush()
-                os.fsync(file.fileno())
-            (data.parent / f"{number}.done").touch()
-        except OSError as error:
-            raise disk_error("write", data, error) from error
+        return PartFile(data, number, min(PART_BYTES, size - number * PART_BYTES), digest)
+
+    def write_part(self, sha256: str, number: int, body: bytes, digest: str) -> None:
+        """Store a part that is here as a whole.
+
+        Raises: NotFound: never reserved. WireError: wrong length or checksum. DiskError.
+        """
+        with self.begin_part(sha256, number, digest) as part:
+            part.write(body)
+            part.finish()
 
     def finish(self, sha256: str) -> tuple[Path, int]:
         """Check the whole and move it to its place; returns path and size. A repeat is no error.
@@ -132,14 +125,26 @@ class Uploads:
         return final, size
 
     def remove(self, sha256: str) -> None:
-        """Forget a finished upload."""
-        self._disk.remove("BLOB_REMOVE", self.path(sha256))
+        """Forget a finished upload; its room is free some time later."""
+        self._removals.take(self.path(sha256))
 
     def purge(self, now: float) -> None:
         """Drop uploads that nobody went on with for `ABANDONED_S` seconds before `now` (Unix time)."""
+        self._removals.resume()
         for data in self._incoming.glob("*/data"):
             if now - data.stat().st_mtime > ABANDONED_S:
                 shutil.rmtree(data.parent, ignore_errors=True)
+
+    def _check_room(self, folder: Path, size: int) -> None:
+        """Raises: DiskError: the disk has no room for `size` bytes, not even when all that was removed is freed."""
+        if shutil.disk_usage(folder).free < size + RESERVE:
+            self._removals.wait()
+        free = shutil.disk_usage(folder).free
+        if free < size + RESERVE:
+            raise DiskError(
+                f"the controller's disk has {free} bytes left, the upload needs {size}",
+                "free some space in the controller's folder",
+            )
 
     def _reserved(self, sha256: str) -> Path:
         data = self._incoming / check_name(sha256) / "data"
@@ -152,6 +157,62 @@ class Uploads:
         count = -(-size // PART_BYTES)
         missing = tuple(n for n in range(count) if not (folder / f"{n}.done").exists())
         return BlobStatus(sha256, size, PART_BYTES, missing, complete=False)
+
+
+class PartFile:
+    """One part of an upload while it arrives; it counts from `finish` on, and never if its checksum is wrong.
+
+    Args: data: the file of the whole upload. size: bytes that the part must have.
+    """
+
+    def __init__(self, data: Path, number: int, size: int, digest: str) -> None:
+        self._data, self._number, self._size, self._digest = data, number, size, digest
+        self._done = data.parent / f"{number}.done"
+        self._known = self._done.exists()  # sent again: what is there is not overwritten with what may be damaged
+        self._hash, self._count = hashlib.sha256(), 0
+        try:
+            self._file = os.open(data, os.O_WRONLY)
+        except OSError as error:
+            raise disk_error("write", data, error) from error
+
+    def __enter__(self) -> PartFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def write(self, piece: bytes | bytearray) -> None:
+        """The next bytes. Raises: WireError: more than the part has. DiskError."""
+        if self._count + len(piece) > self._size:
+            raise WireError(f"part {self._number} is longer than the {self._size} bytes that are needed")
+        self._hash.update(piece)
+        at, view = self._number * PART_BYTES + self._count, memoryview(piece)
+        self._count += len(piece)
+        try:
+            while view and not self._known:
+                written = os.pwrite(self._file, view, at)
+                at, view = at + written, view[written:]
+        except OSError as error:
+            raise disk_error("write", self._data, error) from error
+
+    def finish(self) -> None:
+        """All bytes are here: check them and make them durable. Raises: WireError: length or checksum. DiskError."""
+        if self._count != self._size:
+            raise WireError(f"part {self._number} has {self._count} bytes, {self._size} are needed")
+        actual = base64.b64encode(self._hash.digest()).decode()
+        if self._digest != f"sha-256=:{actual}:":
+            raise WireError(f"part {self._number} arrived damaged: its Content-Digest does not match")
+        try:
+            os.fsync(self._file)
+            self._done.touch()
+        except OSError as error:
+            raise disk_error("write", self._data, error) from error
+
+    def close(self) -> None:
+        """Let go of the file; a part that is not finished arrives anew."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
 
 
 def parse_range(header: str | None, size: int) -> tuple[int, int]:

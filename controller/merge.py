@@ -102,8 +102,9 @@ def plan(spec: MergeSpec, accepted: Sequence[Part]) -> OuterPlan:
     """
     lr, momentum = outer_row(spec.outer, len(accepted))
     lr *= max(part.weight for part in accepted)  # the mean forgets a factor that all have in common
-    if spec.momentum_off:
-        return OuterPlan(lr, 0.0, False)
+    if spec.momentum_off and momentum:
+        # The row's rate is for both together; without momentum the mean is taken as it is.
+        return OuterPlan(min(1.0, lr / (1.0 - momentum)), 0.0, False)
     if any(part.stale for part in accepted):
         return OuterPlan(lr, 0.0, True)
     return OuterPlan(lr, momentum, False)

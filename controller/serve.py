@@ -1,6 +1,6 @@
 """`curtail controller start`: wires the parts together, and nothing else.
 
-Order matters: everything that can be wrong (run file, trace, data, folder,
+Order matters: everything that can be wrong (run file, signal, data, folder,
 port) is checked before anything is started; the port is bound before the run
 is touched; the clock of the replay starts when all else is ready.
 """
@@ -22,13 +22,13 @@ from types import FrameType
 from controller import home as homes
 from controller.beside import ProcessMerger
 from controller.blobs import Uploads
-from controller.energy import EnergySimulation, ReplayClock, preload
+from controller.energy import EnergySimulation, LiveClock, ReplayClock, preload
 from controller.service import TICK_LIMIT_S, Parts, Service
-from controller.signals.source import TraceSource
-from controller.signals.trace import Trace, load_trace
+from controller.signals.choose import Signal, Surroundings, columns, open_signal, replayed
+from controller.signals.trace import load_trace
 from controller.store import Store
 from controller.versions import Versions
-from curtail.clock import SystemClock
+from curtail.clock import Clock, SystemClock
 from curtail.config import RunConfig, load_config
 from curtail.disk import SystemDisk
 from curtail.errors import CurtailError, UsageError
@@ -48,8 +48,8 @@ class StartOptions:
 
     home: Path
     run_file: Path
-    trace: Path
-    unit: str
+    trace: Path | None = None  # None: the signal is the run file's
+    unit: str | None = None
     speed: float = 1.0
     host: str = "127.0.0.1"
     port: int = 8765
@@ -66,35 +66,39 @@ def start(options: StartOptions) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     _check_host(options.host)
     config = load_config(options.run_file)
-    trace = _load_trace(options, config)
+    clock = SystemClock()
+    chosen = choose_signal(options, config, Surroundings(clock, os.environ))
     data = homes.load_data(config)
     homes.model_for(config, data.manifest)
     homes.recipe_for(config)
     listener = _listen(options.host, options.port)
     with contextlib.closing(listener), homes.lock(options.home):
-        return _run(options, config, trace, data, listener)
+        return _run(options, config, chosen, data, listener, clock)
 
 
-def _run(options: StartOptions, config: RunConfig, trace: Trace, data: homes.Data, listener: socket.socket) -> int:
-    clock, disk = SystemClock(), SystemDisk()
+def _run(
+    options: StartOptions, config: RunConfig, chosen: Signal, data: homes.Data, listener: socket.socket, clock: Clock
+) -> int:
+    disk = SystemDisk()
     store = Store(options.home / "state.db")
     store.open()
     merger = ProcessMerger(options.home / "merge")
     try:
         versions = Versions(options.home / "versions")
-        run = homes.begin_or_continue(options.home, config, data, store, versions, trace.start, clock, disk)
+        begin = clock.wall() if chosen.trace is None else chosen.trace.start
+        run = homes.begin_or_continue(options.home, config, data, store, versions, begin, clock, disk)
         largest = 6 * presets.parameter_count(presets.from_json(run.model)) + 64 * 1024 * 1024
         uploads = Uploads(options.home / "blobs", disk, largest)
         uploads.purge(clock.wall())
         preload()
-        replay = ReplayClock(run.clock, options.speed, clock)
-        source = TraceSource(trace, _columns(config), options.forecast)
-        service = Service(Parts(store, config, source, replay, clock, versions, uploads, merger))
+        replay = run_clock(run.clock, options, chosen, clock)
+        service = Service(Parts(store, config, chosen.source, replay, clock, versions, uploads, merger))
         store.call(service.resume)
         energy = EnergySimulation(list(config.regions), service.power, service.tick, replay)
         info = run_info(config, run.id, run.model, run.manifest, run.tokenizer, run.sequence_len, run.sample_limit)
         url = f"http://{options.host}:{listener.getsockname()[1]}"
         address = {"url": url, "pid": os.getpid(), "run": run.id}
+        chosen.start()
         energy.start()
         try:
             with _announcement(options, url, run.id, config.run.name):
@@ -103,6 +107,7 @@ def _run(options: StartOptions, config: RunConfig, trace: Trace, data: homes.Dat
                 return _serve(service, uploads, info, energy, listener)
         finally:
             energy.stop()
+            chosen.stop()
             (options.home / "controller.json").unlink(missing_ok=True)
     finally:
         merger.stop()
@@ -194,27 +199,72 @@ def _check_host(host: str) -> None:
         )
 
 
-def _load_trace(options: StartOptions, config: RunConfig) -> Trace:
-    if options.unit not in UNITS:
-        raise UsageError(f"--unit {options.unit} is not known", f"use one of {', '.join(UNITS)}")
+def choose_signal(options: StartOptions, config: RunConfig, around: Surroundings) -> Signal:
+    """The trace of the command line, or else what the run file names.
+
+    Raises: UsageError, ConfigError, AuthError, NotFound, DataError.
+    """
     if not SLOWEST <= options.speed <= FASTEST:
         raise UsageError(f"--speed {options.speed:g} is not possible", f"use {SLOWEST:g} to {FASTEST:g}")
-    trace = load_trace(options.trace, options.unit, _columns(config).values())
+    if options.trace is None:
+        if options.unit is not None:
+            raise UsageError("--unit is the unit of a trace, and no --trace is given", "give both or neither")
+        chosen = open_signal(config, around)
+    else:
+        if options.unit is None:
+            raise UsageError("the unit of the trace is not given", f"add --unit {' or --unit '.join(UNITS)}")
+        if options.unit not in UNITS:
+            raise UsageError(f"--unit {options.unit} is not known", f"use one of {', '.join(UNITS)}")
+        chosen = replayed(load_trace(options.trace, options.unit, columns(config).values()), config, options.forecast)
+    if chosen.trace is None:
+        _check_live(options, config, chosen)
+    else:
+        _check_replay(options, config, chosen.trace.period)
+    return chosen
+
+
+def _check_replay(options: StartOptions, config: RunConfig, period: float) -> None:
     # The oldest reading that is still fresh is one period old; a permit lives on what is left.
-    permit = (config.policy.max_reading_age - trace.period) / options.speed
+    permit = (config.policy.max_reading_age - period) / options.speed
     if permit < 2 * config.fleet.heartbeat:
         raise UsageError(
             f"at --speed {options.speed:g} a reading justifies only {max(0.0, permit):.2f} s of training, which is"
             f" less than two heartbeats of {config.fleet.heartbeat:g} s",
             "lower --speed or [fleet] heartbeat, or raise [policy] max_reading_age",
         )
-    if config.policy.leave_lead > 0 and not options.forecast:
+    forecast = options.forecast if options.trace is not None else config.signal.forecast
+    if config.policy.leave_lead > 0 and not forecast:
         raise UsageError("[policy] leave_lead needs a forecast", "add --forecast, or remove leave_lead")
-    return trace
 
 
-def _columns(config: RunConfig) -> dict[str, str]:
-    return {region: section.column or region for region, section in config.regions.items()}
+def _check_live(options: StartOptions, config: RunConfig, chosen: Signal) -> None:
+    if options.speed != 1.0:
+        raise UsageError(f"--speed {options.speed:g} is for a trace; {chosen.name} is live", "leave --speed out")
+    if options.forecast:
+        raise UsageError(f"--forecast is for a trace; {chosen.name} brings its own, if any", "leave --forecast out")
+    if config.policy.leave_lead > 0 and chosen.name == "constant":
+        raise UsageError("[policy] leave_lead needs a forecast", "remove leave_lead")
+
+
+LATE_S = 60.0
+"""By how much this machine's clock may be behind the run's."""
+
+
+def run_clock(stopped: float, options: StartOptions, chosen: Signal, clock: Clock) -> ReplayClock:
+    """The controller's clock: that of the trace, or real time where the signal is live.
+
+    Args: stopped: where the clock of the run stands.
+    Raises: UsageError: the run is already later than now, as after a trace of the future.
+    """
+    if chosen.trace is not None:
+        return ReplayClock(stopped, options.speed, clock)
+    ahead = stopped - clock.wall()
+    if ahead > LATE_S:
+        raise UsageError(
+            f"the run's clock is {ahead:.0f} s ahead of this machine's",
+            "set the clock right; a run that followed a trace of the future cannot go on with a live signal",
+        )
+    return LiveClock(stopped, clock)
 
 
 def _listen(host: str, port: int) -> socket.socket:

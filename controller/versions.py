@@ -12,6 +12,7 @@ import os
 import shutil
 from pathlib import Path
 
+from controller.removals import Removals
 from curtail.disk import disk_error, fsync_folder
 from curtail.errors import CheckpointError
 from nanochat import checkpoint, weights
@@ -22,6 +23,7 @@ class Versions:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._removals = Removals(folder.parent / "removed")
 
     def path(self, version: int) -> Path:
         """Folder of a published version."""
@@ -54,8 +56,8 @@ class Versions:
         return final
 
     def remove(self, version: int) -> None:
-        """Delete a version's folder."""
-        shutil.rmtree(self.path(version), ignore_errors=True)
+        """Delete a version's folder; its room is free some time later."""
+        self._removals.take(self.path(version))
 
     def verify(self, version: int, digest: str) -> None:
         """Read all of a version. Raises: CheckpointError: it is not what the store says."""

@@ -248,6 +248,10 @@ class World:
         self.versions.verify(latest.version, latest.digest)
 
 
+PLAIN_MEAN = {"2": {"lr": 1.0, "momentum": 0.0}}
+"""The outer step whose result a test can say in its head."""
+
+
 def _config(budget_steps: int, rounds: dict[str, object]) -> RunConfig:
     power = {"power_train": "2 kW", "power_idle": "500 W"}
     return parse_config(
@@ -256,7 +260,7 @@ def _config(budget_steps: int, rounds: dict[str, object]) -> RunConfig:
             "model": {"preset": "d2-test"},
             "data": {"path": "nowhere"},
             "training": {"token_budget": budget_steps * STEP_TOKENS, "batch_samples": BATCH},
-            "rounds": {"length": "60 s", "grace": "10 s", "inner_steps": 10, **rounds},
+            "rounds": {"length": "60 s", "grace": "10 s", "inner_steps": 10, "outer": PLAIN_MEAN, **rounds},
             "regions": {"A": dict(power), "B": dict(power)},
         }
     )

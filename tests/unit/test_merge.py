@@ -31,9 +31,9 @@ def parts(count, tokens=100, **changes):
     return tuple(Part(f"s{n}", "/p", "int8", tokens, "", **changes) for n in range(count))
 
 
-def spec(*members, usual_norm=None, usual_tokens=None, momentum_off=False):
+def spec(*members, usual_norm=None, usual_tokens=None, momentum_off=False, outer=OUTER):
     return MergeSpec(
-        1, 2, "/base", "/out", members, "int8", OUTER, momentum_off, 0, "2026-01-01", usual_norm, usual_tokens
+        1, 2, "/base", "/out", members, "int8", outer, momentum_off, 0, "2026-01-01", usual_norm, usual_tokens
     )
 
 
@@ -52,7 +52,8 @@ def test_a_sole_contributor_has_no_outer_step_even_if_the_table_has_a_row_for_it
 
 def test_momentum_ends_in_the_last_tenth_and_waits_while_a_late_delta_is_merged():
     assert plan(spec(), parts(2)) == OuterPlan(0.7, 0.5, False)
-    assert plan(spec(momentum_off=True), parts(2)) == OuterPlan(0.7, 0.0, False)
+    assert plan(spec(momentum_off=True), parts(2)) == OuterPlan(1.0, 0.0, False), "the rate was chosen for both"
+    assert plan(spec(momentum_off=True, outer=((2, 0.9, 0.0),)), parts(2)) == OuterPlan(0.9, 0.0, False)
     late = (*parts(1), Part("late", "/p", "int8", 100, "", 0.5, 1))
     assert plan(spec(), late) == OuterPlan(0.7, 0.0, True)
 
