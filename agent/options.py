@@ -16,7 +16,7 @@ from agent import launcher
 from agent.client import Control, open_http
 from agent.launcher import Spawn
 from agent.network import local_address
-from agent.power import ConstantMeter, PowerMeter
+from agent.power import PowerMeter, choose_meter
 from curtail.clock import Clock, SystemClock
 from curtail.discovery import Found, find_controller
 from curtail.disk import Disk, SystemDisk
@@ -52,7 +52,7 @@ class Edges:
     clock: Clock = field(default_factory=SystemClock)
     disk: Disk = field(default_factory=SystemDisk)
     spawn: Spawn = launcher.system_spawn
-    meter: PowerMeter = field(default_factory=ConstantMeter)
+    meter: PowerMeter = field(default_factory=choose_meter)
     find: Callable[[float], Found] = find_controller
     open_control: Callable[[str], Control] = field(default=lambda url: Control(open_http(url)))
     local_address: Callable[[str], str] = local_address

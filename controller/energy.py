@@ -44,6 +44,19 @@ class ReplayClock:
         return self.start + self.speed * (self._clock.monotonic() - self._origin)
 
 
+class LiveClock(ReplayClock):
+    """Real time, for live signals: never goes back, and never behind where the run stopped."""
+
+    def __init__(self, start: float, clock: Clock) -> None:
+        super().__init__(max(start, clock.wall()), 1.0, clock)
+        self._latest = self.start
+
+    def now(self) -> float:
+        """Unix time; stands still while the machine's clock is set back."""
+        self._latest = max(self._latest, self._clock.wall())
+        return self._latest
+
+
 class EnergySimulation:
     """Runs Vessim in a thread until it is stopped.
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from curtail.errors import ConfigError, NotFound
-from curtail.reading import POUNDS_PER_MWH
+from curtail.reading import POUNDS_PER_MWH, UNITS
 
 _QUANTITY = re.compile(r"^\s*([-+]?\d[\d_]*(?:\.\d+)?(?:[eE][-+]?\d+)?)\s*([A-Za-z/%]+)\s*$")
 
@@ -30,6 +30,8 @@ _UNITS: dict[str, dict[str, float]] = {
     "power": {"W": 1.0, "kW": 1000.0, "MW": 1e6},
     "duration": {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0},
 }
+
+_SECRET = re.compile(r"passw|secret|token|credential|api_?key", re.IGNORECASE)
 
 _EXAMPLES = {"intensity": "100 g/kWh", "power": "2.024 kW", "duration": "60 s"}
 
@@ -111,7 +113,7 @@ class RoundsSection:
     rewarm_steps: int = _number(20, low=0)  # over which a site without inner state raises its learning rate
     outage: float = _quantity("duration", 600.0)  # how long a contribution waits for an unreachable controller
     stale_weight: float = _number(0.0, low=0.0, high=1.0)  # per version of staleness; 0: late ones are refused
-    outer: tuple[OuterStep, ...] = (OuterStep(2),)  # ascending by sites; a sole contributor has none
+    outer: tuple[OuterStep, ...] = (OuterStep(2, 0.7, 0.5),)  # ascending by sites; chosen in docs/federated.md
     keep_versions: int = _number(3, low=2)
 
     @property
@@ -143,6 +145,23 @@ class PolicySection:
 
 
 @dataclass(frozen=True, slots=True)
+class SignalSection:
+    """[signal]"""
+
+    source: str = "trace"  # trace, constant, watttime, or a plug-in's name; `controller.signals.choose` knows which
+    path: str = ""  # of the trace; relative to the run file
+    unit: str = field(default="", metadata={"choices": UNITS})  # of the trace
+    forecast: bool = False  # the trace's own future is the forecast
+    value: float | None = _quantity("intensity", None, low=None)  # of the constant
+    poll: float = _quantity("duration", 30.0, low=1.0)  # wall time between two answers of a live source
+    horizon: float = _quantity("duration", 86400.0)  # of a live source's forecast
+    credentials: str = ""  # file with names and passwords; relative to the run file
+    url: str = ""  # of the source; default: its own
+    average: str = ""  # a source of averages, for accounts only
+    options: Mapping[str, Any] | None = None  # of a plug-in
+
+
+@dataclass(frozen=True, slots=True)
 class FleetSection:
     """[fleet]"""
 
@@ -160,6 +179,8 @@ class RegionSection:
     pue: float = _number(1.0, low=1.0, high=5.0)
     threshold: float | None = _quantity("intensity", None, low=None)  # default: [policy] threshold
     column: str = ""  # of the trace; default: the region's name
+    signal: str = ""  # the region's name at a live source; default: the region's name
+    zone: str = ""  # the region's name at a source of averages
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +194,7 @@ class RunConfig:
     regions: Mapping[str, RegionSection]
     rounds: RoundsSection = RoundsSection()
     policy: PolicySection = PolicySection()
+    signal: SignalSection = SignalSection()
     fleet: FleetSection = FleetSection()
 
     def threshold(self, region: str) -> float:
@@ -195,7 +217,7 @@ class RunConfig:
 
 
 def load_config(path: Path) -> RunConfig:
-    """The run file at `path`; its data path is made absolute.
+    """The run file at `path`; its paths are made absolute.
 
     Raises: NotFound, ConfigError.
     """
@@ -210,8 +232,16 @@ def load_config(path: Path) -> RunConfig:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is no valid TOML: {error}") from error
     config = parse_config(table, str(path))
-    data = (path.parent / config.data.path).resolve()
-    return dataclasses.replace(config, data=DataSection(path=str(data)))
+
+    def beside(file: str) -> str:
+        return str((path.parent / file).resolve()) if file else ""
+
+    signal = config.signal
+    return dataclasses.replace(
+        config,
+        data=DataSection(path=beside(config.data.path)),
+        signal=dataclasses.replace(signal, path=beside(signal.path), credentials=beside(signal.credentials)),
+    )
 
 
 def parse_config(table: Mapping[str, Any], where: str = "run file") -> RunConfig:
@@ -226,6 +256,7 @@ def parse_config(table: Mapping[str, Any], where: str = "run file") -> RunConfig
         "training": TrainingSection,
         "rounds": RoundsSection,
         "policy": PolicySection,
+        "signal": SignalSection,
         "fleet": FleetSection,
     }
     _refuse_unknown(table, [*hints, "regions"], where, "section")
@@ -303,6 +334,8 @@ def _value(hint: Any, metadata: Mapping[str, Any], value: Any, where: str) -> An
         return tuple(value)
     if hint == tuple[OuterStep, ...]:
         return _outer(value, where)
+    if hint == Mapping[str, Any] | None:
+        return _options(value, where)
     if hint is bool:
         if not isinstance(value, bool):
             raise ConfigError(f"{where} = {value!r}: true or false is needed")
@@ -325,6 +358,25 @@ def _value(hint: Any, metadata: Mapping[str, Any], value: Any, where: str) -> An
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ConfigError(f"{where} = {value!r}: a number without a unit is needed")
     return _within(float(value), metadata, where)
+
+
+def _options(value: Any, where: str) -> Mapping[str, Any]:
+    """A plug-in's own table: no secrets, and nothing but what JSON can keep."""
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where} = {value!r}: a table is needed", 'write for example {zone = "north"}')
+    for key, inner in value.items():
+        if _SECRET.search(key):
+            raise ConfigError(
+                f"{where} {key} looks like a secret",
+                "run files are kept and shown; let the plug-in read it from the environment or a file",
+            )
+        if isinstance(inner, Mapping):
+            _options(inner, f"{where} {key}")
+    try:
+        json.dumps(value)
+    except TypeError:
+        raise ConfigError(f"{where}: only texts, numbers, true, false, lists and tables can be used") from None
+    return dict(value)
 
 
 def _outer(value: Any, where: str) -> tuple[OuterStep, ...]:

@@ -1,4 +1,4 @@
-"""A trace as the controller's source of readings for the regions of a run."""
+"""Sources of readings that need no network: a recorded trace, and a constant."""
 
 from __future__ import annotations
 
@@ -35,3 +35,27 @@ class TraceSource:
     def ended(self, now: float) -> bool:
         """Has the trace ended?"""
         return now >= self._trace.end
+
+
+class ConstantSource:
+    """The same MCI everywhere and always: for grids without a signal, and to try things out.
+
+    Args: mci: gCO2/kWh. It is as fresh as the moment of asking.
+    """
+
+    def __init__(self, mci: float, period: float = 300.0) -> None:
+        self._mci = mci
+        self._period = period
+
+    def reading(self, region: str, now: float) -> Reading:
+        """The constant, from the beginning of the present period on."""
+        point = now - now % self._period
+        return Reading(region, self._mci, point, point + self._period, "constant")
+
+    def forecast(self, region: str, now: float, horizon: float) -> Forecast | None:
+        """None: a constant is set by a person, who may change it."""
+        return None
+
+    def ended(self, now: float) -> bool:
+        """Never."""
+        return False

@@ -70,8 +70,8 @@ class Trace:
         return Forecast(region, tuple(points))
 
 
-def load_trace(path: Path, unit: str, columns: Iterable[str]) -> Trace:
-    """The trace in the CSV file at `path`, reduced to `columns`.
+def load_trace(path: Path, unit: str, columns: Iterable[str] | None = None) -> Trace:
+    """The trace in the CSV file at `path`, reduced to `columns`; None: all of them.
 
     Raises:
         NotFound: no such file.
@@ -86,9 +86,14 @@ def load_trace(path: Path, unit: str, columns: Iterable[str]) -> Trace:
     rows = csv.reader(text.splitlines())
     header = next(rows, None)
     if not header or header[0].strip() != "point_time":
-        raise DataError(f"{path} is no trace", "the first column must be called point_time")
+        raise DataError(
+            f"{path} is no trace",
+            "the first column must be called point_time; `curtail trace import` brings other forms into this one",
+        )
     names = [name.strip() for name in header]
-    wanted = list(dict.fromkeys(columns))
+    if len(set(names)) != len(names) or not all(names):
+        raise DataError(f"{path} has a column without a name, or two of one name", "give each region a name of its own")
+    wanted = names[1:] if columns is None else list(dict.fromkeys(columns))
     for column in wanted:
         if column not in names[1:]:
             raise DataError(

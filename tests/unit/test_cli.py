@@ -39,7 +39,7 @@ def test_the_commands_are_these() -> None:
         "", "checkpoint", "checkpoint import", "checkpoint export",
         "controller", "controller start", "agent", "agent join", "status", "eval", "sample", "demo",
         "tokenizer", "tokenizer train", "tokenizer eval", "data", "data import", "data fetch", "data prepare",
-        "trace", "trace synth", "ledger", "ledger check",
+        "trace", "trace synth", "trace import", "trace show", "signal", "signal check", "ledger", "ledger check",
         "train", "bench", "bench train", "simulate",
     }  # fmt: skip
 
