@@ -92,6 +92,23 @@ SETTINGS: dict[str, Setting] = {
 }
 """Every run of the table by its name."""
 
+LARGE = 32  # samples of a step of one site in the second table: less noise in a gradient, twice as many tokens in all
+LARGE_SCALE = replace(SCALE, token_budget=2400 * LARGE * SEQUENCE)
+LAST = {"last_outer_lr": 1.0, **HALF}
+LARGE_SETTINGS: dict[str, Setting] = {
+    name: replace(setting, batch_samples=setting.batch_samples * LARGE // BATCH)
+    for name, setting in {
+        "large: one site": ONE,
+        "large: one site, batch of 2": replace(ONE, batch_samples=2 * BATCH),
+        "large: one site, batch of 3": replace(ONE, batch_samples=3 * BATCH),
+        "large: 2 sites, H 30": replace(BASE, **LAST),
+        "large: 2 sites, H 10": replace(BASE, inner_steps=10, **LAST),
+        "large: 3 sites, H 10": replace(THREE, inner_steps=10, **LAST),
+        "large: script, H 10": replace(SCRIPTED, inner_steps=10, **LAST),
+    }.items()
+}
+"""The second table: outer step (0.7, 0.5), and (1, 0) in the last tenth, as the product does."""
+
 
 def prepare(folder: Path) -> None:
     """Packed data of the standard library's sources in `folder`, unless they are there."""
@@ -137,6 +154,11 @@ def cut_off_rest(path: Path) -> None:
         os.truncate(path, text.rfind(b"\n") + 1)
 
 
+def scale_of(name: str) -> Scale:
+    """The scale of the run of this name."""
+    return LARGE_SCALE if name in LARGE_SETTINGS else SCALE
+
+
 def run_all(names: Iterable[str], seeds: Sequence[int], out: Path, data: Path) -> None:
     """Make the runs that `out` lacks, seed by seed, and append a line for each."""
     import torch
@@ -149,10 +171,10 @@ def run_all(names: Iterable[str], seeds: Sequence[int], out: Path, data: Path) -
     loaded = Data(data)
     for seed in seeds:
         for name in names:
-            setting = SETTINGS[name]
-            if (this := key(setting, SCALE, seed)) in there:
+            setting, scale = (SETTINGS | LARGE_SETTINGS)[name], scale_of(name)
+            if (this := key(setting, scale, seed)) in there:
                 continue
-            outcome = simulate(setting, SCALE, loaded, seed)
+            outcome = simulate(setting, scale, loaded, seed)
             line = {"name": name, "seed": seed, "key": this, "load": os.getloadavg()[0], **asdict(outcome)}
             with open(out, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -161,7 +183,8 @@ def run_all(names: Iterable[str], seeds: Sequence[int], out: Path, data: Path) -
 
 def baseline_of(setting: Setting, sites: int, settings: Mapping[str, Setting]) -> str:
     """The name of the run of one site with the batch of `sites` sites and the same tokens; "": it is itself or none."""
-    wanted = replace(ONE, batch_samples=sites * BATCH, budget_share=setting.budget_share)
+    batch = min(other.batch_samples for other in settings.values() if other.sites == 1 and not other.script)
+    wanted = replace(ONE, batch_samples=sites * batch, budget_share=setting.budget_share)
     found = [name for name, other in settings.items() if other == wanted != setting]
     return found[0] if found else ""
 
@@ -191,7 +214,8 @@ def table(lines: Iterable[Mapping[str, Any]], settings: Mapping[str, Setting]) -
             continue
         mine = losses[name]
         spread = f"{statistics.stdev(mine.values()):.4f}" if len(mine) > 1 else "one seed"
-        together = 0 if setting.script else setting.sites * setting.batch_samples // BATCH
+        alone = min(other.batch_samples for other in settings.values() if other.sites == 1 and not other.script)
+        together = 0 if setting.script else setting.sites * setting.batch_samples // alone
         others = [baseline_of(setting, sites, settings) for sites in (1, together if together > 1 else 0)]
         cells = [_signed(difference(mine, losses.get(other, {}))) for other in others]
         upload = f"{last[name]['upload_bytes'] / 1000:,.0f}" if last[name]["upload_bytes"] else ""
@@ -211,8 +235,9 @@ def _signed(found: tuple[float, float] | None) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--all", action="store_true", help="make every run of the table")
-    what.add_argument("--only", action="append", choices=SETTINGS, metavar="NAME", help="make the runs of this name")
+    what.add_argument("--all", action="store_true", help="make every run of both tables")
+    every = SETTINGS | LARGE_SETTINGS
+    what.add_argument("--only", action="append", choices=every, metavar="NAME", help="make the runs of this name")
     what.add_argument("--table", type=Path, metavar="FILE", help="print the results in FILE as a table")
     parser.add_argument("--out", type=Path, help="where finished runs are, or will be, a line each")
     parser.add_argument("--data", type=Path, help="packed data; made where they are not; default: beside OUT")
@@ -221,11 +246,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.table:
         if not (lines := read(given.table)):
             parser.error(f"there are no results in {given.table}")
-        print(table(lines, SETTINGS))
+        print(table(lines, SETTINGS), table(lines, LARGE_SETTINGS), sep="\n\n")
         return 0
     if given.out is None:
         parser.error("--out says where the results go")
-    run_all(given.only or SETTINGS, given.seeds, given.out, given.data or given.out.with_suffix(".data"))
+    names = given.only or every
+    run_all(names, given.seeds, given.out, given.data or given.out.with_suffix(".data"))
     return 0
 
 
