@@ -578,6 +578,23 @@ def ledger_check(
     return check(home, weights)
 
 
+@app.command("report")
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a controller's state; it may be running.")],
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    json: Annotated[
+        Path | None, typer.Option("--json", help="And the figures, as JSON, to this file.", show_default=False)
+    ] = None,
+) -> int:
+    """Write a run as one HTML file: signal, training, loss, energy, carbon, rounds.
+
+    It needs no network and no script.
+    """
+    from curtail.report import run_report
+
+    return run_report(run, out, json)
+
+
 @checkpoint_app.command("import")
 def checkpoint_import(
     path: Annotated[Path, typer.Argument(help="nanochat's folder of a model, or its model_NNNNNN.pt.")],

@@ -40,7 +40,7 @@ def test_the_commands_are_these() -> None:
         "controller", "controller start", "agent", "agent join", "status", "eval", "sample", "demo",
         "tokenizer", "tokenizer train", "tokenizer eval", "data", "data import", "data fetch", "data prepare",
         "trace", "trace synth", "trace import", "trace show", "signal", "signal check", "ledger", "ledger check",
-        "train", "bench", "bench train", "simulate",
+        "train", "bench", "bench train", "simulate", "report",
     }  # fmt: skip
 
 

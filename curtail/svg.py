@@ -1,0 +1,230 @@
+"""Small plots as SVG text, for pages that load nothing.
+
+A `Frame` maps values to places; the functions below draw into it and return
+fragments that `figure` puts together. Colours are classes, so that the page
+chooses them for light, dark and paper. Every text is escaped here.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from math import floor, log10
+
+Point = tuple[float, float | None]
+"""Abscissa and value; None: unknown from there on."""
+Span = tuple[float, float]
+
+WIDTH = 900.0
+"""Units of every figure; the page scales it."""
+MOST_POINTS = 1000
+"""Of one curve."""
+
+TIME_STEPS = (
+    1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200,
+    86400, 172800, 604800, 1209600, 2592000, 5184000, 15552000, 31536000,
+)  # fmt: skip
+DAY_S = 86400
+_UNPRINTABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def text(value: object) -> str:
+    """`value` as text that HTML and XML take literally; characters that neither can hold are replaced."""
+    return html.escape(_UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", str(value)), quote=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Where values lie: `x0`..`x1` across, `y0`..`y1` upwards."""
+
+    x0: float
+    x1: float
+    y0: float
+    y1: float
+    left: float = 76.0
+    right: float = 12.0
+    top: float = 10.0
+    height: float = 120.0  # of the drawing area
+    width: float = WIDTH
+
+    def x(self, value: float) -> float:
+        """Place of `value` across, inside the drawing area in any case."""
+        part = (value - self.x0) / (self.x1 - self.x0) if self.x1 > self.x0 else 0.0
+        return self.left + min(1.0, max(0.0, part)) * (self.width - self.left - self.right)
+
+    def y(self, value: float) -> float:
+        """Place of `value` from the top."""
+        part = (value - self.y0) / (self.y1 - self.y0) if self.y1 > self.y0 else 0.0
+        return self.top + (1.0 - min(1.0, max(0.0, part))) * self.height
+
+    @property
+    def bottom(self) -> float:
+        return self.top + self.height
+
+
+def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
+    """At most `most` (and at least 5) of `points`, which ascend: ends, lowest, highest and gaps of equal stretches."""
+    if len(points) <= most:
+        return list(points)
+    count = max(1, most // 5)
+    first, last = points[0][0], points[-1][0]
+    buckets: dict[int, list[int]] = {}
+    for index, (at, _) in enumerate(points):
+        part = (at - first) / (last - first) if last > first else 0.0
+        buckets.setdefault(min(count - 1, int(part * count)), []).append(index)
+    kept: set[int] = set()
+    for indices in buckets.values():
+        kept |= {indices[0], indices[-1]}
+        known = [(value, index) for index in indices if (value := points[index][1]) is not None]
+        if known:
+            kept |= {min(known)[1], max(known)[1]}
+        kept |= set([index for index in indices if points[index][1] is None][:1])
+    return [points[index] for index in sorted(kept)]
+
+
+def joined(spans: Iterable[Span], gap: float) -> list[Span]:
+    """Ascending `spans`, those not further apart than `gap` made one."""
+    out: list[Span] = []
+    for start, stop in spans:
+        if out and start - out[-1][1] <= gap:
+            out[-1] = (out[-1][0], max(out[-1][1], stop))
+        else:
+            out.append((start, stop))
+    return out
+
+
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Round numbers from at most `low` to at least `high`, about `most` of them."""
+    if high <= low:
+        high = low + 1.0
+    rough = (high - low) / most
+    unit = 10.0 ** floor(log10(rough))
+    step = next((unit * factor for factor in (1, 2, 2.5, 5) if unit * factor >= rough * (1 - 1e-9)), unit * 10)
+    first = floor(low / step + 1e-9)
+    found = [first * step]
+    while found[-1] < high - step * 1e-9:
+        found.append((first + len(found)) * step)
+    return found
+
+
+def time_ticks(start: float, stop: float, most: int = 8) -> list[tuple[float, str]]:
+    """Round moments within `start`..`stop`, Unix time, with their words in UTC."""
+    step = next((s for s in TIME_STEPS if (stop - start) / s <= most), TIME_STEPS[-1])
+    found = []
+    at = -(-start // step) * step
+    while at <= stop:
+        moment = datetime.fromtimestamp(at, UTC)
+        form = (
+            "%Y-%m-%d" if step >= DAY_S else "%m-%d %H:%M" if not at % DAY_S else "%H:%M" if step >= 60 else "%H:%M:%S"
+        )
+        found.append((at, moment.strftime(form)))
+        at += step
+    return found
+
+
+def number(value: float) -> str:
+    """A tick's value without needless digits."""
+    return f"{value:,.6g}" if abs(value) < 1e6 else f"{value / 1e6:,.6g}M"
+
+
+# -- fragments ---------------------------------------------------------------
+
+
+def label(x: float, y: float, words: object, name: str = "", anchor: str = "start", hint: object = None) -> str:
+    """Text at a place; `hint` is shown when it is pointed at."""
+    title = "" if hint is None else f"<title>{text(hint)}</title>"
+    return f'<text x="{x:.1f}" y="{y:.1f}" class="{name}" text-anchor="{anchor}">{title}{text(words)}</text>'
+
+
+def box(x: float, y: float, width: float, height: float, name: str, hint: object = None) -> str:
+    """A filled rectangle, never too thin to be seen."""
+    title = "" if hint is None else f"<title>{text(hint)}</title>"
+    return (
+        f'<rect x="{x:.2f}" y="{y:.2f}" width="{max(width, 0.6):.2f}" height="{height:.2f}" class="{name}">'
+        f"{title}</rect>"
+    )
+
+
+def bands(frame: Frame, spans: Iterable[Span], name: str) -> str:
+    """Shading of `spans` over the whole height."""
+    return "".join(
+        box(frame.x(start), frame.top, frame.x(stop) - frame.x(start), frame.height, name) for start, stop in spans
+    )
+
+
+def lane(frame: Frame, y: float, height: float, spans: Iterable[tuple[float, float, str, object]]) -> str:
+    """Rectangles beside each other: (start, stop, class, hint)."""
+    return "".join(
+        box(frame.x(start), y, frame.x(stop) - frame.x(start), height, name, hint) for start, stop, name, hint in spans
+    )
+
+
+def curve(frame: Frame, points: Sequence[Point], name: str, until: float | None = None) -> str:
+    """A line through `points`; with `until` each value is held to the next point, the last one to `until`."""
+    parts: list[str] = []
+    held: float | None = None
+    for at, value in points:
+        x = f"{frame.x(at):.1f}"
+        if until is not None and held is not None:
+            parts.append(f"H{x}")
+        if value is not None:
+            if held is None:
+                parts.append(f"M{x} {frame.y(value):.1f}")
+            else:
+                parts.append(f"V{frame.y(value):.1f}" if until is not None else f"L{x} {frame.y(value):.1f}")
+        held = value
+    if until is not None and held is not None:
+        parts.append(f"H{frame.x(until):.1f}")
+    return f'<path d="{"".join(parts)}" class="curve {name}"/>' if parts else ""
+
+
+def dots(frame: Frame, points: Iterable[Point], name: str) -> str:
+    """A dot at each known point."""
+    return "".join(
+        f'<circle cx="{frame.x(at):.1f}" cy="{frame.y(value):.1f}" r="2.2" class="{name}"/>'
+        for at, value in points
+        if value is not None
+    )
+
+
+def level(frame: Frame, value: float, name: str, words: str) -> str:
+    """A line across at `value`, with words at its right end."""
+    y = frame.y(value)
+    return (
+        f'<line x1="{frame.left}" x2="{frame.width - frame.right}" y1="{y:.1f}" y2="{y:.1f}" class="{name}"/>'
+        + label(frame.width - frame.right - 3, y - 3, words, "small", "end")
+    )
+
+
+def axes(frame: Frame, across: Iterable[tuple[float, str]], up: Iterable[float], unit: str, foot: float = 0.0) -> str:
+    """Grid and words; `foot`: how far below the drawing area the words across stand."""
+    parts = []
+    for value in up:
+        y = frame.y(value)
+        parts.append(
+            f'<line x1="{frame.left}" x2="{frame.width - frame.right}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
+        )
+        parts.append(label(frame.left - 6, y + 3.5, number(value), "small", "end"))
+    for at, words in across:
+        x = frame.x(at)
+        parts.append(
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{frame.top}" y2="{frame.bottom + foot + 4:.1f}" class="grid"/>'
+        )
+        parts.append(label(x, frame.bottom + foot + 16, words, "small", "middle"))
+    middle = frame.top + frame.height / 2
+    parts.append(
+        f'<text class="small" text-anchor="middle" transform="translate(13 {middle:.1f}) rotate(-90)">'
+        f"{text(unit)}</text>"
+    )
+    return "".join(parts)
+
+
+def figure(title: str, height: float, parts: Iterable[str], width: float = WIDTH) -> str:
+    """The fragments as one picture; `title` is what is read out."""
+    return (
+        f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{text(title)}">'
+        f"<title>{text(title)}</title>{''.join(parts)}</svg>"
+    )
