@@ -94,6 +94,8 @@ class Merging:
         spec = self._spec(tx, run, row)
 
         def begin() -> None:
+            if self._merging == row.round:
+                return  # one transaction ended the round and looked after it again: one merge is enough
             self._merging = row.round
             self._merger.start(spec, lambda result: self._merged(spec, result))
 

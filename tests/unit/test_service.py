@@ -303,6 +303,28 @@ def test_a_failed_merge_is_tried_again_and_says_so(world):
     world.check()
 
 
+def test_a_round_that_ends_and_is_looked_after_in_one_transaction_is_merged_by_one_process(world):
+    world.merger.automatic = False
+    for site, region in (("a", "A"), ("b", "B")):
+        world.ready(site, f"job-{site}", region)
+        world.checkout(site, f"job-{site}")
+    first = world.checkout("a", "job-a").assignment
+    world.commit("a", "job-a", first, steps=4)
+    world.merge()
+    work = {site: world.checkout(site, f"job-{site}").assignment for site in ("a", "b")}
+    world.commit("a", "job-a", work["a"], steps=6)
+
+    def both(tx):
+        world.service.rounds.release_site(tx, "b", world.clock.wall(), "another of its machines leads now")
+        world.service.rounds.sweep(tx, world.clock.wall(), lambda member: None)
+
+    world.store.call(both)
+    assert len(world.merger.waiting) == 1
+    world.merge()
+    assert world.status().version == 2
+    world.check()
+
+
 def test_a_job_that_asks_before_its_agent_reports_after_a_restart_waits(world):
     world.ready("a", "job")
     work = world.checkout("a", "job").assignment
