@@ -86,7 +86,7 @@ class Speaker:
         self.held: Held | None = None
         self.outage_s = OUTAGE_S
         self.seconds = Phases(clock)
-        self.phase, self._reason = "start", ""
+        self.phase = "start"
         self._handing_in: float | None = None
         self._progress: wire.Progress | None = None
         self._ending: int | None = None  # the round that the controller asked to end
@@ -105,7 +105,7 @@ class Speaker:
     def tell(self, phase: str, reason: str = "", exit_code: int | None = None) -> None:
         """Tell the agent the phase; failing to is not worth ending a job."""
         with self._lock, contextlib.suppress(CurtailError):
-            self.phase, self._reason = phase, reason
+            self.phase = phase
             latest = self._progress
             jobfolder.write_status(
                 self.env.folder,

@@ -20,9 +20,9 @@ from itertools import pairwise
 from math import isfinite
 from pathlib import Path
 
+from controller.signals.trace import stamp_of, value_of
 from curtail.disk import SystemDisk
 from curtail.errors import DataError, NotFound, UsageError
-from curtail.reading import check_value, to_g_per_kwh
 
 LONG_NAME = re.compile(r"(?P<region>.+?)_(?P<signal>co2_moer|co2_aoer|health_damage)(_.*)?\.csv")
 """How WattTime's package names its files."""
@@ -79,13 +79,13 @@ def read_any(path: Path, unit: str, start: float | None = None) -> dict[str, Ser
         where = f"{path} line {number}"
         if len(cells) < len(table.names) if form == "long" else len(cells) != len(table.names):
             raise DataError(f"{where} has {len(cells)} columns, the header has {len(table.names)}")
-        at = _seconds(cells[0], start or 0.0, where) if form == "offset" else _moment(cells[0], where)
+        at = _seconds(cells[0], start or 0.0, where) if form == "offset" else stamp_of(cells[0], where)
         if at <= before:
             raise DataError(f"{where}: {cells[0]} does not come after the line before it")
         before = at
         values = cells[1:] if form != "long" else [cells[table.names.index("value")]]
         for name, text in zip(names, values, strict=True):
-            series[name][at] = _value(text, unit, where)
+            series[name][at] = value_of(text, unit, where)
     return series
 
 
@@ -140,19 +140,9 @@ def _region(path: Path) -> str:
     return match["region"]
 
 
-def _moment(text: str, where: str) -> float:
-    try:
-        moment = datetime.fromisoformat(text.strip())
-    except ValueError:
-        raise DataError(f"{where}: {text!r} is no time", "write ISO 8601 with offset") from None
-    if moment.tzinfo is None:
-        raise DataError(f"{where}: {text!r} has no time zone", "write the offset, for example +00:00")
-    return moment.timestamp()
-
-
 def _start(text: str) -> float:
     try:
-        return _moment(text, "--start")
+        return stamp_of(text, "--start")
     except DataError as error:
         raise UsageError(error.message, error.remedy) from None
 
@@ -165,19 +155,6 @@ def _seconds(text: str, start: float, where: str) -> float:
     if not isfinite(seconds):
         raise DataError(f"{where}: {text!r} is no number of seconds")
     return start + seconds
-
-
-def _value(text: str, unit: str, where: str) -> float | None:
-    if text.strip() == "" or text.strip().lower() == "nan":
-        return None
-    try:
-        value = to_g_per_kwh(float(text), unit)
-    except ValueError:
-        raise DataError(f"{where}: {text!r} is no number") from None
-    problem = check_value(value)
-    if problem:
-        raise DataError(f"{where}: {problem}", "check --unit")
-    return value
 
 
 def _join(known: Series, more: Series, name: str, path: Path) -> None:

@@ -12,11 +12,10 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
 
-from controller.signals.trace import Trace, load_trace
+from controller.signals.trace import Trace, load_trace, utc_minute
 from curtail.errors import UsageError
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -96,7 +95,7 @@ def show(path: Path, unit: str, threshold: float, chosen: list[str], width: int)
     width = width or max(20, min(200, console.width - margin))
     hours = (trace.end - trace.start) / 3600.0
     console.print(
-        f"{trace.name}: {_clock(trace.start)} to {_clock(trace.end)}, {hours:.2f} h, every {trace.period:.0f} s"
+        f"{trace.name}: {utc_minute(trace.start)} to {utc_minute(trace.end)}, {hours:.2f} h, every {trace.period:.0f} s"
     )
     console.print(
         f"{BLOCKS[0]} {low:.0f} to {BLOCKS[-1]} {high:.0f} g/kWh; below {threshold:g}: green, in part: yellow"
@@ -113,7 +112,7 @@ def show(path: Path, unit: str, threshold: float, chosen: list[str], width: int)
 
 
 def _axis(trace: Trace, width: int) -> str:
-    start, stop = _clock(trace.start), _clock(trace.end)
+    start, stop = utc_minute(trace.start), utc_minute(trace.end)
     return start + "  " + stop.rjust(width - len(start) - 2)
 
 
@@ -127,12 +126,8 @@ def _print_windows(say: Callable[[str], None], trace: Trace, name: str, threshol
     for span in spans[:MOST_WINDOWS]:
         minutes = (span.stop - span.start) / 60.0
         say(
-            f"  {_clock(span.start)} to {_clock(span.stop)}  {minutes:7.0f} min"
+            f"  {utc_minute(span.start)} to {utc_minute(span.stop)}  {minutes:7.0f} min"
             f"  mean {span.mean:5.1f}, highest {span.highest:5.1f} g/kWh"
         )
     if len(spans) > MOST_WINDOWS:
         say(f"  and {len(spans) - MOST_WINDOWS} more")
-
-
-def _clock(moment: float) -> str:
-    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%MZ")

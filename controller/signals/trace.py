@@ -46,14 +46,14 @@ class Trace:
         """What is known of `region` at `now`."""
         source = f"trace {self.name}"
         if now >= self.end:
-            return unknown(region, now, source, f"the trace {self.name} ended at {_clock(self.end)}")
+            return unknown(region, now, source, f"the trace {self.name} ended at {utc_minute(self.end)}")
         index = bisect.bisect_right(self.stamps, now) - 1
         if index < 0:
-            return unknown(region, now, source, f"the trace {self.name} starts at {_clock(self.start)}")
+            return unknown(region, now, source, f"the trace {self.name} starts at {utc_minute(self.start)}")
         value = self.values[column][index]
         point = self.stamps[index]
         if value is None:
-            return unknown(region, now, source, f"the trace {self.name} has no value for {_clock(point)}")
+            return unknown(region, now, source, f"the trace {self.name} has no value for {utc_minute(point)}")
         return Reading(region, value, point, point + self.period, source)
 
     def forecast(self, column: str, region: str, now: float, horizon: float) -> Forecast:
@@ -108,11 +108,11 @@ def load_trace(path: Path, unit: str, columns: Iterable[str] | None = None) -> T
         where = f"{path} line {number}"
         if len(row) != len(names):
             raise DataError(f"{where} has {len(row)} columns, the header has {len(names)}")
-        stamps.append(_stamp(row[0], where))
+        stamps.append(stamp_of(row[0], where))
         if len(stamps) > 1 and stamps[-1] <= stamps[-2]:
             raise DataError(f"{where}: {row[0]} does not come after the line before it")
         for column in wanted:
-            values[column].append(_value(row[names.index(column)], unit, where))
+            values[column].append(value_of(row[names.index(column)], unit, where))
     if len(stamps) < 2:
         raise DataError(f"the trace {path} has fewer than two rows")
     distances = [after - before for before, after in itertools.pairwise(stamps)]
@@ -120,7 +120,8 @@ def load_trace(path: Path, unit: str, columns: Iterable[str] | None = None) -> T
     return Trace(path.name, tuple(stamps), {c: tuple(v) for c, v in values.items()}, period)
 
 
-def _stamp(text: str, where: str) -> float:
+def stamp_of(text: str, where: str) -> float:
+    """A cell of time as Unix seconds. Raises: DataError: no time, or one without offset; `where` says which cell."""
     try:
         moment = datetime.fromisoformat(text.strip())
     except ValueError:
@@ -132,7 +133,8 @@ def _stamp(text: str, where: str) -> float:
     return moment.timestamp()
 
 
-def _value(text: str, unit: str, where: str) -> float | None:
+def value_of(text: str, unit: str, where: str) -> float | None:
+    """A cell of a value in gCO2/kWh, None if it is empty. Raises: DataError: no number, or not plausible in `unit`."""
     if text.strip() == "" or text.strip().lower() == "nan":
         return None
     try:
@@ -145,5 +147,6 @@ def _value(text: str, unit: str, where: str) -> float | None:
     return value
 
 
-def _clock(moment: float) -> str:
+def utc_minute(moment: float) -> str:
+    """A moment for people, to the minute."""
     return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%MZ")
