@@ -1,0 +1,154 @@
+"""The thread that owns the store's file, and its transactions; how to read it from another process."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlite_utils import Database
+
+from controller.store.dataledger import DataLedger
+from controller.store.energy import EnergyTables
+from controller.store.fleet import FleetTables
+from controller.store.run import RunTables
+from controller.store.schema import MIGRATIONS, migrate
+from curtail.errors import CurtailError, DiskError, NotFound
+
+log = logging.getLogger("curtail.store")
+
+Result = TypeVar("Result")
+
+
+class Transaction(RunTables, FleetTables, DataLedger, EnergyTables):
+    """What one use case may ask of the store; valid only inside the function it was handed to."""
+
+    def __init__(self, db: Database) -> None:
+        super().__init__(db)
+        self.after_commit: list[Callable[[], None]] = []
+
+
+class Store:
+    """The thread that owns the database.
+
+    Raises (from `open`): DiskError: the folder is full or read-only; CurtailError: the file is damaged or newer.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._queue: queue.SimpleQueue[tuple[Callable[[Transaction], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name="store", daemon=True)
+        self._ready: Future[None] = Future()
+
+    def open(self) -> None:
+        """Open or create the file and bring its tables up to date."""
+        self._thread.start()
+        self._ready.result()
+
+    def submit(self, use_case: Callable[[Transaction], Result]) -> Future[Result]:
+        """Run `use_case` in one transaction on the store's thread; the future holds its result or error."""
+        future: Future[Result] = Future()
+        self._queue.put((use_case, future))
+        return future
+
+    def call(self, use_case: Callable[[Transaction], Result]) -> Result:
+        """Like `submit`, and wait."""
+        return self.submit(use_case).result()
+
+    def close(self) -> None:
+        """Finish what was handed over, then close the file."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _serve(self) -> None:
+        try:
+            connection = self._connect()
+        except BaseException as error:
+            self._ready.set_exception(error)
+            return
+        self._ready.set_result(None)
+        while (entry := self._queue.get()) is not None:
+            self._execute(connection, *entry)
+        connection.close()
+
+    def _connect(self) -> Database:
+        try:
+            connection = sqlite3.connect(self._path, isolation_level=None)
+        except sqlite3.DatabaseError as error:
+            raise store_error(self._path, error) from error
+        try:
+            for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 30000"):
+                connection.execute(f"PRAGMA {pragma}")
+            check = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if check != "ok":
+                raise CurtailError(f"the store {self._path} is damaged: {check}", "restore it from a backup")
+            migrate(connection, self._path)
+        except sqlite3.DatabaseError as error:
+            connection.close()
+            raise store_error(self._path, error) from error
+        except CurtailError:
+            connection.close()
+            raise
+        return Database(connection)
+
+    def _execute(self, db: Database, use_case: Callable[[Transaction], Any], future: Future[Any]) -> None:
+        transaction = Transaction(db)
+        connection = db.conn
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            result = use_case(transaction)
+            connection.execute("COMMIT")
+        except BaseException as error:
+            with contextlib.suppress(sqlite3.Error):  # the first error is the one to report
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+            reported = store_error(self._path, error) if isinstance(error, sqlite3.OperationalError) else error
+            future.set_exception(reported)
+            return
+        for action in transaction.after_commit:
+            action()
+        future.set_result(result)
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[Transaction]:
+    """One moment of the store at `path`, to be read only; also while a controller writes to it.
+
+    Raises: NotFound: there is none. CurtailError: it is damaged, or of another schema.
+    """
+    if not path.is_file():
+        raise NotFound(
+            f"there is no store {path}", "name the folder that was given to `curtail controller start --home`"
+        )
+    try:
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+        with contextlib.closing(connection):
+            schema = connection.execute("PRAGMA user_version").fetchone()[0]
+            if schema != len(MIGRATIONS):
+                raise CurtailError(
+                    f"the store {path} has schema {schema}, this curtail knows {len(MIGRATIONS)}",
+                    "use the curtail of its controller, or start that controller with this one",
+                )
+            connection.execute("BEGIN")
+            yield Transaction(Database(connection))
+    except sqlite3.DatabaseError as error:
+        raise store_error(path, error) from error
+
+
+def store_error(path: Path, error: BaseException) -> CurtailError:
+    """The one sentence for an SQLite error."""
+    text = str(error)
+    # Without space for its shared memory file SQLite speaks of an I/O error.
+    if "full" in text or getattr(error, "sqlite_errorname", "") == "SQLITE_IOERR_SHMSIZE":
+        return DiskError(f"cannot write the store {path}: the disk is full", "free some space; the run goes on then")
+    if "readonly" in text or "unable to open" in text:
+        return DiskError(f"cannot write the store {path}: {text}", "fix the folder's permissions")
+    if "not a database" in text or "malformed" in text:
+        return CurtailError(f"the store {path} is damaged: {text}", "restore it from a backup or use another --home")
+    return CurtailError(f"the store {path} failed: {text}")

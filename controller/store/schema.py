@@ -1,0 +1,112 @@
+"""The tables of a run's store: one SQL script per schema version, and how an older file gets there."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+from curtail.errors import CurtailError
+
+MIGRATIONS = (
+    """
+    CREATE TABLE run (
+        only_row INTEGER PRIMARY KEY CHECK (only_row = 1),
+        id TEXT NOT NULL, config TEXT NOT NULL, model TEXT NOT NULL, manifest TEXT NOT NULL,
+        tokenizer TEXT NOT NULL, sequence_len INTEGER NOT NULL, state TEXT NOT NULL,
+        created_wall REAL NOT NULL, started REAL NOT NULL, clock REAL NOT NULL,
+        tokens INTEGER NOT NULL, cursor INTEGER NOT NULL, sample_limit INTEGER NOT NULL,
+        regime TEXT NOT NULL, regime_since REAL NOT NULL, regime_seconds TEXT NOT NULL,
+        loss_first REAL, loss_last REAL
+    ) STRICT;
+    CREATE TABLE returned (start INTEGER PRIMARY KEY, stop INTEGER NOT NULL) STRICT;
+    CREATE TABLE join_tokens (id TEXT PRIMARY KEY, secret TEXT NOT NULL, created_wall REAL NOT NULL) STRICT;
+    CREATE TABLE sites (
+        site TEXT PRIMARY KEY, region TEXT NOT NULL, agent TEXT NOT NULL, machine TEXT NOT NULL,
+        devices INTEGER NOT NULL, fence INTEGER NOT NULL, credential TEXT NOT NULL,
+        left_run INTEGER NOT NULL, tokens INTEGER NOT NULL, joined_wall REAL NOT NULL
+    ) STRICT;
+    CREATE TABLE versions (
+        version INTEGER PRIMARY KEY, round INTEGER, tokens INTEGER NOT NULL, digest TEXT NOT NULL,
+        weights TEXT NOT NULL, updates TEXT NOT NULL, created_wall REAL NOT NULL, kept INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE rounds (
+        round INTEGER PRIMARY KEY, kind TEXT NOT NULL, state TEXT NOT NULL, base_version INTEGER NOT NULL,
+        opened_wall REAL NOT NULL, deadline_wall REAL NOT NULL, cut INTEGER NOT NULL, version INTEGER
+    ) STRICT;
+    CREATE TABLE members (
+        round INTEGER NOT NULL REFERENCES rounds (round), site TEXT NOT NULL, job TEXT NOT NULL,
+        fence INTEGER NOT NULL, state TEXT NOT NULL, lease_start INTEGER NOT NULL, lease_stop INTEGER NOT NULL,
+        codec TEXT NOT NULL, samples INTEGER NOT NULL, tokens INTEGER NOT NULL, steps INTEGER NOT NULL,
+        blob TEXT NOT NULL, digest TEXT NOT NULL, receipt TEXT NOT NULL, seconds REAL NOT NULL,
+        loss_first REAL, loss_mean REAL, loss_last REAL, reason TEXT NOT NULL,
+        PRIMARY KEY (round, site)
+    ) STRICT;
+    CREATE TABLE blobs (
+        sha256 TEXT PRIMARY KEY, path TEXT NOT NULL, size INTEGER NOT NULL, kind TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE readings (
+        region TEXT NOT NULL, point_time REAL NOT NULL, mci REAL, source TEXT NOT NULL, reason TEXT NOT NULL,
+        PRIMARY KEY (region, point_time)
+    ) STRICT;
+    CREATE TABLE energy (
+        id INTEGER PRIMARY KEY, site TEXT NOT NULL, region TEXT NOT NULL, phase TEXT NOT NULL,
+        t0 REAL NOT NULL, t1 REAL NOT NULL, watts REAL NOT NULL, method TEXT NOT NULL, pue REAL NOT NULL,
+        grid_share REAL NOT NULL, kwh REAL NOT NULL, mci REAL, kg REAL, curtailed INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE energy_open (
+        site TEXT PRIMARY KEY, region TEXT NOT NULL, phase TEXT NOT NULL, t0 REAL NOT NULL, seen REAL NOT NULL,
+        watts REAL NOT NULL, method TEXT NOT NULL, pue REAL NOT NULL, grid_share REAL NOT NULL,
+        mci REAL, curtailed INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE events (
+        id INTEGER PRIMARY KEY, at REAL NOT NULL, at_wall REAL NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL
+    ) STRICT;
+    """,
+    """
+    ALTER TABLE members ADD COLUMN arrived_wall REAL;
+    ALTER TABLE members ADD COLUMN version INTEGER;
+    ALTER TABLE members ADD COLUMN norm REAL;
+    UPDATE members SET version = (SELECT rounds.version FROM rounds WHERE rounds.round = members.round)
+        WHERE state = 'MERGED';
+    CREATE INDEX members_waiting ON members (state) WHERE state IN ('LATE', 'COMMITTED');
+    CREATE TABLE kept (
+        site TEXT PRIMARY KEY, fence INTEGER NOT NULL, job TEXT NOT NULL,
+        start INTEGER NOT NULL, stop INTEGER NOT NULL
+    ) STRICT;
+    """,
+    """
+    CREATE TABLE machines (
+        site TEXT NOT NULL, agent TEXT NOT NULL, machine TEXT NOT NULL, devices INTEGER NOT NULL,
+        address TEXT NOT NULL, port INTEGER NOT NULL, place INTEGER NOT NULL, fence INTEGER NOT NULL,
+        credential TEXT NOT NULL, left_run INTEGER NOT NULL, joined_wall REAL NOT NULL,
+        PRIMARY KEY (site, agent)
+    ) STRICT;
+    INSERT INTO machines SELECT site, agent, machine, devices, '', 0, 0, fence, credential, left_run, joined_wall
+        FROM sites;
+    CREATE UNIQUE INDEX machines_credential ON machines (credential);
+    ALTER TABLE sites ADD COLUMN machines INTEGER NOT NULL DEFAULT 1;
+    ALTER TABLE sites DROP COLUMN agent;
+    ALTER TABLE sites DROP COLUMN machine;
+    ALTER TABLE sites DROP COLUMN devices;
+    ALTER TABLE sites DROP COLUMN credential;
+    """,
+)
+"""One script per schema version; never changed once released, only added to."""
+
+
+def migrate(connection: sqlite3.Connection, path: Path, migrations: Sequence[str] = MIGRATIONS) -> None:
+    """Bring the tables up to the newest schema, each step in its own transaction."""
+    have = connection.execute("PRAGMA user_version").fetchone()[0]
+    if have > len(migrations):
+        raise CurtailError(
+            f"the store {path} was written by a newer curtail (schema {have}, known {len(migrations)})",
+            "install the newer curtail",
+        )
+    for number in range(have, len(migrations)):
+        connection.execute("BEGIN IMMEDIATE")
+        for statement in migrations[number].split(";"):
+            if statement.strip():
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {number + 1}")
+        connection.execute("COMMIT")
