@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agent.client import Control
-from agent.transfer import Stop, download, file_sha256
+from agent.transfer import Stop, download
 from curtail.clock import Clock
-from curtail.disk import Disk, disk_error
+from curtail.disk import Disk, disk_error, file_sha256
 from curtail.errors import DataError
 from nanochat.manifest import MANIFEST_NAME, Manifest, TokenFile
 

@@ -19,7 +19,7 @@ from agent.innerstate import Kept
 from agent.speaker import Held, Speaker
 from agent.transfer import pause_s, upload
 from curtail import wire
-from curtail.disk import Disk
+from curtail.disk import Disk, file_sha256
 from curtail.errors import CheckpointError, CurtailError, Refused, Unreachable
 from nanochat import weights as weight_sets
 from nanochat.delta import Encoded, all_finite, difference, encode_with_feedback, write_delta
@@ -139,7 +139,7 @@ class Contributor:
         """Upload the file and commit it; False: it was not accepted, or nobody answered for too long."""
         speaker, clock = self.speaker, self.speaker.clock
         with speaker.seconds("encode"):
-            sha256 = weight_sets.file_sha256(path)
+            sha256 = file_sha256(path)
         request = self._request(made, sha256)
         number = request.round
         lost: float | None = None

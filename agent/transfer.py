@@ -20,7 +20,7 @@ from pathlib import Path
 from agent.client import Control
 from curtail import wire
 from curtail.clock import Clock, SystemClock
-from curtail.disk import Disk, SystemDisk, disk_error
+from curtail.disk import Disk, SystemDisk, disk_error, file_sha256
 from curtail.errors import CheckpointError, CurtailError, DataError, NotFound, Refused, Unreachable, WireError
 
 PARALLEL = 2
@@ -45,16 +45,6 @@ class Stopped(CurtailError):
 def pause_s(failures: int, most: float = 5.0) -> float:
     """Seconds to wait after so many failures in a row: 0.5, 1, 2, 4, then `most`."""
     return min(0.5 * 2.0 ** (failures - 1), most)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of the file's bytes, 64 hex digits.
-
-    Raises: NotFound, DiskError.
-    """
-    digest = hashlib.sha256()
-    _feed(digest.update, path)
-    return digest.hexdigest()
 
 
 def upload(

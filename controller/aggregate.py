@@ -35,7 +35,7 @@ from controller.merge import (
     spec_from_json,
 )
 from controller.pieces import Arrays, Inputs, Piece, as_rows, compute, in_order, pieces
-from curtail.disk import Disk, SystemDisk, disk_error
+from curtail.disk import Disk, SystemDisk, disk_error, file_sha256
 from curtail.errors import CheckpointError, CurtailError
 from nanochat import checkpoint, codecs, delta, weights
 from nanochat.tensorfile import TensorFile, release
@@ -277,7 +277,7 @@ def _result(
         digest,
         file_hash,
         (out / checkpoint.MODEL_FILE).stat().st_size,
-        weights.file_sha256(update) if has_update else "",
+        file_sha256(update) if has_update else "",
         update.stat().st_size if has_update else 0,
         {part.site: per_root_token(norms[part.site], part.tokens) for part in accepted},
     )

@@ -23,13 +23,12 @@ from controller.store import Store, Transaction
 from controller.versions import Versions
 from curtail.clock import Clock
 from curtail.config import RunConfig, config_from_json
-from curtail.disk import Disk, disk_error
+from curtail.disk import Disk, disk_error, file_sha256
 from curtail.errors import ConfigError, DataError, Refused
 from nanochat import presets
 from nanochat.checkpoint import MODEL_FILE, read_meta
 from nanochat.manifest import MANIFEST_NAME, Manifest
 from nanochat.recipe import Recipe, recipe_of
-from nanochat.weights import file_sha256
 
 FIXED = ("run", "model", "training")
 """Sections of the run file that cannot change once a run has begun; data may move but not change."""

@@ -12,9 +12,9 @@ from pathlib import Path
 from controller.rows import VersionRow
 from controller.store import reading
 from controller.versions import Versions
+from curtail.disk import file_sha256
 from curtail.errors import CheckpointError, CurtailError, NotFound
 from nanochat.checkpoint import MODEL_FILE
-from nanochat.weights import file_sha256
 
 STORE = "state.db"
 

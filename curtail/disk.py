@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 from pathlib import Path
 from typing import Protocol
 
-from curtail.errors import DiskError
+from curtail.errors import DiskError, NotFound
 
 
 class Disk(Protocol):
@@ -93,3 +94,17 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of the bytes of the file at `path`, 64 hex digits.
+
+    Raises: NotFound: no such file. DiskError: it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise NotFound(f"there is no file {path}", "check the path") from None
+    except OSError as error:
+        raise disk_error("read", path, error) from error

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from curtail.disk import Disk, disk_error, fsync_folder
+from curtail.disk import Disk, disk_error, file_sha256, fsync_folder
 from curtail.errors import CheckpointError, NotFound
 from nanochat.checkpoint import CheckpointMeta, read_checkpoint, read_meta, write_checkpoint
-from nanochat.weights import Weights, file_sha256, read_tensors, write_tensors
+from nanochat.weights import Weights, read_tensors, write_tensors
 
 FORMAT = "curtail-training-1"
 OPTIMIZER_FILE = "optimizer.safetensors"

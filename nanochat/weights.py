@@ -216,18 +216,6 @@ def digest_line(name: str, array: np.ndarray) -> bytes:
     return f"{json.dumps(name)} {array.dtype.name} {list(array.shape)}\n".encode()
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes; hex.
-
-    Raises: NotFound: no such file.
-    """
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise NotFound(f"there is no file {path}", "check the path") from None
-
-
 def from_model(model: torch.nn.Module) -> Weights:
     """A copy of a model's parameters as float32 arrays in name order, vocabulary padding included."""
     import torch

@@ -28,7 +28,7 @@ from controller.store import Store
 from controller.versions import Versions
 from curtail import wire
 from curtail.config import RunConfig, parse_config
-from curtail.disk import SystemDisk
+from curtail.disk import SystemDisk, file_sha256
 from curtail.errors import CurtailError
 from curtail.policy import Forecast
 from curtail.reading import Reading, unknown
@@ -130,7 +130,7 @@ class World:
         meta = checkpoint.CheckpointMeta(None, MODEL, 0, 0, "", None, None, "2026-01-01T00:00:00+00:00")
         digest = checkpoint.write_checkpoint(folder, start, meta, SystemDisk()).weights_digest
         path = self.versions.publish(0) / checkpoint.MODEL_FILE
-        sha = weights.file_sha256(path)
+        sha = file_sha256(path)
         now = self.clock.wall()
         run = RunRow(
             "run", self.config.to_json(), to_json(MODEL), "m" * 64, "t" * 64, MODEL.sequence_len, "RUNNING",

@@ -14,7 +14,7 @@ import torch
 from controller import pieces
 from controller.aggregate import main, merge
 from controller.merge import MergeSpec, Part, outer_step, per_root_token, result_from_json, spec_from_json, spec_to_json
-from curtail.disk import SystemDisk
+from curtail.disk import SystemDisk, file_sha256
 from curtail.errors import DiskError
 from nanochat import checkpoint, codecs, delta, weights
 from nanochat.gpt import GPT
@@ -215,8 +215,8 @@ def test_in_every_codec_a_site_that_follows_the_broadcasts_holds_the_controllers
         result = merge(spec(here, out, *parts, lr=0.7, momentum=momentum, codec=codec), DISK)
         held = site_after(here, out)
         assert weights.digest(held) == result.digest == weights.digest(model_of(out))
-        assert weights.file_sha256(out / "model.safetensors") == result.weights
-        assert weights.file_sha256(out / "update.safetensors") == result.updates
+        assert file_sha256(out / "model.safetensors") == result.weights
+        assert file_sha256(out / "update.safetensors") == result.updates
         here = out
 
 

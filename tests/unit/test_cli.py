@@ -44,6 +44,13 @@ def test_the_commands_are_these() -> None:
     }  # fmt: skip
 
 
+def test_the_help_lists_the_commands_in_this_order() -> None:
+    assert [path[0] for path in ALL if len(path) == 1] == [
+        "status", "train", "eval", "sample", "demo", "simulate", "report",
+        "controller", "agent", "checkpoint", "tokenizer", "data", "bench", "trace", "signal", "ledger",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("path", ALL, ids=lambda path: " ".join(path) or "curtail")
 def test_every_command_and_every_flag_has_help(path: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert entry.run([*path, "--help"]) == 0

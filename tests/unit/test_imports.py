@@ -134,6 +134,13 @@ def test_leaves_are_imported_by_the_command_line_only() -> None:
     assert not wrong
 
 
+def test_modules_of_commands_do_not_import_each_other() -> None:
+    shared = {"curtail.cli.root", "curtail.cli.arguments"}
+    targets = [(f, resolve(f.target)) for f in ALL if f.module.startswith("curtail.cli.")]
+    assert shared <= {target for _, target in targets}
+    assert not [str(f) for f, target in targets if target and target.startswith("curtail.cli") and target not in shared]
+
+
 def test_the_core_needs_the_standard_library_only() -> None:
     """Third-party packages may appear in it inside functions: docs/decisions/008."""
     wrong = [
@@ -157,7 +164,7 @@ def test_the_core_needs_the_standard_library_only() -> None:
 )
 def test_a_dependency_has_one_module_or_one_package(packages: tuple[str, ...], only: str) -> None:
     users = {found.module for found in ALL if found.target.split(".")[0] in packages}
-    assert users == {only} or users and all(user.startswith(f"{only}.") for user in users)
+    assert users == {only} or (users and all(user.startswith(f"{only}.") for user in users))
 
 
 def test_only_the_launcher_of_the_agent_starts_processes() -> None:

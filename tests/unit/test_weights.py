@@ -11,14 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curtail.disk import SystemDisk
+from curtail.disk import SystemDisk, file_sha256
 from curtail.errors import CheckpointError, DiskError, NotFound
 from nanochat.gpt import GPT
 from nanochat.optim import MuonAdamW
 from nanochat.presets import GPTConfig, weight_shapes
 from nanochat.weights import (
     digest,
-    file_sha256,
     from_model,
     from_tensors,
     load_into,
