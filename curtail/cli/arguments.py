@@ -1,0 +1,70 @@
+"""Arguments that several commands share: which values are refused, and where they come from."""
+
+from __future__ import annotations
+
+import os
+import re
+from enum import StrEnum
+from pathlib import Path
+
+from curtail.errors import AuthError, NotFound, UsageError
+
+NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+LONGEST_TOKEN = 4096
+"""Characters; a token file that is longer is another file, given by mistake."""
+
+
+class Unit(StrEnum):
+    """Units of an MCI trace."""
+
+    GRAMS = "g/kWh"
+    POUNDS = "lb/MWh"
+
+
+def default_state() -> Path:
+    """Where this user's state lives: $XDG_STATE_HOME/curtail, or ~/.local/state/curtail."""
+    base = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".local" / "state") / "curtail"
+
+
+def check_name(kind: str, name: str) -> str:
+    """`name`, if a site or region can have it.
+
+    Raises: UsageError.
+    """
+    if not NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} cannot be the name of a {kind}", "use 1 to 64 letters, digits, dots, dashes and underscores"
+        )
+    return name
+
+
+def read_token(file: Path | None) -> str | None:
+    """The join token from `file`, else from CURTAIL_TOKEN, else None. Never from a flag: others can read those.
+
+    Raises: NotFound, AuthError, UsageError.
+    """
+    if file is None:
+        return os.environ.get("CURTAIL_TOKEN", "").strip() or None
+    try:
+        text = file.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        raise NotFound(f"there is no token file {file}", "the controller writes it to HOME/join-token") from None
+    except OSError as error:
+        raise AuthError(
+            f"cannot read the token file {file}: {error.strerror}", "check its owner and its mode"
+        ) from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{file} is no token file", "the controller writes it to HOME/join-token") from None
+    if not text or len(text) > LONGEST_TOKEN or len(text.split()) != 1:
+        raise UsageError(f"{file} does not hold a token", "the controller writes it to HOME/join-token")
+    return text
+
+
+def samples_at_once(text: str) -> int:
+    """A number of samples, 0 for auto. Raises: UsageError."""
+    if text == "auto":
+        return 0
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"--device-batch-samples cannot be {text!r}", "give a number of samples, or auto")
+    return int(text)

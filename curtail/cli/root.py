@@ -1,0 +1,82 @@
+"""The program and its groups of commands, empty as yet; and how one command line is run.
+
+Decides in which order the groups are listed, and what becomes of flags that typer refuses.
+"""
+
+from typing import Annotated
+
+import typer
+
+from curtail import __version__
+from curtail.errors import UsageError
+
+
+def _group(text: str) -> typer.Typer:
+    # rich help and completion would cost more time than most commands
+    return typer.Typer(
+        help=text,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+        no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+app = _group("Train language models across GPU sites, each only while its grid throws renewable power away.")
+controller_app = _group("The one process that decides and keeps a run.")
+agent_app = _group("The process on every GPU machine.")
+checkpoint_app = _group("Checkpoints of nanochat to ours, and ours to others.")
+tokenizer_app = _group("Make a tokenizer.")
+data_app = _group("Turn text into training data.")
+bench_app = _group("Measure this machine.")
+trace_app = _group("MCI traces: invented, brought in, shown.")
+signal_app = _group("Live grid signals.")
+ledger_app = _group("The accounts of a run.")
+app.add_typer(controller_app, name="controller")
+app.add_typer(agent_app, name="agent")
+app.add_typer(checkpoint_app, name="checkpoint")
+app.add_typer(tokenizer_app, name="tokenizer")
+app.add_typer(data_app, name="data")
+app.add_typer(bench_app, name="bench")
+app.add_typer(trace_app, name="trace")
+app.add_typer(signal_app, name="signal")
+app.add_typer(ledger_app, name="ledger")
+
+
+def invoke(arguments: list[str]) -> int:
+    """Run one command line; returns the exit code.
+
+    Raises: CurtailError, also for flags that typer refuses. KeyboardInterrupt.
+    """
+    try:
+        answer = app(args=arguments, prog_name="curtail", standalone_mode=False)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except Exception as error:
+        # typer's usage errors share no public base class in all versions we allow
+        if not hasattr(error, "format_message"):
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(error.format_message(), err=True)
+            return UsageError.exit_code
+        message = error.format_message().strip().rstrip(".")
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "curtail"
+        raise UsageError(message[:1].lower() + message[1:], f"see {command} --help") from None
+    return answer if isinstance(answer, int) else 0
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"curtail {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Nothing is done without a command."""
