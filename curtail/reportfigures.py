@@ -8,25 +8,24 @@ are thinned to what a picture can show, without losing extremes.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from controller import accounts
 from controller.accounts import Entry, Totals
-from controller.rounds import Member
-from controller.rows import EventRow, MemberRow, RoundRow, RunRow, SiteRow
+from controller.rows import RunRow, SiteRow
 from controller.store import Transaction
+from curtail import reportledger as ledger
 from curtail.config import RunConfig, config_from_json
 from curtail.errors import CurtailError, NotFound
 from curtail.policy import Regime
+from curtail.reportaccounts import CarbonFigures, carbon_figures
 from curtail.reportenergy import Sums, always_on, baseline, cumulative, entries_of, grouped, sums_of, whole_kwh
+from curtail.reportledger import ChainFigures, Change, MethodFigures, StateFigures
+from curtail.reportrounds import RoundFigures, VersionFigures, regimes, round_figures, version_figures
 from curtail.svg import MOST_POINTS, Point, Span, joined, thin
 
-DECISIONS = 200
-"""Latest lines of the decision log that are kept."""
-DECIDING = ("policy", "regime", "signal", "controller", "run")
-_VERSION = re.compile(r"version (\d+) from round ")
+DECIDING = ("policy", "regime", "signal", "order", "power", "controller", "run")
 _EVERY = 1 << 40
 """More lines than any log has."""
 
@@ -46,6 +45,7 @@ class RegionFigures:
     thinned: bool  # the curve: its points are then ends and extremes of stretches, and hold for no time
     windows: tuple[Span, ...]
     sums: Sums
+    curtailed_pct_with_standing: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,30 +58,7 @@ class SiteFigures:
     training: tuple[Span, ...]
     kwh_by_phase: dict[str, float]
     sums: Sums
-
-
-@dataclass(frozen=True, slots=True)
-class RoundFigures:
-    """One round; the members and tokens are those merged, the duration in wall seconds up to the version."""
-
-    round: int
-    kind: str
-    state: str
-    members: tuple[str, ...]
-    missing: tuple[str, ...]  # took part, contributed nothing that was merged
-    tokens: int
-    duration_s: float | None
-    version: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class VersionFigures:
-    """One merged version: the members' mean loss, weighted by their tokens."""
-
-    version: int
-    at: float | None
-    tokens: int  # of all versions up to it
-    loss: float | None
+    curtailed_pct_with_standing: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +76,12 @@ class Figures:
     rounds_merged: int
     regime_seconds: dict[str, float]
     sums: Sums
-    kwh_by_method: dict[str, float]
+    methods: tuple[MethodFigures, ...]
+    states: tuple[StateFigures, ...]
+    flagged_kwh: dict[str, float]
     curtailed_pct_with_standing: float | None
     kg_always_on: float | None
+    carbon: CarbonFigures
     rows: int
     regions: tuple[RegionFigures, ...]
     sites: tuple[SiteFigures, ...]
@@ -111,7 +91,9 @@ class Figures:
     kg_baseline: tuple[Point, ...]
     rounds: tuple[RoundFigures, ...]
     versions: tuple[VersionFigures, ...]
-    decisions: tuple[tuple[float, str, str], ...]
+    decisions: tuple[tuple[float, str, str], ...]  # of the log, all that it still has
+    changes: tuple[Change, ...]  # of state, all
+    chain: ChainFigures
 
 
 def collect(tx: Transaction) -> Figures:
@@ -127,9 +109,6 @@ def collect(tx: Transaction) -> Figures:
     rounds = [row for number in range(1, tx.next_round()) if (row := tx.round(number)) is not None]
     members = {row.round: tx.members(row.round) for row in rounds}
     total, end = accounts.add(Totals(), entries), max([run.clock, *(e.t1 for e in entries)])
-    regions = grouped(entries, lambda e: e.region)
-    # counted as if training had caused all of it, the curtailed share is that of the reserved energy
-    everything = accounts.add(Totals(), (replace(e, phase="train") for e in entries))
     attributed, reserved = cumulative(entries, run.started, end)
     return Figures(
         name=config.run.name, run=run.id, state=run.state, started=run.started, now=end, tokens=run.tokens,
@@ -137,19 +116,22 @@ def collect(tx: Transaction) -> Figures:
         rounds_merged=tx.merged_rounds(),
         regime_seconds={**{regime.value: 0.0 for regime in Regime}, **run.regime_seconds},
         sums=sums_of(total),
-        kwh_by_method={method: whole_kwh(sums) for method, sums in grouped(entries, lambda e: e.method).items()},
-        curtailed_pct_with_standing=everything.curtailed_pct if everything.attributed_kwh else None,
+        methods=ledger.methods(entries), states=ledger.states(entries), flagged_kwh=ledger.flagged(entries),
+        curtailed_pct_with_standing=ledger.with_standing_pct(entries),
         kg_always_on=always_on(config, total, run, sites, readings), rows=len(entries),
+        carbon=carbon_figures(tx),
         regions=tuple(
-            _region(config, name, readings[name], regions.get(name, Totals()), run.started, end) for name in names
+            _region(config, name, readings[name], [e for e in entries if e.region == name], run.started, end)
+            for name in names
         ),
         sites=_sites(sites, entries, run.started, end),
-        regimes=tuple(_regimes(events, run.started, end)),
+        regimes=tuple(regimes(events, run.started, end)),
         kg_attributed=tuple(attributed), kg_reserved=tuple(reserved),
         kg_baseline=tuple(baseline(config, total, run, sites, readings, end)),
-        rounds=tuple(_round(tx, row, members[row.round]) for row in rounds),
-        versions=tuple(_versions(tx, [m for part in members.values() for m in part], events)),
-        decisions=tuple((e.at, e.kind, e.text) for e in events if e.kind in DECIDING)[-DECISIONS:],
+        rounds=tuple(round_figures(tx, row, members[row.round]) for row in rounds),
+        versions=tuple(version_figures([m for part in members.values() for m in part], events)),
+        decisions=tuple((e.at, e.kind, e.text) for e in events if e.kind in DECIDING),
+        changes=ledger.changes(entries), chain=ledger.verified(tx, run.id),
     )  # fmt: skip
 
 
@@ -172,7 +154,7 @@ def _region(
     config: RunConfig,
     name: str,
     readings: Sequence[tuple[float, float | None]],
-    totals: Totals,
+    rows: Sequence[Entry],
     start: float,
     end: float,
 ) -> RegionFigures:
@@ -184,7 +166,8 @@ def _region(
         region=name, threshold=threshold, readings=len(readings), unknown_readings=len(readings) - len(values),
         lowest=min(values, default=None), highest=max(values, default=None),
         curtailed_s=sum(b - a for a, b in windows), curve=tuple(thin(course)), thinned=len(course) > MOST_POINTS,
-        windows=tuple(joined(windows, (end - start) / 2000)), sums=sums_of(totals),
+        windows=tuple(joined(windows, (end - start) / 2000)), sums=sums_of(accounts.add(Totals(), rows)),
+        curtailed_pct_with_standing=ledger.with_standing_pct(rows),
     )  # fmt: skip
 
 
@@ -227,61 +210,7 @@ def _sites(rows: list[SiteRow], entries: Sequence[Entry], start: float, end: flo
                 training=tuple(joined(spans, (end - start) / 2000)),
                 kwh_by_phase={phase: whole_kwh(phases[phase]) for phase in accounts.PHASES if phase in phases},
                 sums=sums_of(accounts.add(Totals(), group)),
+                curtailed_pct_with_standing=ledger.with_standing_pct(group),
             )
         )
     return tuple(out)
-
-
-# -- rounds and regimes ------------------------------------------------------
-
-
-def _regimes(events: Sequence[EventRow], start: float, end: float) -> list[tuple[float, float, str]]:
-    """Which regime held when; a controller that starts again is PAUSED until it decides."""
-    changes = [(start, Regime.PAUSED.value)]
-    for event in events:
-        word = event.text.partition(":")[0]
-        if event.kind == "controller":
-            changes.append((event.at, Regime.PAUSED.value))
-        elif event.kind == "regime" and word in list(Regime):
-            changes.append((event.at, word))
-    stops = [*(at for at, _ in changes[1:]), end]
-    out: list[tuple[float, float, str]] = []
-    for (at, regime), stop in zip(changes, stops, strict=True):
-        if out and out[-1][2] == regime:
-            out[-1] = (out[-1][0], max(stop, out[-1][1]), regime)
-        elif stop > at:
-            out.append((at, stop, regime))
-    return out
-
-
-def _round(tx: Transaction, row: RoundRow, members: list[MemberRow]) -> RoundFigures:
-    merged = [m for m in members if m.state == Member.MERGED.value]
-    made = None if row.version is None else tx.version(row.version)
-    return RoundFigures(
-        round=row.round,
-        kind=row.kind,
-        state=row.state,
-        members=tuple(m.site for m in merged),
-        missing=tuple(m.site for m in members if m not in merged),
-        tokens=sum(m.tokens for m in merged),
-        duration_s=None if made is None else max(0.0, made.created_wall - row.opened_wall),
-        version=row.version,
-    )
-
-
-def _versions(tx: Transaction, members: Iterable[MemberRow], events: Sequence[EventRow]) -> list[VersionFigures]:
-    groups: dict[int, list[MemberRow]] = {}
-    for member in members:
-        if member.state == Member.MERGED.value and member.version is not None:
-            groups.setdefault(member.version, []).append(member)
-    # the rows of versions and rounds tell wall time only; the log tells both
-    moments = {int(found[1]): e.at for e in events if e.kind == "version" and (found := _VERSION.match(e.text))}
-    out, tokens = [], 0
-    for number in sorted(groups):
-        group = groups[number]
-        tokens += sum(m.tokens for m in group)
-        known = [(m.tokens, m.loss_mean) for m in group if m.loss_mean is not None]
-        weight = sum(count for count, _ in known)
-        loss = sum(count * mean for count, mean in known) / weight if weight else None
-        out.append(VersionFigures(number, moments.get(number), tokens, loss))
-    return out

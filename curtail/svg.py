@@ -22,6 +22,8 @@ WIDTH = 900.0
 """Units of every figure; the page scales it."""
 MOST_POINTS = 1000
 """Of one curve."""
+MARK_LINE = 12.0
+"""Height of the words of a marked moment."""
 
 TIME_STEPS = (
     1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200,
@@ -44,7 +46,7 @@ class Frame:
     x1: float
     y0: float
     y1: float
-    left: float = 76.0
+    left: float = 92.0
     right: float = 12.0
     top: float = 10.0
     height: float = 120.0  # of the drawing area
@@ -199,6 +201,15 @@ def level(frame: Frame, value: float, name: str, words: str) -> str:
     )
 
 
+def mark(frame: Frame, at: float, words: str, foot: float = 0.0, row: int = 0) -> str:
+    """A line upwards at the moment `at`, with words above it on the side that has room, in line `row` from below."""
+    x, y = frame.x(at), frame.top - 7 - MARK_LINE * row
+    anchor = "end" if x > frame.left + (frame.width - frame.left) / 2 else "start"
+    return f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y:.1f}" y2="{frame.bottom + foot:.1f}" class="limit"/>' + label(
+        x + (-4 if anchor == "end" else 4), y + 3, words, "small", anchor
+    )
+
+
 def axes(frame: Frame, across: Iterable[tuple[float, str]], up: Iterable[float], unit: str, foot: float = 0.0) -> str:
     """Grid and words; `foot`: how far below the drawing area the words across stand."""
     parts = []
@@ -220,11 +231,3 @@ def axes(frame: Frame, across: Iterable[tuple[float, str]], up: Iterable[float],
         f"{text(unit)}</text>"
     )
     return "".join(parts)
-
-
-def figure(title: str, height: float, parts: Iterable[str], width: float = WIDTH) -> str:
-    """The fragments as one picture; `title` is what is read out."""
-    return (
-        f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{text(title)}">'
-        f"<title>{text(title)}</title>{''.join(parts)}</svg>"
-    )

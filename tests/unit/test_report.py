@@ -139,6 +139,18 @@ def test_the_timeline_of_regimes_is_without_gaps_and_has_the_stores_seconds(work
         assert drawn == pytest.approx(seconds, abs=1.0)
 
 
+def test_where_the_oldest_lines_of_the_log_are_gone_no_regime_is_invented(worked):
+    def prune(tx):
+        keep = len(tx.last_events(1 << 40)) - 4
+        return tx.prune_events(keep, 1000), tx.last_events(1 << 40)
+
+    gone, left = worked.store.call(prune)
+    first = next(event.at for event in left if event.kind in ("regime", "controller"))
+    figures = look(worked.home)
+    assert gone == 4 and figures.regimes[0][0] == first
+    parsed(page(figures, "1"))
+
+
 def test_sites_trained_within_the_period(worked):
     figures = look(worked.home)
     for site in figures.sites:
@@ -186,7 +198,8 @@ def test_the_page_is_well_formed_and_has_its_pictures(worked, tmp_path):
     root = parsed(html)
     pictures = [element.attrib["aria-label"] for element in root.iter("svg")]
     assert pictures == [
-        "cumulative kgCO2", "MCI of region A", "MCI of region B", "regime over time", "loss over time",
+        "cumulative kgCO2", "kgCO2 of the same training otherwise", "MCI of region A",
+        "MCI of region B", "loss over time", "regime over time",
         "energy by site and phase", "tokens of each merged round", "duration of each merged round",
     ]  # fmt: skip
     headings = [element.text for element in root.iter("h2")]
@@ -226,7 +239,7 @@ def test_names_from_outside_are_escaped(worked):
         regions=tuple(replace(region, region=evil) for region in figures.regions),
         rounds=tuple(replace(row, members=(evil,), missing=(evil,), kind=evil) for row in figures.rounds),
         decisions=((figures.started, evil, evil),),
-        kwh_by_method={evil: 1.0},
+        flagged_kwh={evil: 1.0},
     )
     html = page(figures, evil)
     assert "<script" not in html and "\x00" not in html and "\x1b" not in html
