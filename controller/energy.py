@@ -1,9 +1,10 @@
 """The energy simulation: one Vessim microgrid per region, paced to the wall clock.
 
 The only module that imports vessim. Each region's sites are a consumer whose
-power the ledger supplies; the grid connection balances it, and Vessim says how
-much came from the grid. Every simulation step calls back with the simulated
-time, which is the controller's clock. MCI never passes through here: Vessim has
+power the ledger supplies; panels and a battery stand beside it if the run file
+says so (`controller.microgrid`), the grid connection balances the rest, and
+Vessim says how much came from where. Every simulation step calls back with the
+simulated time, which is the controller's clock. MCI never passes through here: Vessim has
 no word for "unknown", so the regime must not depend on one of its numbers.
 Power in W, time in seconds; `speed` simulated seconds pass per real second.
 """
@@ -16,13 +17,14 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from controller.microgrid import Battery, Plant, Supply
 from curtail.clock import Clock
 from curtail.errors import CurtailError
 
 log = logging.getLogger("curtail.energy")
 
-Tick = Callable[[float, Mapping[str, float]], None]
-"""(controller clock, grid power in W per region) after each step."""
+Tick = Callable[[float, Mapping[str, Supply]], None]
+"""(controller clock, where each region's power comes from until the next step) after each step."""
 
 
 def preload() -> None:
@@ -65,6 +67,7 @@ class EnergySimulation:
         power: region -> present draw of its sites in W, with PUE; called in the simulation's thread.
         tick: called after every step; what it raises is logged and does not end the simulation.
         step_s: wall seconds between steps.
+        plants: what stands in the microgrids beside the sites, by region.
     """
 
     def __init__(
@@ -74,7 +77,9 @@ class EnergySimulation:
         tick: Tick,
         replay: ReplayClock,
         step_s: float = 0.25,
+        plants: Mapping[str, Plant] | None = None,
     ) -> None:
+        self._plants = dict(plants or {})
         self._regions = tuple(regions)
         self._power = power
         self._tick = tick
@@ -119,6 +124,15 @@ class EnergySimulation:
             def at(self, elapsed: Any = None) -> float:
                 return max(0.0, simulation._power(self.region))
 
+        class Panels(vessim.Signal):  # type: ignore[misc]
+            """What a region's panels give, W."""
+
+            def __init__(self, course: Callable[[float], float]) -> None:
+                self.course = course
+
+            def at(self, elapsed: Any = None) -> float:
+                return self.course(simulation._replay.start + float(elapsed))
+
         class Pacer(vessim.Controller):  # type: ignore[misc]
             """Holds the simulation to the replay clock and hands each step on."""
 
@@ -129,21 +143,23 @@ class EnergySimulation:
             sim_start=datetime.fromtimestamp(self._replay.start, UTC), step_size=self.step, name="curtail"
         )
         for region in self._regions:
-            environment.add_microgrid(
-                actors=[vessim.Consumer("sites", Draw(region))],
-                dispatchables=[vessim.GridConnection()],
-                name=region,
-            )
+            plant = self._plants.get(region, Plant())
+            actors: list[Any] = [vessim.Consumer(SITES, Draw(region))]
+            if plant.solar is not None:
+                actors.append(vessim.Producer(SOLAR, Panels(plant.solar)))
+            # In this order: what the battery cannot take or give is the grid's.
+            battery = [] if plant.battery is None else [_battery(plant.battery)]
+            environment.add_microgrid(actors=actors, dispatchables=[*battery, vessim.GridConnection()], name=region)
         environment.add_controller(Pacer())
         environment.run(until=_FOREVER)
 
     def _after_step(self, now: float, states: Mapping[str, Any]) -> None:
-        grid = {region: max(0.0, -float(state["p_grid"])) for region, state in states.items()}
+        supplies = {region: _supply(state) for region, state in states.items()}
         delay = (now - self._replay.now()) / self._replay.speed
         if self._stop.wait(max(0.0, delay)):
             raise _Stopped
         try:
-            self._tick(now, grid)
+            self._tick(now, supplies)
         except Exception as error:
             self._complain(error)
         else:
@@ -156,6 +172,41 @@ class EnergySimulation:
         self._complaint = str(error)
         expected = isinstance(error, CurtailError)
         log.error("a step failed: %s; every step tries again", error, exc_info=None if expected else error)
+
+
+SITES, SOLAR, BATTERY = "sites", "solar", "battery"
+"""Names of a microgrid's parts."""
+
+
+def _battery(battery: Battery) -> Any:
+    """Vessim's simple battery, with a limit of its own for each direction; Vessim's is one rate for both."""
+    import vessim
+
+    class Limited(vessim.SimpleBattery):  # type: ignore[misc]
+        def feasible_range(self, duration: float) -> tuple[float, float]:
+            low, high = super().feasible_range(duration)
+            if battery.max_discharge_w is not None:
+                low = max(low, -battery.max_discharge_w)
+            if battery.max_charge_w is not None:
+                high = min(high, battery.max_charge_w)
+            return low, high
+
+    return Limited(BATTERY, battery.capacity_wh, battery.stored_wh / battery.capacity_wh, battery.min_soc)
+
+
+def _supply(state: Mapping[str, Any]) -> Supply:
+    """What Vessim says of one microgrid."""
+    flow, actors = float(state["p_grid"]), state["actor_states"]
+    battery = state["dispatch_states"].get(BATTERY)
+    return Supply(
+        demand_w=max(0.0, -float(actors[SITES]["power"])),
+        grid_w=max(0.0, -flow),
+        export_w=max(0.0, flow),
+        solar_w=float(actors[SOLAR]["power"]) if SOLAR in actors else None,
+        battery_w=None if battery is None else float(battery["current_power"]),
+        stored_wh=None if battery is None else float(battery["charge_level"]),
+        soc=None if battery is None else float(battery["soc"]),
+    )
 
 
 _FOREVER = 100 * 365 * 86400

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 
-import pytest
-
 from controller.energy import EnergySimulation, ReplayClock
+from controller.microgrid import Supply
 from curtail.clock import SystemClock
 from curtail.errors import DiskError
 
@@ -33,9 +32,10 @@ def run(tick, speed: float = 1000.0, steps: int = 4, power=lambda region: 0.0):
 
 
 def test_what_the_sites_draw_is_what_the_grid_supplies():
-    grids = []
-    run(lambda now, grid: grids.append(dict(grid)), power=lambda region: {"A": 3000.0, "B": 0.0}[region])
-    assert grids[1] == {"A": pytest.approx(3000.0), "B": 0.0}
+    seen = []
+    run(lambda now, supplies: seen.append(dict(supplies)), power=lambda region: {"A": 3000.0, "B": 0.0}[region])
+    assert seen[1] == {"A": Supply(3000.0, 3000.0), "B": Supply(0.0, 0.0)}
+    assert seen[1]["A"].grid_share(3000.0) == seen[1]["A"].grid_share(7.0) == 1.0
 
 
 def test_steps_are_whole_seconds_of_the_replay():
