@@ -1,39 +1,93 @@
 """The energy and carbon ledger: what one site drew in one phase, and what it emitted.
 
-Pure bookkeeping: an open interval is closed at every change of phase, power or
-reading, and becomes one append-only row. The MCI of a row is the step-held
-reading at that time (no interpolation). Attributed energy is what the job
-causes (start, train, sync, hold, drain); standing energy is drawn while paused and
-counted apart, never left out. Units: W, kWh, gCO2/kWh, kg, seconds of the
+Pure bookkeeping: an open interval grows until phase, reading, PUE, method or flags
+change, and then becomes one append-only row. Power may change while it grows: what
+has been drawn so far is summed in it. The MCI of a row is the step-held reading at
+that time (no interpolation). Attributed energy is what the job
+causes (start, train, sync, hold, drain); standing energy is drawn while paused, or
+switched off by `on_pause` (off), and counted apart, never left out. Units: W, J, kWh, gCO2/kWh, kg, seconds of the
 controller's clock. Carbon figures are consequential (marginal), not Scope 2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 ATTRIBUTED = ("start", "train", "sync", "hold", "drain")
-STANDING = ("paused",)
+STANDING = ("paused", "off")
 PHASES = ATTRIBUTED + STANDING
 
 JOULES_PER_KWH = 3.6e6
 
 
 @dataclass(frozen=True, slots=True)
+class Basis:
+    """What the MCI of a row rests on, as it was known when the row was written."""
+
+    mci_raw: float | None = None  # as the source said it: may be negative, and is kept where it was not believed
+    source: str = ""
+    point_time: float | None = None  # the moment the reading is for
+    threshold: float | None = None  # gCO2/kWh, by which the row is inside a window or not
+    flags: tuple[str, ...] = ()  # sorted: override, suspect zero, flapping, not curtailed, estimated, stale
+    reason: str = field(default="", compare=False)  # of the decision in force when the row began
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """What is known of the present draw beside its sum."""
+
+    gpu_w: float | None = None  # of the watts, what the GPUs draw; None: not known apart
+    host_w: float | None = None
+    sampled: float = 0.0  # part of the machines that are being measured, 0 to 1
+
+
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """What an open interval has added up until some moment."""
+
+    until: float
+    joules: float = 0.0  # at the machines
+    grid_joules: float = 0.0  # from the grid, with PUE
+    gpu_joules: float = 0.0
+    host_joules: float = 0.0
+    sampled_s: float = 0.0  # for which there are samples
+    tokens: int = 0
+    steps: int = 0
+    network_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Interval:
-    """A stretch of time in which nothing about a site's draw changed; still growing."""
+    """A stretch of time in which phase, reading, PUE, method and flags stay the same; still growing."""
 
     site: str
     region: str
     phase: str
     t0: float
-    watts: float  # at the machine, without PUE
-    method: str  # measured or modelled
+    watts: float  # at the machines now, without PUE
+    method: str  # nvml-total-energy, nvml-power-integrated, rapl, meter, constant; several with +
     pue: float
-    grid_share: float  # part of the draw that comes from the grid, by Vessim; 1: all
+    grid_share: float  # part of the draw that comes from the grid now, by Vessim; 1: all
     mci: float | None  # None: unknown
     curtailed: bool  # the MCI is known and below the region's threshold
+    basis: Basis | None = None
+    draw: Draw | None = None
+    grown: Grown | None = None  # None: as now since `t0`
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """The columns of a row that no sum of energy or carbon needs."""
+
+    machine_kwh: float  # without PUE, wherever it came from
+    gpu_kwh: float | None  # of it; None: not known apart
+    host_kwh: float | None
+    coverage: float  # part of the time for which there are samples, 0 to 1
+    tokens: int = 0  # trained meanwhile, also those of contributions that were refused later
+    steps: int = 0
+    network_bytes: int = 0
+    basis: Basis = Basis()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +99,15 @@ class Entry:
     phase: str
     t0: float
     t1: float
-    watts: float
+    watts: float  # mean
     method: str
     pue: float
-    grid_share: float
+    grid_share: float  # mean
     kwh: float  # from the grid, with PUE
     mci: float | None
     kg: float | None  # None: the MCI was unknown
     curtailed: bool
+    detail: Detail | None = None  # None: planned, not metered
 
 
 def close(interval: Interval, t1: float) -> Entry | None:
@@ -60,8 +115,12 @@ def close(interval: Interval, t1: float) -> Entry | None:
     seconds = t1 - interval.t0
     if seconds <= 0:
         return None
+    if interval.grown is not None or interval.draw is not None:
+        return _close_grown(interval, t1, seconds)
     kwh = interval.watts * interval.pue * interval.grid_share * seconds / JOULES_PER_KWH
-    kg = None if interval.mci is None else kwh * interval.mci / 1000.0
+    detail = None
+    if interval.basis is not None:
+        detail = Detail(interval.watts * seconds / JOULES_PER_KWH, None, None, 0.0, basis=interval.basis)
     return Entry(
         interval.site,
         interval.region,
@@ -74,16 +133,83 @@ def close(interval: Interval, t1: float) -> Entry | None:
         interval.grid_share,
         kwh,
         interval.mci,
-        kg,
+        carbon_kg(kwh, interval.mci),
         interval.curtailed,
+        detail,
+    )
+
+
+def carbon_kg(kwh: float, mci: float | None) -> float | None:
+    """kgCO2 of `kwh`; a negative intensity earns nothing, an unknown one gives None."""
+    return None if mci is None else kwh * (mci if mci > 0.0 else 0.0) / 1000.0
+
+
+def _close_grown(interval: Interval, t1: float, seconds: float) -> Entry:
+    sums, draw, basis = grow(interval, t1), interval.draw or Draw(), interval.basis or Basis()
+    joules, grid = max(0.0, sums.joules), max(0.0, sums.grid_joules)
+    kwh = grid / JOULES_PER_KWH
+    gpu = None if draw.gpu_w is None else max(0.0, sums.gpu_joules) / JOULES_PER_KWH
+    host = None if draw.host_w is None else max(0.0, sums.host_joules) / JOULES_PER_KWH
+    coverage = min(1.0, max(0.0, sums.sampled_s / seconds))
+    detail = Detail(
+        joules / JOULES_PER_KWH, gpu, host, coverage, sums.tokens, sums.steps, sums.network_bytes, basis
+    )  # fmt: skip
+    share = grid / (joules * interval.pue) if joules > 0 else interval.grid_share
+    return Entry(
+        interval.site, interval.region, interval.phase, interval.t0, t1, joules / seconds, interval.method,
+        interval.pue, share, kwh, interval.mci, carbon_kg(kwh, interval.mci), interval.curtailed, detail,
+    )  # fmt: skip
+
+
+def grow(interval: Interval, now: float) -> Grown:
+    """What `interval` has added up until `now` at its present draw."""
+    sums, draw = interval.grown or Grown(interval.t0), interval.draw or Draw()
+    seconds = max(0.0, now - sums.until)
+    return replace(
+        sums,
+        until=max(now, sums.until),
+        joules=sums.joules + interval.watts * seconds,
+        grid_joules=sums.grid_joules + interval.watts * interval.pue * interval.grid_share * seconds,
+        gpu_joules=sums.gpu_joules + (draw.gpu_w or 0.0) * seconds,
+        host_joules=sums.host_joules + (draw.host_w or 0.0) * seconds,
+        sampled_s=sums.sampled_s + draw.sampled * seconds,
     )
 
 
 def change(interval: Interval, now: float, following: Interval) -> tuple[Entry | None, Interval]:
-    """Close `interval` if `following` differs in anything but its start; else let it grow."""
-    if replace(following, t0=interval.t0) == interval:
+    """Close `interval` if `following` is another row; else let it grow on at the draw of `following`."""
+    if not _same_row(interval, following):
+        left = _left_over(interval, now)
+        return close(interval, now), replace(following, t0=max(now, interval.t0), grown=left)
+    if (interval.watts, interval.grid_share, interval.draw) == (following.watts, following.grid_share, following.draw):
         return None, interval
-    return close(interval, now), replace(following, t0=max(now, interval.t0))
+    grown = grow(interval, now)
+    return None, replace(
+        interval, watts=following.watts, grid_share=following.grid_share, draw=following.draw, grown=grown
+    )
+
+
+def _same_row(one: Interval, other: Interval) -> bool:
+    return (
+        one.phase == other.phase
+        and one.mci == other.mci
+        and one.basis == other.basis
+        and (one.site, one.region, one.method, one.pue, one.curtailed)
+        == (other.site, other.region, other.method, other.pue, other.curtailed)
+    )
+
+
+def _left_over(interval: Interval, now: float) -> Grown | None:
+    """What the next row takes over: all of a row that no time has passed in, else what was booked too much."""
+    if interval.grown is None:
+        return None
+    sums = grow(interval, now)
+    if now <= interval.t0:
+        return replace(sums, until=max(now, interval.t0))
+    debt = Grown(
+        now, min(0.0, sums.joules), min(0.0, sums.grid_joules), min(0.0, sums.gpu_joules), min(0.0, sums.host_joules)
+    )
+    return debt if debt != Grown(now) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +223,7 @@ class Totals:
     curtailed_kwh: float = 0.0  # attributed, inside curtailment windows
     unknown_kwh: float = 0.0
     train_seconds: float = 0.0
+    own_kwh: float = 0.0  # from the regions' panels and batteries: in no other figure here, and without carbon
 
     @property
     def curtailed_pct(self) -> float:
@@ -109,6 +236,7 @@ def add(totals: Totals, entries: Iterable[Entry]) -> Totals:
     attributed, standing = totals.attributed_kwh, totals.standing_kwh
     kg_attributed, kg_standing = totals.kg_attributed, totals.kg_standing
     curtailed, unknown, seconds = totals.curtailed_kwh, totals.unknown_kwh, totals.train_seconds
+    own = totals.own_kwh
     for entry in entries:
         kg = entry.kg or 0.0
         if entry.phase in ATTRIBUTED:
@@ -121,9 +249,16 @@ def add(totals: Totals, entries: Iterable[Entry]) -> Totals:
             kg_standing += kg
         if entry.kg is None:
             unknown += entry.kwh
+        if entry.grid_share < 1.0:
+            own += own_kwh(entry)
         if entry.phase == "train":
             seconds += entry.t1 - entry.t0
-    return Totals(attributed, standing, kg_attributed, kg_standing, curtailed, unknown, seconds)
+    return Totals(attributed, standing, kg_attributed, kg_standing, curtailed, unknown, seconds, own)
+
+
+def own_kwh(entry: Entry) -> float:
+    """What a row's draw took from the region's panels and battery; not part of its `kwh`."""
+    return max(0.0, entry.watts * entry.pue * (entry.t1 - entry.t0) / JOULES_PER_KWH - entry.kwh)
 
 
 def always_on_kg(
