@@ -1,0 +1,92 @@
+"""How much room the controller's disk has, and when that is too little to train on.
+
+A full disk costs the round that runs into it. So nothing new is begun from a
+low-water mark on: what the jobs still hand in, and one more version, must fit.
+Below it there are no permits, each with this reason; above it, and a little
+more, training goes on by itself. Bytes.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from controller.blobs import RESERVE
+from curtail.disk import disk_error
+from curtail.errors import DiskError
+
+VERSION_BYTES = 10
+"""Of one parameter in a version: weights and velocity 4 each, update and residual 1 each."""
+
+CONTRIBUTION_BYTES = 4
+"""Of one parameter in a contribution: exact weights; every codec takes less."""
+
+AGAIN = 1.25
+"""Training goes on only with so many times the low-water mark, so that it does not stop and start with every file."""
+
+MEGABYTE = 1_000_000
+
+
+class Room(Protocol):
+    """What the use cases need to know of the disk."""
+
+    reason: str  # why nothing may train; "" while there is room
+
+    def look(self, sites: int) -> None:
+        """Measure again; `sites` may hand in a contribution each."""
+        ...
+
+
+class Unwatched:
+    """A disk that is never full."""
+
+    reason = ""
+
+    def look(self, sites: int) -> None:
+        """Nothing is measured."""
+
+
+def low_water(parameters: int, sites: int) -> int:
+    """Bytes below which nothing new is begun: the next version, a contribution of each site, and the store."""
+    return 2 * RESERVE + parameters * (VERSION_BYTES + CONTRIBUTION_BYTES * max(1, sites))
+
+
+def judge(free: int, low: int, short: bool) -> str:
+    """Why nothing may train, "" if there is room; `short`: there was none before."""
+    needed = int(low * AGAIN) if short else low
+    if free >= needed:
+        return ""
+    return (
+        f"the controller's disk has only {free // MEGABYTE:,} MB left, {-(-needed // MEGABYTE):,} MB are needed;"
+        " free some space there"
+    )
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that this process may still write to the disk of `folder`. Raises: DiskError."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError as error:
+        raise disk_error("measure", folder, error) from error
+
+
+class DiskRoom:
+    """The disk of one folder.
+
+    Args: parameters: of the run's model. free: measures; tests pass a fake.
+    """
+
+    def __init__(self, folder: Path, parameters: int, free: Callable[[Path], int] = free_bytes) -> None:
+        self._folder, self._parameters, self._free = folder, parameters, free
+        self.reason = ""
+
+    def look(self, sites: int) -> None:
+        """Measure again. A disk that cannot be measured counts as full."""
+        try:
+            free = self._free(self._folder)
+        except DiskError as error:
+            self.reason = f"the controller's disk cannot be measured: {error}"
+            return
+        self.reason = judge(free, low_water(self._parameters, sites), bool(self.reason))
