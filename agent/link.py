@@ -21,6 +21,9 @@ BURST_S = 0.05
 PIECE = 16 * 1024
 """Bytes sent between two looks at the bucket, at least."""
 
+SLOWEST = 32_000.0
+"""The least limit, 256 kbit/s: a controller ends bodies that come slower than 4 KiB/s, and four travel at a time."""
+
 _UNITS = {"kbit/s": 125.0, "mbit/s": 125e3, "gbit/s": 125e6, "kb/s": 1e3, "mb/s": 1e6, "gb/s": 1e9}
 _FORM = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z/]+)\s*")
 
@@ -28,13 +31,17 @@ _FORM = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z/]+)\s*")
 def parse_rate(text: str) -> float:
     """Bytes per second from a text such as `100Mbit/s` or `12.5 MB/s`; prefixes are powers of 1000.
 
-    Raises: UsageError: no number with such a unit, or not above 0.
+    Raises: UsageError: no number with such a unit, or less than `SLOWEST`.
     """
     found = _FORM.fullmatch(text)
     rate = float(found[1]) * _UNITS.get(found[2].lower(), 0.0) if found else 0.0
     if rate <= 0:
         raise UsageError(
             f"{text!r} is no rate of a link", "write for example 100Mbit/s; units are kbit/s to Gbit/s and kB/s to GB/s"
+        )
+    if rate < SLOWEST:
+        raise UsageError(
+            f"a link of {text} is too slow for the weights of a model", "give 256kbit/s or more, 100Mbit/s"
         )
     return rate
 

@@ -23,7 +23,7 @@ from curtail.clock import Clock, SystemClock
 from curtail.disk import Disk, SystemDisk, disk_error, file_sha256
 from curtail.errors import CheckpointError, CurtailError, DataError, NotFound, Refused, Unreachable, WireError
 
-PARALLEL = 2
+PARALLEL = 4
 """Parts in flight; with PART_BYTES this bounds an upload's memory."""
 
 PIECE = 1024 * 1024
@@ -85,8 +85,9 @@ def upload(
             failures += 1
             if failures > patience:
                 raise
-        except (Refused, WireError):
-            # A part that arrived changed is refused; the next offer tells which are missing.
+        except (Refused, WireError, NotFound):
+            # A part that arrived changed is refused, an upload that stood still may be gone: the next offer tells
+            # which parts are missing.
             mismatches += 1
             if mismatches > 2:
                 if file_sha256(path) != sha256:
@@ -187,7 +188,7 @@ def _receive(control: Control, sha256: str, part: Path, size: int | None, stop: 
     digest = hashlib.sha256()
     have = _feed(digest.update, part) if part.exists() else 0
     got = 0
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-", "If-Range": f'"{sha256}"'} if have else {})
     try:
         with control.stream("GET", wire.BLOB.format(sha256=sha256), headers=headers, timeout_s=PART_S) as response:
             if response.status_code != 206 and have:  # the whole file comes again

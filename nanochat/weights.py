@@ -31,7 +31,9 @@ Layout = Mapping[str, tuple[type[np.generic], tuple[int, ...]]]  # type and shap
 
 _KINDS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I8": "|i1", "U8": "|u1"}
 _WRITTEN = {"float32": "F32", "int64": "I64", "int8": "I8", "uint8": "U8", "uint16": "BF16"}
-_HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors library
+_HEADER_LIMIT = 8 * 2**20  # bytes: room for 50,000 arrays; parsed it takes many times its size in memory
+_LONGEST_NAME = 256  # characters
+_MOST_DIMENSIONS = 8  # numpy itself has a limit, and an error of its own
 
 
 def write_weights(path: Path, weights: Mapping[str, np.ndarray], disk: Disk, op: str) -> None:
@@ -182,8 +184,13 @@ def _header(text: bytes, path: Path) -> tuple[dict[str, tuple[str, tuple[int, ..
         kind, shape, span = entry["dtype"], entry["shape"], entry["data_offsets"]
         if not isinstance(kind, str) or not _whole(shape) or not _whole(span) or len(span) != 2:
             raise damaged
+        if len(name) > _LONGEST_NAME or not name.isprintable():
+            raise damaged
+        # Dimensions of an empty array must fit too: numpy multiplies them without the zeros.
+        if len(shape) > _MOST_DIMENSIONS or prod(size or 1 for size in shape) >= 2**48:
+            raise damaged
         if kind not in _KINDS:
-            raise CheckpointError(f"{name} in {path} has the dtype {kind!r}", f"known are {', '.join(_KINDS)}")
+            raise CheckpointError(f"{name} in {path} has the dtype {kind[:16]!a}", f"known are {', '.join(_KINDS)}")
         entries[name] = (_KINDS[kind], tuple(shape), span[0], span[1])
     return entries, metadata
 
