@@ -46,6 +46,7 @@ from controller.store import reading
 from curtail import wire
 from curtail.disk import SystemDisk
 from curtail.errors import CurtailError
+from curtail.signing import AgentKey, Signer
 from nanochat import delta
 from nanochat.manifest import MANIFEST_NAME, STREAM, Manifest, TokenFile
 from nanochat.presets import preset, weight_shapes
@@ -114,11 +115,12 @@ def write_run(folder: Path, name: str, regions: list[str], heartbeat: float, rou
 
 
 @contextlib.contextmanager
-def controller(folder: Path, limit_s: float = 300.0) -> Iterator[tuple[str, int]]:
+def controller(folder: Path, limit_s: float = 300.0, speed: float = 1.0) -> Iterator[tuple[str, int]]:
     """(address, process id) of a controller for the run in `folder`; ended afterwards."""
     home = folder / "home"
     command = ["-m", "curtail", "controller", "start", folder / "run.toml", "--home", home, "--trace",
-               folder / "trace.csv", "--unit", "g/kWh", "--speed", "1", "--port", "0", "--no-announce"]  # fmt: skip
+               folder / "trace.csv", "--unit", "g/kWh", "--speed", f"{speed:g}", "--port", "0",
+               "--no-announce"]  # fmt: skip
     with open(folder / "controller.log", "wb") as log:
         process = subprocess.Popen(
             [sys.executable, *map(str, command)], env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=log, stderr=log
@@ -203,7 +205,8 @@ class Site:
 
     def __init__(self, number: int, region: str, url: str, token: str, deltas: Deltas, reads: bool) -> None:
         self.name, self.number, self.region, self.deltas, self.reads = f"s{number:02d}", number, region, deltas, reads
-        self.control = Control(open_http(url))
+        key = AgentKey()
+        self.control = Control(open_http(url), signer=Signer(key, time.time))
         reply = self.control.join(
             wire.JoinRequest(
                 protocol=wire.PROTOCOL,
@@ -213,9 +216,11 @@ class Site:
                 machine="simulated",
                 devices=1,
                 token=token,
+                key=key.public,
             )
         )
         self.fence = reply.fence
+        self.control.signer.fence = self.fence
         self.held: tuple[int, str] | None = None
         self.spans: list[Span] = []
         self.failure: str | None = None
@@ -310,7 +315,7 @@ def enter_together(sites: list[Site], limit_s: float = 60.0) -> None:
         if time.monotonic() > end:
             raise SystemExit("not every site got a permit")
         time.sleep(0.1)
-    first.ask("first job")
+    first.ask("first-job")
     for site in others:
         site.ask()
     first.ask()

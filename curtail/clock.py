@@ -39,3 +39,24 @@ class SystemClock:
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
+
+
+class EvenClock:
+    """Wall time that nobody sets: that of `clock` when this was made, and as much later as has passed since.
+
+    For deadlines that are kept as wall time so that they outlive a restart: a machine's clock
+    that is set meanwhile moves none of them. Not for what other machines compare with their own clocks.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._behind = clock.wall() - clock.monotonic()
+
+    def wall(self) -> float:
+        return self._clock.monotonic() + self._behind
+
+    def monotonic(self) -> float:
+        return self._clock.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        self._clock.sleep(seconds)

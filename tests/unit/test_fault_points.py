@@ -140,6 +140,32 @@ def prepared(world, kind):
     return data, request
 
 
+def goes_on(world_class, home, kind, data, request, acknowledged):
+    """A new controller starts on what is on disk: nothing is lost that was acknowledged, and nothing counts twice."""
+    after = world_class(home, keep_versions=2)
+    try:
+        after.merger.automatic = False
+        found = look(home, weights=True)
+        assert [problem for _, problem in found if problem] == []
+        assert after.store.call(lambda tx: tx.latest_version()).version in (2, 3)
+        mine = after.store.call(lambda tx: tx.member(request.round, "a"))
+        if acknowledged.exists():
+            assert mine.receipt == acknowledged.read_text()
+            assert Member(mine.state) in (Member.COMMITTED, Member.MERGED)
+        receipt = hand_in(after, data, request)  # the job knows no better than to send it again
+        assert not mine.receipt or (receipt.receipt, receipt.repeated) == (mine.receipt, True)
+        after.source.mci = {"A": 50.0, "B": 60.0}
+        after.tick()
+        after.merge()
+        status = after.status()
+        assert (status.version, status.tokens) == (3, 2 * 32 + 160 + (96 if kind == "FEDERATED" else 0))
+        assert (after.versions.path(3) / UPDATE_FILE).exists() == (kind == "FEDERATED")
+        assert [problem for _, problem in look(home, weights=True) if problem] == []
+        assert after.store.call(lambda tx: tx.refused_in_a_row()) == 0
+    finally:
+        after.store.close()
+
+
 @pytest.mark.parametrize(("kind", "point"), CASES, ids=[f"{kind}: {point}" for kind, point in CASES])
 def test_a_controller_killed_at_any_step_of_a_commit_loses_and_doubles_nothing(
     world_class, tmp_path, monkeypatch, kind, point
@@ -160,28 +186,7 @@ def test_a_controller_killed_at_any_step_of_a_commit_loses_and_doubles_nothing(
         again.merge()
 
     assert in_a_process(controller) == DIED
-    after = world_class(tmp_path, keep_versions=2)
-    try:
-        after.merger.automatic = False
-        found = look(tmp_path, weights=True)
-        assert [problem for _, problem in found if problem] == []
-        assert after.store.call(lambda tx: tx.latest_version()).version in (2, 3)
-        mine = after.store.call(lambda tx: tx.member(request.round, "a"))
-        if acknowledged.exists():
-            assert mine.receipt == acknowledged.read_text()
-            assert Member(mine.state) in (Member.COMMITTED, Member.MERGED)
-        receipt = hand_in(after, data, request)  # the job knows no better than to send it again
-        assert not mine.receipt or (receipt.receipt, receipt.repeated) == (mine.receipt, True)
-        after.source.mci = {"A": 50.0, "B": 60.0}
-        after.tick()
-        after.merge()
-        status = after.status()
-        assert (status.version, status.tokens) == (3, 2 * 32 + 160 + (96 if kind == "FEDERATED" else 0))
-        assert (after.versions.path(3) / UPDATE_FILE).exists() == (kind == "FEDERATED")
-        assert [problem for _, problem in look(tmp_path, weights=True) if problem] == []
-        assert after.store.call(lambda tx: tx.refused_in_a_row()) == 0
-    finally:
-        after.store.close()
+    goes_on(world_class, tmp_path, kind, data, request, acknowledged)
 
 
 def test_without_a_fault_the_same_process_comes_to_its_end(world_class, tmp_path, monkeypatch):
