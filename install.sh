@@ -517,7 +517,7 @@ run_test() {
         "$ROOT/.venv/bin/pytest" "$@" || failed=$?
     else
         # What needs one core is spread over all of them; a test of processes wants the machine for itself.
-        "$ROOT/.venv/bin/pytest" -q -n auto --maxprocesses 8 tests/unit tests/property || failed=$?
+        OMP_NUM_THREADS=1 "$ROOT/.venv/bin/pytest" -q -n auto --maxprocesses 8 tests/unit tests/property || failed=$?
         "$ROOT/.venv/bin/pytest" tests/process tests/fault tests/gpu || failed=$?
     fi
     exit "$failed"
