@@ -1,0 +1,61 @@
+"""A token: what a person hands to an agent or a viewer so that a controller lets it in.
+
+`ct1.<pin>.<id>.<secret>.<checksum>`: the pin is the SHA-256 of the controller's
+public key (of its certificate authority), so that whoever holds the token knows
+the controller before anything secret is sent; the checksum tells a token that was
+cut or mistyped from a wrong one, without asking anybody. `ct0.<id>.<secret>` pins
+nothing and is for plain HTTP on loopback only. Nothing here opens a connection.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+
+from curtail.errors import AuthError
+
+PINNED = re.compile(r"ct1\.([0-9a-f]{64})\.([0-9a-f]{8})\.([0-9a-f]{64})\.([0-9a-f]{8})")
+PLAIN = re.compile(r"ct0\.([A-Za-z0-9]{1,64})\.([A-Za-z0-9]{1,128})")
+AGAIN = "copy all of it again, from where it was made"
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token in its parts; its secret is not shown by `repr`."""
+
+    id: str
+    secret: str = field(repr=False)
+    pin: str | None = None  # SHA-256 of the public key of the controller's authority, 64 hex digits
+
+    def __str__(self) -> str:
+        """The whole text, the secret included."""
+        if self.pin is None:
+            return f"ct0.{self.id}.{self.secret}"
+        body = f"ct1.{self.pin}.{self.id}.{self.secret}"
+        return f"{body}.{checksum(body)}"
+
+
+def checksum(body: str) -> str:
+    """Eight hex digits that a mistake in `body` changes; no protection against intent."""
+    return hashlib.sha256(body.encode()).hexdigest()[:8]
+
+
+def parse_token(text: str) -> Token:
+    """The token in `text`. The error never repeats what was given.
+
+    Raises: AuthError: it is no token, was cut short, or has a wrong character.
+    """
+    text = text.strip()
+    if plain := PLAIN.fullmatch(text):
+        return Token(plain[1], plain[2])
+    if not text.startswith("ct1."):
+        raise AuthError("this is no token: one begins with ct1.", AGAIN)
+    found = PINNED.fullmatch(text)
+    if found is None:
+        whole = 4 + 64 + 1 + 8 + 1 + 64 + 1 + 8
+        what = f"has {len(text)} characters of {whole}" if len(text) != whole else "has a character that none has"
+        raise AuthError(f"the token {what}", AGAIN)
+    if checksum(text.rpartition(".")[0]) != found[4]:
+        raise AuthError("the token is mistyped: its checksum does not fit", AGAIN)
+    return Token(found[2], found[3], found[1])
