@@ -2,39 +2,29 @@
 
 Decides how answers and failures become values and `CurtailError`s; it does not
 retry and moves no weights (`agent.transfer` does). The `httpx.Client` is handed
-in, with the controller's address as its base. Every call has a timeout, in
-seconds. Plain HTTP is for loopback only: everything else would carry the
-credential in clear.
+in, with the controller's address as its base; who may answer there is decided
+in `curtail.connect`. Every call has a timeout, in seconds. What makes a
+contribution count is signed with the agent's key.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ipaddress
+import dataclasses
+import email.utils
 import json
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import httpx
 
 from agent.link import Link
-from curtail import __version__, wire
-from curtail.errors import (
-    AuthError,
-    CurtailError,
-    DiskError,
-    NotFound,
-    Refused,
-    Unreachable,
-    UsageError,
-    WireError,
-)
-
-CONNECT_S = 3.0
-"""Longest wait for a connection; a controller that needs more cannot be reached."""
-
-REPLY_S = 10.0
-"""Longest wait for the answer to a control message."""
+from agent.throttle import Throttle
+from curtail import limits, signing, wire, wireaccess
+from curtail.clock import Clock, SystemClock
+from curtail.connect import CONNECT_S, MISTRUST_REMEDY, REPLY_S, check_url, is_loopback, mistrust, open_http
+from curtail.errors import AuthError, CurtailError, DiskError, NotFound, Refused, Throttled, Unreachable, WireError
 
 COMMIT_S = 120.0
 """Longest wait where the controller hashes or reads whole weights before it answers."""
@@ -46,57 +36,17 @@ _BY_STATUS: dict[int, type[CurtailError]] = {
     401: AuthError,
     403: AuthError,
     404: NotFound,
+    408: Unreachable,
     409: Refused,
     413: WireError,
+    414: WireError,
+    415: WireError,
     416: WireError,
     422: WireError,
+    429: Throttled,
+    431: WireError,
     507: DiskError,
 }
-
-
-def is_loopback(host: str) -> bool:
-    """True if `host` can only mean this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
-def check_url(url: str) -> httpx.URL:
-    """`url` as the base address of a controller.
-
-    Raises: UsageError: no URL, or plain HTTP to another machine.
-    """
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise UsageError(f"{url!r} is no URL: {error}", "write for example http://127.0.0.1:8765") from None
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise UsageError(f"{url!r} is no URL of a controller", "write for example http://127.0.0.1:8765")
-    if parsed.scheme == "http" and not is_loopback(parsed.host):
-        raise UsageError(
-            f"plain HTTP to {parsed.host} would send the credential in clear",
-            "tunnel the controller's port to this machine (ssh -L) and use http://127.0.0.1, or use https",
-        )
-    return parsed.copy_with(path="/", query=None, fragment=None)
-
-
-def open_http(url: str) -> httpx.Client:
-    """The connection pool to the controller at `url`.
-
-    Raises: UsageError: see `check_url`.
-    """
-    base = check_url(url)
-    return httpx.Client(
-        base_url=base,
-        timeout=httpx.Timeout(REPLY_S, connect=CONNECT_S),
-        # A proxy from the environment must not see what stays on this machine.
-        trust_env=not is_loopback(base.host),
-        headers={"User-Agent": f"curtail/{__version__}"},
-        verify=True,  # a pinned certificate authority goes here
-    )
 
 
 class Control:
@@ -106,19 +56,48 @@ class Control:
         http: has the controller's address as `base_url`.
         credential: sent as bearer with every call; None before the agent has joined.
         link: the limit that `agent.transfer` keeps to; None: no limit.
+        signer: signs what must be signed; None: nothing can be joined or committed.
+        reread: the credential as it is now, for a job: its agent gets a new one every few hours.
+        clock: tells when a controller that asked for patience may be asked again; None: the system's.
     """
 
-    def __init__(self, http: httpx.Client, credential: str | None = None, link: Link | None = None) -> None:
+    def __init__(
+        self,
+        http: httpx.Client,
+        credential: str | None = None,
+        link: Link | None = None,
+        signer: signing.Signer | None = None,
+        reread: Callable[[], str | None] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         self.http = http
         self.credential = credential
         self.link = link
+        self.signer = signer
+        self._reread = reread
+        self._clock, self._throttle = clock or SystemClock(), Throttle()
 
     def join(self, request: wire.JoinRequest) -> wire.JoinReply:
         """Be admitted with a token; the reply's credential is used from now on.
 
         Raises: AuthError, Refused, WireError, Unreachable.
         """
-        reply = self._post(wire.JOIN, request, wire.JoinReply)
+        request = dataclasses.replace(request, machine=limits.clean(request.machine, 255))
+        reply = self._post(wire.JOIN, request, wire.JoinReply, signed=True)
+        self.credential = reply.credential
+        return reply
+
+    def renew(self, request: wireaccess.RenewRequest) -> wire.JoinReply:
+        """A new credential by the agent's key alone; it is used from now on.
+
+        Raises: AuthError: no machine with this key joined. Unreachable.
+        """
+        before, self.credential = self.credential, None
+        try:
+            reply = self._post(wire.CREDENTIAL, request, wire.JoinReply, signed=True)
+        except CurtailError:
+            self.credential = before
+            raise
         self.credential = reply.credential
         return reply
 
@@ -127,10 +106,12 @@ class Control:
 
         Raises: AuthError, Refused (another agent speaks for the site), Unreachable.
         """
+        beat = dataclasses.replace(beat, note=limits.clean(beat.note))
         return self._post(wire.HEARTBEAT, beat, wire.HeartbeatReply, timeout_s)
 
     def leave(self, request: wire.LeaveRequest, timeout_s: float = 5.0) -> wire.Ack:
         """Stop for good."""
+        request = dataclasses.replace(request, reason=limits.clean(request.reason))
         return self._post(wire.LEAVE, request, wire.Ack, timeout_s)
 
     def run_info(self) -> wire.RunInfo:
@@ -153,7 +134,7 @@ class Control:
 
         Raises: Refused: another base, fence or round.
         """
-        return self._post(wire.COMMIT, request, wire.Receipt, COMMIT_S)
+        return self._post(wire.COMMIT, request, wire.Receipt, COMMIT_S, signed=True)
 
     def offer_blob(self, offer: wire.BlobOffer) -> wire.BlobStatus:
         """Reserve room for a file; hear which parts are missing.
@@ -167,7 +148,8 @@ class Control:
 
         Raises: Refused: a part is missing or the content has another hash.
         """
-        self.send("POST", wire.BLOB_COMMIT.format(sha256=sha256), timeout_s=COMMIT_S)
+        path = wire.BLOB_COMMIT.format(sha256=sha256)
+        self.send("POST", path, headers=self._signature("POST", path, b""), timeout_s=COMMIT_S)
 
     def status(self) -> wire.Status:
         """The snapshot every view is made of."""
@@ -206,20 +188,33 @@ class Control:
     ) -> Iterator[httpx.Response]:
         """A request whose successful answer is read inside the `with` block.
 
-        Raises: as `send`; also inside the block, when the connection is cut.
+        Raises: as `send`; also inside the block, when the connection is cut. Throttled: the controller asked for
+            patience, now or lately; in the second case nothing was sent.
         """
+        heartbeat = path == wire.HEARTBEAT
+        left = self._throttle.left(heartbeat, self._clock.monotonic())
+        if left > 0:
+            raise Throttled(f"the controller at {self.address} asked to come again in {left:.1f} s")
         all_headers = dict(headers or {})
+        if self._reread is not None:
+            self.credential = self._reread() or self.credential
         if self.credential:
             all_headers["Authorization"] = f"Bearer {self.credential}"
         timeout = httpx.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s))
         try:
             with self.http.stream(method, path, content=content, headers=all_headers, timeout=timeout) as response:
+                self._note_time(response)
+                if response.status_code == 429:
+                    header, now = response.headers.get("retry-after"), self._clock.monotonic()
+                    self._throttle.told(heartbeat, header, now, random.random())
                 if not response.is_success:
                     raise _refusal(response)
                 yield response
         except httpx.TimeoutException as error:
             raise Unreachable(f"the controller at {self.address} did not answer in {timeout_s:g} s") from error
         except httpx.ConnectError as error:
+            if why := mistrust(error, self.address):
+                raise Unreachable(why, MISTRUST_REMEDY) from error
             raise Unreachable(
                 f"nobody answers at {self.address}", "check the address and that `curtail controller` runs there"
             ) from error
@@ -231,10 +226,23 @@ class Control:
         """The controller's address, for people."""
         return str(self.http.base_url).rstrip("/")
 
-    def _post(self, path: str, message: Any, kind: type[Reply], timeout_s: float = REPLY_S) -> Reply:
-        headers = {"Content-Type": "application/json"}
-        body = self.send("POST", path, content=wire.encode(message), headers=headers, timeout_s=timeout_s)
-        return wire.decode(kind, body)
+    def _post(
+        self, path: str, message: Any, kind: type[Reply], timeout_s: float = REPLY_S, signed: bool = False
+    ) -> Reply:
+        content = wire.encode(message)
+        headers = {"Content-Type": "application/json"} | (self._signature("POST", path, content) if signed else {})
+        return wire.decode(kind, self.send("POST", path, content=content, headers=headers, timeout_s=timeout_s))
+
+    def _signature(self, method: str, path: str, body: bytes) -> dict[str, str]:
+        return {} if self.signer is None else {signing.HEADER: self.signer.header(method, path, body)}
+
+    def _note_time(self, response: httpx.Response) -> None:
+        """Requests are signed with the controller's time of day, so that this machine's may be wrong."""
+        said = response.headers.get("date")
+        if self.signer is None or not said:
+            return
+        with contextlib.suppress(ValueError):
+            self.signer.ahead_s = email.utils.parsedate_to_datetime(said).timestamp() - self.signer.wall()
 
     def _get(self, path: str, kind: type[Reply], timeout_s: float = REPLY_S) -> Reply:
         return wire.decode(kind, self.send("GET", path, timeout_s=timeout_s))
@@ -264,3 +272,6 @@ def _detail(body: bytes) -> str:
     except ValueError:
         return ""
     return str(value.get("detail", ""))[:200] if isinstance(value, dict) else ""
+
+
+__all__ = ["Control", "check_url", "is_loopback", "open_http"]

@@ -20,7 +20,7 @@ from agent.speaker import Held, Speaker
 from agent.transfer import pause_s, upload
 from curtail import wire
 from curtail.disk import Disk, file_sha256
-from curtail.errors import CheckpointError, CurtailError, Refused, Unreachable
+from curtail.errors import CheckpointError, CurtailError, DiskError, Refused, Unreachable
 from nanochat import weights as weight_sets
 from nanochat.delta import Encoded, all_finite, difference, encode_with_feedback, write_delta
 from nanochat.train import TrainReport
@@ -33,6 +33,7 @@ FILE = "contribution.safetensors"
 """In the job's folder; lies there until it is committed, refused or given up."""
 
 WAITING = "waiting for the controller with a finished contribution"
+NO_SPACE = "waiting for space on this machine's disk with a finished contribution"
 
 
 @dataclass(slots=True)
@@ -77,7 +78,7 @@ class Contributor:
             # Before the commit: a job that is killed right after it finds the state of exactly these weights.
             self._keep(made, {})
         try:
-            residual = self._write(path, made, exact)
+            residual = self._write_patiently(path, made, exact)
             accepted = self._send(path, made)
         finally:
             path.unlink(missing_ok=True)
@@ -105,6 +106,27 @@ class Contributor:
                 innerstate.save(self.folder, kept, made.assignment.base_digest, self.disk)
         except CurtailError as error:
             self.speaker.log(f"the optimizer state is not kept: {error}")
+
+    def _write_patiently(self, path: Path, made: Made, exact: bool) -> Encoded:
+        """Like `_write`, but a full disk is waited out as long as a controller that does not answer would be.
+
+        The weights are in memory; giving up at once would lose the round for a disk that is full for a minute.
+        Raises: DiskError: there is still no space after the run's `outage`.
+        """
+        speaker, clock = self.speaker, self.speaker.clock
+        until = clock.monotonic() + speaker.outage_s
+        failures = 0
+        while True:
+            try:
+                return self._write(path, made, exact)
+            except DiskError as error:
+                if clock.monotonic() >= until:
+                    raise
+                failures += 1
+                if failures == 1:
+                    speaker.log(f"round {made.assignment.round}: {NO_SPACE}, {speaker.outage_s:.0f} s at most: {error}")
+                speaker.tell_handing_in(until, NO_SPACE)
+                clock.sleep(pause_s(failures))
 
     def _write(self, path: Path, made: Made, exact: bool) -> Encoded:
         """The file that travels; returns what its coding lost."""

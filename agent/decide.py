@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agent.lifecycle import WITH_JOB, Event, State
+from agent.lifecycle import WITH_HOOK, WITH_JOB, Event, State
 
 DRAIN_S = 60.0
 """How long a job may take to finish its step, and to leave once what it has is handed in.
@@ -26,7 +26,7 @@ RETRY_MOST_S = 5.0
 counts a site as lost after as little as two heartbeats."""
 
 BACKOFF_S, BACKOFF_MOST_S = 2.0, 60.0
-"""Pause after a failed job; doubles with each failure in a row."""
+"""Pause after a failed job or on_resume; doubles with each failure in a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,7 @@ class View:
     now: float
     since: float  # when the state began
     permit_until: float | None = None  # None: no permit
+    hold_until: float | None = None  # until when a job may stay without one, its weights on idle GPUs; None: it may not
     job_exit: int | None = None  # exit code of the job of this state, None while it runs
     job_phase: str | None = None
     handing_in: float | None = None  # until when the job may need to hand in what it has, as it says
@@ -46,6 +47,10 @@ class View:
     backoff_until: float = 0.0
     crew_changed: bool = False  # the site's job is to be formed by other machines than this job
     crew_broken: bool = False  # one of this job's machines is gone
+    refused: bool = False  # no permit is to be had: the controller said so since the last job, or is out of reach
+    pause_due: bool = False  # on_pause is to be run when the machine pauses
+    resume_due: bool = False  # on_resume is to be run before a job starts
+    hook_failed: bool | None = None  # how the command of this state ended, None while it runs
 
 
 def next_event(view: View) -> Event | None:
@@ -54,6 +59,9 @@ def next_event(view: View) -> Event | None:
     permitted = view.permit_until is not None and view.now <= view.permit_until
     if view.state in WITH_JOB:
         return _job_event(view, permitted)
+    if view.state in WITH_HOOK:
+        # Whoever leaves meanwhile waits for the command, which has a time limit of its own.
+        return None if view.hook_failed is None else Event.HOOK_FAILED if view.hook_failed else Event.HOOK_DONE
     if view.state is State.LEFT:
         return None
     if leaving:
@@ -64,7 +72,9 @@ def next_event(view: View) -> Event | None:
         return Event.CREDENTIAL_REFUSED
     if view.state is State.BACKOFF:
         return Event.BACKOFF_OVER if view.now >= view.backoff_until else None
-    return Event.PERMIT_GRANTED if permitted else None
+    if permitted:
+        return Event.RESUME_DUE if view.resume_due else Event.PERMIT_GRANTED
+    return Event.PAUSE_DUE if view.pause_due and view.refused else None
 
 
 def _job_event(view: View, permitted: bool) -> Event | None:
@@ -74,13 +84,18 @@ def _job_event(view: View, permitted: bool) -> Event | None:
         # One that lost a machine fails, or leaves before it trained; the next one is another.
         failed = (view.job_exit != 0 or idle) and view.state is not State.STOPPING and not view.crew_changed
         return Event.JOB_FAILED if failed else Event.JOB_ENDED
-    if view.state in (State.STARTING, State.TRAINING):
-        if view.stopping or not permitted:
+    if view.state in (State.STARTING, State.TRAINING, State.HOLDING):
+        held = view.hold_until is not None and view.now <= view.hold_until
+        if view.stopping or not (permitted or held):
             return Event.PERMIT_ENDED
         if view.crew_changed:
             return Event.CREW_CHANGED
-        if view.state is State.STARTING and view.job_phase in ("train", "sync"):
+        if view.state is State.STARTING and view.job_phase in ("train", "sync", "hold"):
             return Event.JOB_TRAINS
+        if view.state is State.TRAINING and not permitted:
+            return Event.HOLD_BEGAN
+        if view.state is State.HOLDING and permitted:
+            return Event.HOLD_ENDED
     patience = BROKEN_S if view.crew_broken else DRAIN_S
     if view.state is State.DRAINING and view.now - max(view.since, view.handing_in or view.since) >= patience:
         return Event.DRAIN_OVERDUE
@@ -88,7 +103,7 @@ def _job_event(view: View, permitted: bool) -> Event | None:
 
 
 def backoff_s(failures: int) -> float:
-    """Pause after so many failed jobs in a row: 2, 4, 8, ... at most 60 s."""
+    """Pause after so many failed jobs, or runs of on_resume, in a row: 2, 4, 8, ... at most 60 s."""
     return min(BACKOFF_S * 2.0 ** (failures - 1), BACKOFF_MOST_S)
 
 

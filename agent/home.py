@@ -1,9 +1,10 @@
 """The agent's own folder: who it is, its credential, and that it is alone.
 
-Decides what survives a restart of the agent: a stable identity, the credential
-and the fence of its site, and which crew's job it started last. Everything else in the folder (jobs, cache) can be
-deleted at any time. The credential lies in a file of its own, readable by its
-owner only, because the job reads it too.
+Decides what survives a restart of the agent: a stable identity, its key, the
+credential, the certificate of its controller's authority, the fence of its site,
+and which crew's job it started last. Everything else in the folder (jobs, cache)
+can be deleted at any time. Key and credential lie in files of their own, readable
+by their owner only, because the job reads them too.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 
 from curtail.disk import Disk, disk_error
 from curtail.errors import Refused
+from curtail.signing import AgentKey
 
 KEPT_JOBS = 5
 """Job folders that stay for a look at their logs."""
@@ -52,6 +54,14 @@ class Home:
         return self.path / "credential"
 
     @property
+    def key_file(self) -> Path:
+        return self.path / "key.pem"
+
+    @property
+    def authority_file(self) -> Path:
+        return self.path / "ca.pem"
+
+    @property
     def cache(self) -> Path:
         return self.path / "cache"
 
@@ -64,6 +74,24 @@ class Home:
             return self.credential_file.read_text(encoding="utf-8").strip() or None
         except (OSError, UnicodeDecodeError):
             return None
+
+    def key(self, disk: Disk) -> AgentKey:
+        """This agent's key, made at the first start; it never leaves the folder.
+
+        Raises: AuthError: the file holds no key. DiskError.
+        """
+        try:
+            return AgentKey(self.key_file.read_bytes())
+        except FileNotFoundError:
+            key = AgentKey()
+            disk.replace("KEY", self.key_file, key.pem, 0o600)
+            return key
+        except OSError as error:
+            raise disk_error("read", self.key_file, error) from error
+
+    def keep_credential(self, credential: str, disk: Disk) -> None:
+        """Replace the stored credential. Raises: DiskError."""
+        disk.replace("CREDENTIAL", self.credential_file, credential.encode(), 0o600)
 
     def identity(self, disk: Disk) -> Identity:
         """The stored identity; a new one at the first start or if the file is damaged.

@@ -20,18 +20,18 @@ from pathlib import Path
 import torch
 
 from agent.cache import data_folder, fetch_data
-from agent.client import Control, open_http
 from agent.link import Link
 from agent.rounds import JobLoop
 from agent.speaker import JobEnvironment, Speaker
 from agent.team import Team
 from agent.trainer import Trainer
 from agent.transfer import Stopped
+from agent.trust import open_jobs_control
 from curtail import wire
 from curtail.clock import Clock, SystemClock
 from curtail.disk import Disk, SystemDisk
-from curtail.errors import AuthError, CurtailError, UsageError
-from curtail.lifeline import die_with_parent
+from curtail.errors import CurtailError, UsageError
+from curtail.lifeline import die_with_starter
 from nanochat.device import choose_device, join_ranks, leave_ranks, ranks_from_environment
 from nanochat.train import SampleStream
 
@@ -56,6 +56,8 @@ def environment(values: Mapping[str, str]) -> JobEnvironment:
             threads=int(values.get("CURTAIL_THREADS", "1")),
             device_batch_samples=int(values.get("CURTAIL_DEVICE_BATCH", "0")),
             link_bytes_s=float(values.get("CURTAIL_LINK", "0")),
+            server_name=values.get("CURTAIL_SERVER_NAME", ""),
+            insecure=values.get("CURTAIL_INSECURE", "0") == "1",
         )
     except (KeyError, ValueError) as error:
         raise UsageError(f"this job was started without {error}", "jobs are started by `curtail agent join`") from None
@@ -126,14 +128,18 @@ def _log(line: str) -> None:
 
 def main() -> int:
     """One rank of the job; the exit code."""
-    die_with_parent(os.getppid())
+    # Importing torch took seconds: the torchrun that started this rank may have been killed with its agent.
+    die_with_starter("CURTAIL_JOB", os.environ.get("CURTAIL_JOB", ""))
     speaker: Speaker | None = None
     try:
         env = environment(os.environ)
         disk, clock = SystemDisk(), SystemClock()
         if ranks_from_environment().local_rank == 0:
             link = Link(env.link_bytes_s, clock) if env.link_bytes_s else None
-            speaker = Speaker(env, Control(open_http(env.url), _credential(env), link), clock, disk, _log)
+            control = open_jobs_control(
+                env.url, env.credential_file, env.fence, clock.wall, link, env.server_name or None, env.insecure
+            )
+            speaker = Speaker(env, control, clock, disk, _log)
         reason = train_window(env, speaker, disk, clock)
         leave_ranks()
         if speaker is not None:
@@ -145,13 +151,6 @@ def main() -> int:
     except Exception as error:  # the top of the process: whatever it is, the agent must learn it
         traceback.print_exc()
         return _failed(speaker, f"{type(error).__name__}: {error}", 1)
-
-
-def _credential(env: JobEnvironment) -> str:
-    try:
-        return env.credential_file.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise AuthError(f"cannot read the credential {env.credential_file}: {error.strerror}") from error
 
 
 def _failed(speaker: Speaker | None, reason: str, code: int) -> int:

@@ -31,13 +31,14 @@ class Orders:
     valid_until: float  # monotonic seconds; the permit's end
     drain: bool  # finish the step, commit, exit
     reason: str
+    hold_until: float = 0.0  # monotonic seconds; after `valid_until` commit, and wait until then with the weights
 
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
     """Job -> agent."""
 
-    phase: str  # start, train, sync
+    phase: str  # start, train, sync, hold
     round: int | None
     step: int
     loss: float | None
@@ -82,15 +83,27 @@ def must_drain(orders: Orders | None, now: float) -> str | None:
         return "the agent's control file cannot be read"
     if orders.drain:
         return orders.reason or "the agent asked for it"
-    if now > orders.valid_until:
+    if now > max(orders.valid_until, orders.hold_until):
         return "the permit lapsed: no word from the agent"
     return None
 
 
+def must_hold(orders: Orders | None, now: float) -> str | None:
+    """Why the job must not train at `now` but may keep its weights on the GPUs, or None."""
+    if must_drain(orders, now) is not None or orders is None or now <= orders.valid_until:
+        return None
+    return orders.reason or "a short gap"
+
+
 def last_log_line(folder: Path, limit: int = 300) -> str:
     """The last non-empty line of the job's log, cut to `limit` characters; empty if there is none."""
+    return last_line(folder / LOG, limit)
+
+
+def last_line(path: Path, limit: int = 300) -> str:
+    """The last non-empty line of a file of text, cut to `limit` characters; empty if there is none."""
     try:
-        with open(folder / LOG, "rb") as file:
+        with open(path, "rb") as file:
             file.seek(0, os.SEEK_END)
             file.seek(max(0, file.tell() - 8192))
             lines = file.read().decode("utf-8", "replace").splitlines()

@@ -10,6 +10,7 @@ its permit is watched, so that no job trains without one. Units: seconds of
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import secrets
 import signal
@@ -23,13 +24,18 @@ from agent import launcher
 from agent.client import Control
 from agent.decide import DRAIN_S, View, backoff_s, next_event, retry_s
 from agent.home import Home, Identity, open_home
+from agent.hooks import UNREACHABLE_S, Condition, Hook, Hooks, hook_variables
 from agent.jobfolder import JobStatus, Orders
 from agent.launcher import Job, JobSpec, Place
-from agent.lifecycle import Event, State, advance, energy_phase
+from agent.lifecycle import WITH_HOOK, Event, State, advance, energy_phase
 from agent.options import Edges, JoinOptions, Stop
-from curtail import wire
-from curtail.errors import AuthError, CurtailError, Refused, UsageError
+from agent.trust import Trust
+from curtail import wire, wireaccess
+from curtail.errors import AuthError, CurtailError, DiskError, Refused, Unreachable, UsageError
 from curtail.lifeline import on_signals
+from curtail.notify import take_notifier
+from curtail.signing import Signer
+from curtail.token import parse_token
 
 POLL_S = 0.2
 """Between two looks at the job and at signals."""
@@ -46,6 +52,8 @@ class Agent:
     def __init__(self, options: JoinOptions, edges: Edges, home: Home, control: Control, stop: Stop) -> None:
         self.options, self.edges, self.home, self.control, self.stop = options, edges, home, control, stop
         self.identity: Identity = home.identity(edges.disk)
+        self.key = home.key(edges.disk)
+        control.signer = Signer(self.key, edges.clock.wall, self.identity.fence)
         self.ranks = options.ranks or launcher.count_devices()
         self.threads = options.threads or launcher.threads_per_rank(self.ranks)
         self.address, self.port = "", 0  # for the site's other machines
@@ -56,9 +64,10 @@ class Agent:
         self.crew_changed = self.crew_broken = False
         self.state, self.since = State.JOINING, edges.clock.monotonic()
         self.permit_until: float | None = None
+        self.hold_until: float | None = None  # until when the job may stay without a permit
         self.reason = self.note = ""
         self.said = ""  # what the draining job said last, told once
-        self.finished = self.credential_refused = self.terminated = self.killed = False
+        self.renewed = self.finished = self.credential_refused = self.terminated = self.killed = False
         self.fatal: CurtailError | None = None
         self.job: Job | None = None
         self.job_exit: int | None = None
@@ -66,6 +75,16 @@ class Agent:
         self.job_failures = self.beat_failures = 0
         self.backoff_until = self.next_beat = 0.0
         self.told: tuple[State, str] | None = None  # what the last heartbeat said
+        self.refused = False  # no permit is to be had, by what was heard since the last job
+        self.failing_since = 0.0  # since when heartbeats fail
+        self.hooks = Hooks(
+            options.hooks,
+            home.path,
+            hook_variables(options.site, options.region, control.address, edges.environment),
+            edges.disk,
+            edges.clock,
+            edges.spawn,
+        )
         stop.kill = self._kill
 
     def first_contact(self) -> None:
@@ -76,7 +95,7 @@ class Agent:
         self.control.credential = self.home.credential()
         if self.control.credential is not None and self._same_machine():
             try:
-                reply = self.control.heartbeat(self._heartbeat(State.IDLE))
+                reply = self._first_beat()
             except (AuthError, Refused) as error:
                 self._admit(error)
             else:
@@ -84,6 +103,34 @@ class Agent:
         else:
             self._admit(None)
         self._take(Event.JOINED)
+
+    def _first_beat(self) -> wire.HeartbeatReply:
+        """A heartbeat with the stored credential, or with a new one that the key gets. Raises: as `heartbeat`."""
+        try:
+            return self.control.heartbeat(self._heartbeat(State.IDLE))
+        except AuthError:
+            if not self._renew():
+                raise
+            return self.control.heartbeat(self._heartbeat(State.IDLE))
+
+    def _renew(self) -> bool:
+        """Get a new credential by the key alone, for one that has expired; once, until it was good for something.
+
+        Raises: Unreachable, DiskError.
+        """
+        if self.renewed:
+            return False
+        self.renewed = True
+        try:
+            reply = self.control.renew(wireaccess.RenewRequest(self.identity.agent, self.options.site))
+        except (Unreachable, DiskError):
+            self.renewed = False
+            raise
+        except CurtailError:
+            return False
+        self.identity = replace(self.identity, fence=reply.fence, run=reply.run)
+        self.home.remember(self.identity, reply.credential, self.edges.disk)
+        return True
 
     def _same_machine(self) -> bool:
         """Did this agent tell the controller at its last join what is true now?"""
@@ -98,6 +145,7 @@ class Agent:
         """
         try:
             while True:
+                self.edges.notifier.alive(self.edges.clock.monotonic())
                 self._observe()
                 self._settle()
                 if self.state is not State.LEFT and self._beat_due():
@@ -107,6 +155,7 @@ class Agent:
                     break
                 self.edges.clock.sleep(POLL_S)
         finally:
+            self.edges.notifier.stopping()
             self._kill()
         if self.fatal is not None:
             raise self.fatal
@@ -133,6 +182,8 @@ class Agent:
             self.options.machines,
             self.address,
             self.port,
+            self.key.public,
+            self.options.replace,
         )
         reply = self.control.join(request)
         self.identity = Identity(
@@ -151,7 +202,8 @@ class Agent:
         self.next_beat = 0.0
 
     def _observe(self) -> None:
-        """Look at the job."""
+        """Look at the job, or at the command that runs in its place."""
+        self.hooks.observe()
         if self.job is not None and self.job_exit is None:
             self.job_exit = self.job.poll()
             status = self.job.status()
@@ -173,6 +225,7 @@ class Agent:
                     now,
                     self.since,
                     self.permit_until,
+                    self.hold_until,
                     self.job_exit,
                     self.job_phase,
                     self.job_status.handing_in if self.job_status is not None else None,
@@ -182,6 +235,10 @@ class Agent:
                     self.backoff_until,
                     self.crew_changed,
                     self.crew_broken,
+                    self.refused,
+                    self.hooks.pause_due,
+                    self.hooks.resume_due,
+                    self.hooks.failed,
                 )
             )
             if event is None:
@@ -204,7 +261,20 @@ class Agent:
             self._leave()
         elif event is Event.CREDENTIAL_REFUSED:
             self.next_beat = 0.0
+        elif event in (Event.PAUSE_DUE, Event.RESUME_DUE):
+            self.hooks.begin(Hook.ON_PAUSE if event is Event.PAUSE_DUE else Hook.ON_RESUME, self.reason)
+        elif event in (Event.HOOK_DONE, Event.HOOK_FAILED):
+            self._after_hook()
         self._tell(event)
+
+    def _after_hook(self) -> None:
+        """A command is over. After a failed on_resume no job starts for a while."""
+        ended = self.hooks.take()
+        self.next_beat = 0.0
+        if self.state is State.BACKOFF:
+            self.backoff_until = self.edges.clock.monotonic() + self._pause_s()
+        if not ended.failed:
+            self.edges.say(f"site {self.options.site}: {ended.words}")
 
     def _start(self) -> None:
         assert self.permit_until is not None
@@ -223,12 +293,15 @@ class Agent:
             self.options.device_batch_samples,
             self.options.link_bytes_s,
             self._place(),
+            self.options.server_name or "",
+            self.options.insecure,
         )
         self.crew_changed = self.crew_broken = False
         self.job_exit, self.job_status, self.terminated, self.killed = None, None, False, False
         self.said = ""
-        orders = Orders(self.permit_until, False, self.reason)
+        orders = Orders(self.permit_until, False, self.reason, self.hold_until or 0.0)
         try:
+            self.hooks.wake()
             if spec.place is not None:
                 # First of all: after a crash the controller must hear that this crew's job was begun here.
                 self.identity = replace(self.identity, crew=spec.place.crew)
@@ -253,7 +326,7 @@ class Agent:
             # With a forecast the controller grants only up to the end of the window, and says no more than that.
             words = "lapsed without word from the controller" if self.beat_failures else "has run out"
             self.reason = f"the permit {words}"
-        self.permit_until = None
+        self.permit_until = self.hold_until = None
         self._order(Orders(0.0, True, self.reason))
 
     def _order(self, orders: Orders) -> None:
@@ -282,8 +355,8 @@ class Agent:
         if event is Event.JOB_FAILED:
             self.job_failures += 1
             self.backoff_until = self.edges.clock.monotonic() + backoff_s(self.job_failures)
-        self.job, self.job_exit, self.job_status, self.permit_until = None, None, None, None
-        self.crew_changed = self.crew_broken = False
+        self.job, self.job_exit, self.job_status, self.permit_until, self.hold_until = None, None, None, None, None
+        self.crew_changed = self.crew_broken = self.refused = False
         self.next_beat = 0.0
 
     def _leave(self) -> None:
@@ -313,7 +386,7 @@ class Agent:
             beat = self._heartbeat(self.state)
             reply = self.control.heartbeat(beat, max(1.0, min(5.0, self.identity.heartbeat_s * 2)))
         except AuthError as error:
-            self._turned_away(error)
+            self._refused(error, sent)
         except Refused as error:
             self.fatal = Refused(
                 f"another agent speaks for site {self.options.site} now ({error.message})",
@@ -329,8 +402,20 @@ class Agent:
             self.told = (State(beat.state), beat.phase)
             self._heard(reply, sent)
 
+    def _refused(self, error: AuthError, sent: float) -> None:
+        """The credential is no good: the key may get another one."""
+        try:
+            renewed = self.state is not State.JOINING and self._renew()
+        except CurtailError as outage:
+            self._outage(outage, sent)
+            return
+        if renewed:
+            self.next_beat = self.edges.clock.monotonic()
+        else:
+            self._turned_away(error)
+
     def _turned_away(self, error: AuthError) -> None:
-        self.permit_until = None
+        self.permit_until = self.hold_until = None
         self.next_beat = self.edges.clock.monotonic() + self.identity.heartbeat_s
         if self.state is State.JOINING or not self.options.token:
             remedy = "give a join token: set CURTAIL_TOKEN or use --token-file"
@@ -339,7 +424,10 @@ class Agent:
         self.credential_refused = True
 
     def _outage(self, error: CurtailError, sent: float) -> None:
+        self.failing_since = self.failing_since if self.beat_failures else sent
         self.beat_failures += 1
+        if sent - self.failing_since >= UNREACHABLE_S:
+            self._rest()
         self.next_beat = self.edges.clock.monotonic() + retry_s(self.beat_failures, self.identity.heartbeat_s)
         if self.beat_failures > 1:
             return
@@ -351,14 +439,37 @@ class Agent:
         """Take in an answer to a heartbeat sent at `sent`: the permit counts from then, to be safe."""
         now = self.edges.clock.monotonic()
         self.next_beat = now + reply.heartbeat_s
+        self.renewed = False
+        if reply.credential is not None:
+            self._keep(reply.credential)
         self.finished = reply.finished
         self._muster(reply.crew)
         if self.state in (State.DRAINING, State.STOPPING):
             return  # a drain is not taken back; the next job gets a permit of its own
         self.reason = reply.reason
+        if reply.granted:
+            self.refused = False
+        else:
+            self._rest()
         self.permit_until = sent + reply.valid_s if reply.granted and self._startable() else None
-        if self.permit_until is not None and self.job is not None:
-            self._order(Orders(self.permit_until, False, reply.reason))
+        self.hold_until = sent + reply.hold_s if reply.hold_s > 0 else None
+        if self.job is not None and (self.permit_until is not None or self.hold_until is not None):
+            self._order(Orders(self.permit_until or sent, False, reply.reason, self.hold_until or 0.0))
+
+    def _rest(self) -> None:
+        """No permit is to be had: a machine without a job pauses."""
+        self.refused = True
+        if self.job is None and self.state not in WITH_HOOK:
+            self.hooks.rest()
+
+    def _keep(self, credential: str) -> None:
+        """Use a new credential once it is on disk, for the job and for a restart; until then the old one is good."""
+        try:
+            self.home.keep_credential(credential, self.edges.disk)
+        except DiskError as error:
+            self.edges.say(f"site {self.options.site}: {error}; the old credential is used until it ends")
+        else:
+            self.control.credential = credential
 
     def _muster(self, crew: wire.Crew | None) -> None:
         """Take in with which machines this one shall train; None: it is not decided, and a job goes on."""
@@ -387,6 +498,7 @@ class Agent:
             self.identity.crew if self.options.machines > 1 else "",
             place.rank if place is not None else 0,
             place.size if place is not None else 1,
+            self.edges.meter.power(),
         )
 
     @property
@@ -397,7 +509,9 @@ class Agent:
     def _why(self, state: State) -> str:
         """Why the site waits: what a draining job says, else how the last job ended."""
         says = self.job_status.reason if state is State.DRAINING and self.job_status is not None else ""
-        return says or self.note
+        if state in WITH_HOOK and self.hooks.running is not None:
+            says = f"{self.hooks.running} runs"
+        return says or self.hooks.note or self.note
 
     def _tell(self, event: Event) -> None:
         texts = {
@@ -405,21 +519,32 @@ class Agent:
             State.IDLE: f"waiting ({self.reason})" if self.reason else "waiting",
             State.STARTING: f"starting a job{self._with()} ({self.reason})",
             State.TRAINING: f"training ({self.reason})",
+            State.HOLDING: f"holding the weights ({self.reason})",
             State.DRAINING: f"draining ({self.reason})",
             State.STOPPING: f"ending a job that did not drain within {DRAIN_S:.0f} s, or the time it asked for",
-            State.BACKOFF: f"waiting {backoff_s(max(1, self.job_failures)):.0f} s ({self.note})",
+            State.PAUSING: f"running on_pause ({self.reason})",
+            State.RESUMING: f"running on_resume ({self.reason})",
+            State.BACKOFF: f"waiting {self._pause_s():.0f} s ({self.hooks.note or self.note})",
             State.LEFT: "left, the run is finished" if self.finished else "left",
         }
         text = texts[self.state]
+        if event is Event.HOOK_FAILED and self.state is State.IDLE:
+            text = f"waiting; {self.hooks.note}"
+        if self.state is State.LEFT and self.hooks.condition is Condition.PAUSED and self.hooks.commands.on_resume:
+            text += "; the machine stays paused, on_resume was not run"
         if event is Event.JOINED:
             text = f"joined the run {self.identity.run} at {self.control.address}"
         self.edges.say(f"site {self.options.site}: {text}")
+
+    def _pause_s(self) -> float:
+        return backoff_s(max(1, self.hooks.failures if self.hooks.note else self.job_failures))
 
     def _with(self) -> str:
         place = self.job.spec.place if self.job is not None else None
         return "" if place is None else f" as machine {place.rank + 1} of {place.size}"
 
     def _kill(self) -> None:
+        self.hooks.kill()
         if self.job is not None and self.job_exit is None:
             self.job.kill()
 
@@ -430,16 +555,19 @@ def run(options: JoinOptions, edges: Edges | None = None, stop: Stop | None = No
     Returns: the exit code: 0, or 130 after SIGINT.
     Raises: CurtailError: the agent could not join, or was turned away.
     """
-    edges, stop = edges or Edges(), stop or Stop()
+    # Out of the environment first: the jobs must not speak for the agent.
+    edges, stop = edges or Edges(notifier=take_notifier(os.environ)), stop or Stop()
     for what, name in (("site", options.site), ("region", options.region)):
         if not NAME.fullmatch(name):
             raise UsageError(f"{name!r} is no name of a {what}", "use letters, digits, '.', '_' and '-', at most 63")
+    token = parse_token(options.token) if options.token else None  # mistyped: said before anybody is asked
     with open_home(options.home) as home, _signals(stop):
         url = options.url or edges.find(options.discover_s).url
-        control = edges.open_control(url)
+        control = edges.open_control(url, Trust(home, edges.disk, token, options.server_name, options.insecure))
         with control.http:
             agent = Agent(options, edges, home, control, stop)
             agent.first_contact()
+            edges.notifier.ready()
             return agent.live()
 
 

@@ -65,6 +65,8 @@ class JobSpec:
     device_batch_samples: int = 0  # 0: as the run says
     link_bytes_s: float = 0.0  # limit of its transfers, bytes per second; 0: none
     place: Place | None = None  # None: the site has one machine
+    server_name: str = ""  # that the controller's certificate must hold; "": the host of its address
+    insecure: bool = False  # plain HTTP to another machine is wanted
 
 
 class Process(Protocol):
@@ -179,6 +181,8 @@ def job_environment(spec: JobSpec, inherited: Mapping[str, str]) -> dict[str, st
         "CURTAIL_THREADS": str(spec.threads),
         "CURTAIL_DEVICE_BATCH": str(spec.device_batch_samples),
         "CURTAIL_LINK": repr(spec.link_bytes_s),
+        "CURTAIL_SERVER_NAME": spec.server_name,
+        "CURTAIL_INSECURE": "1" if spec.insecure else "0",
     }
     return env
 

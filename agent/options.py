@@ -13,13 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent import launcher
-from agent.client import Control, open_http
+from agent.client import Control
+from agent.hooks import Commands
 from agent.launcher import Spawn
 from agent.network import local_address
 from agent.power import PowerMeter, choose_meter
+from agent.trust import Trust, open_control
 from curtail.clock import Clock, SystemClock
 from curtail.discovery import Found, find_controller
 from curtail.disk import Disk, SystemDisk
+from curtail.notify import Notifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,10 @@ class JoinOptions:
     address: str | None = None  # where the site's other machines reach this one; None: as it reaches the controller
     rendezvous_port: int = 29400  # on this machine, for the job of several machines
     link_bytes_s: float = 0.0  # most that a job's transfers take, bytes per second; 0: no limit
+    server_name: str | None = None  # that the controller's certificate must hold; None: the host of its address
+    insecure: bool = False  # plain HTTP to another machine is wanted
+    replace: bool = False  # with an operator's token: take the place of a machine with another key
+    hooks: Commands = field(default_factory=Commands)  # run when the machine pauses and resumes
 
 
 def _say(line: str) -> None:
@@ -54,10 +61,11 @@ class Edges:
     spawn: Spawn = launcher.system_spawn
     meter: PowerMeter = field(default_factory=choose_meter)
     find: Callable[[float], Found] = find_controller
-    open_control: Callable[[str], Control] = field(default=lambda url: Control(open_http(url)))
+    open_control: Callable[[str, Trust], Control] = open_control
     local_address: Callable[[str], str] = local_address
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     say: Callable[[str], None] = _say
+    notifier: Notifier = field(default_factory=Notifier)
 
 
 @dataclass(slots=True)

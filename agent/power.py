@@ -5,13 +5,16 @@ which method, and which devices that includes. What cannot be read is None, neve
 a guess: the controller then uses the run file's model of the site. A heartbeat
 speaks for the whole machine, so `watts` is None while a part of it is not
 measured; `measure` tells that part anyway. Energy counters are preferred to
-momentary power, since they miss nothing between two questions. Seconds, W, J.
+momentary power, since they miss nothing between two questions. `power` sums up
+what was measured since the meter was made, so that the controller misses nothing
+between two heartbeats either, lost ones included. Seconds, W, J.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +22,7 @@ from typing import Any, Protocol
 
 from agent.powercounters import NvmlCounter, RaplCounter
 from curtail.clock import Clock, SystemClock
+from curtail.wire import Power
 
 SHORTEST_S, LONGEST_S = 0.5, 600.0
 """Of an interval. GPUs renew their counters every 20 to 100 ms, so shorter ones say little; RAPL wraps around
@@ -30,7 +34,7 @@ class Measurement:
     """Mean power over an interval."""
 
     watts: float
-    method: str  # nvml-total-energy, nvml-power, rapl, constant, or several with +
+    method: str  # nvml-total-energy, nvml-power-integrated, rapl, constant, or several with +
     covers: tuple[str, ...]  # which devices are included
     lacks: tuple[str, ...] = ()  # which are known to be left out
 
@@ -47,12 +51,17 @@ class PowerMeter(Protocol):
         """Mean power of this machine since the last question, or None if it is not measured."""
         ...
 
+    def power(self) -> Power | None:
+        """All that was measured up to the last question; None: there is no counter."""
+        ...
+
 
 class Counter(Protocol):
     """Devices with an energy counter."""
 
     method: str
     covers: tuple[str, ...]
+    part: str  # of the machine: gpu, host, or whole
 
     def joules(self) -> float:
         """Energy since an arbitrary point; never goes back. Raises: OSError: it cannot be read now."""
@@ -74,6 +83,10 @@ class ConstantMeter:
         """The fixed answer, labelled."""
         return None if self.value is None else Measurement(self.value, "constant", ("machine",))
 
+    def power(self) -> Power | None:
+        """Nothing is counted."""
+        return None
+
 
 class CounterMeter:
     """Mean power from the difference of energy counters.
@@ -94,6 +107,9 @@ class CounterMeter:
         self._constant = constant
         self._before: tuple[float, list[float]] | None = None
         self._latest: Measurement | None = None
+        self._meter = secrets.token_hex(8)
+        self._seconds = 0.0
+        self._summed: dict[str, float] = {}  # part of the machine -> J
         self.note = note
 
     def watts(self) -> float | None:
@@ -117,6 +133,7 @@ class CounterMeter:
         spent = [after - earlier for after, earlier in zip(joules, before[1], strict=True)]
         if any(value < 0.0 for value in spent):  # a driver was loaded anew
             return None
+        self._sum_up(spent, now - before[0])
         watts = sum(spent) / (now - before[0])
         methods, covers = [c.method for c in self._counters], [name for c in self._counters for name in c.covers]
         if self._constant is not None:
@@ -125,6 +142,23 @@ class CounterMeter:
             covers.append(self._constant[1])
         self._latest = Measurement(watts, "+".join(dict.fromkeys(methods)), tuple(covers), self._lacks)
         return self._latest
+
+    def power(self) -> Power:
+        """All that was measured up to the last question."""
+        methods = [*(counter.method for counter in self._counters), *(["constant"] if self._constant else [])]
+        parts = {counter.part for counter in self._counters} | ({"host"} if self._constant else set())
+        return Power(
+            self._meter, "+".join(dict.fromkeys(methods)), self._seconds,
+            None if self._lacks else sum(self._summed.values()),
+            *(self._summed.get(part, 0.0) if part in parts else None for part in ("gpu", "host")),
+        )  # fmt: skip
+
+    def _sum_up(self, spent: Sequence[float], seconds: float) -> None:
+        self._seconds += seconds
+        for counter, joules in zip(self._counters, spent, strict=True):
+            self._summed[counter.part] = self._summed.get(counter.part, 0.0) + joules
+        if self._constant is not None:
+            self._summed["host"] = self._summed.get("host", 0.0) + self._constant[0] * seconds
 
 
 def choose_meter(

@@ -27,6 +27,8 @@ class NvmlCounter:
         share: which part of the machine's GPUs these are.
     """
 
+    part = "gpu"
+
     def __init__(self, nvml: Any, handles: Mapping[str, Any], share: float, clock: Clock) -> None:
         self._nvml = nvml
         self._handles = dict(handles)
@@ -36,7 +38,7 @@ class NvmlCounter:
         self._last: dict[str, tuple[float, float]] = {}  # name -> when, W
         self.share = share
         self.covers = tuple(self._handles)
-        self.method = "nvml-power" if self._without else "nvml-total-energy"
+        self.method = "nvml-power-integrated" if self._without else "nvml-total-energy"
 
     @staticmethod
     def open(load: Callable[[], Any], environ: Mapping[str, str], clock: Clock) -> NvmlCounter:
@@ -138,7 +140,7 @@ class RaplCounter:
     Args: share: the part of it that is counted, where other jobs use the rest of the machine's GPUs.
     """
 
-    method = "rapl"
+    method, part = "rapl", "host"
 
     def __init__(self, zones: list[_Zone], share: float) -> None:
         self._zones = zones

@@ -27,7 +27,11 @@ from nanochat import weights as weight_sets
 from nanochat.train import NO_STEPS, TrainReport
 
 GO_ON, END_ROUND, DRAIN, SWITCH = 0, 1, 2, 3
-"""What rank 0 tells all ranks before each step; SWITCH: the contribution is in and the next round is there."""
+"""What rank 0 tells all ranks before each step; DRAIN, too, where the job is to hold; SWITCH: the contribution is in
+and the next round is there."""
+
+HOLD_SLICE_S = 0.2
+"""Between two looks at whether a hold is over."""
 
 
 class JobLoop:
@@ -58,6 +62,11 @@ class JobLoop:
         assert speaker is not None
         if reason := speaker.drain_reason():
             return {"kind": "leave", "reason": reason}
+        if reason := speaker.hold_reason():
+            speaker.tell("hold", reason)
+            with speaker.seconds("idle"):
+                speaker.wait(HOLD_SLICE_S)
+            return {"kind": "wait"}
         if speaker.phase == "train":
             speaker.tell("sync")
         held = speaker.held
@@ -114,7 +123,7 @@ class JobLoop:
 
         def say(step: int) -> int:
             assert speaker is not None
-            if speaker.draining():
+            if speaker.stopping():
                 return DRAIN
             # One step at least: a round that fetching used up would else never get anywhere.
             late = self.clock.monotonic() - work.began >= work.assignment.train_s
@@ -191,7 +200,7 @@ class JobLoop:
 
         def say(step: int) -> int:
             assert speaker is not None and flight is not None
-            return DRAIN if speaker.draining() else SWITCH if flight.ended else GO_ON
+            return DRAIN if speaker.stopping() else SWITCH if flight.ended else GO_ON
 
         report, _ = self._steps(work.assignment, ahead, work.report.steps, say)
         plan = self.trainer.team.share(self._landing(flight, ahead, report) if flight else None)
@@ -207,12 +216,15 @@ class JobLoop:
         """Rank 0: wait until the contribution is in and the next round is there; say what all ranks do."""
         speaker = self.speaker
         assert speaker is not None
-        told = ""
+        told = ("", "")
         with speaker.seconds("idle"):
             while not flight.join(SLICE_S):
-                if flight.reason != told:
-                    told = flight.reason
-                    speaker.tell("sync", told)
+                # a contribution that is in, and a round that is waited for, is a hold
+                holds = flight.accepted and (reason := speaker.hold_reason())
+                says = ("hold", reason) if holds and reason else ("sync", flight.reason)
+                if says != told:
+                    told = says
+                    speaker.tell(*told)
         following, closing = flight.result(), False
         if following.kind == "leave" and flight.accepted and report.steps:
             closing = True
@@ -250,7 +262,7 @@ class JobLoop:
 
     def _idle(self, assignment: wire.Assignment) -> None:
         speaker = self.speaker
-        if speaker is not None and not speaker.draining():
+        if speaker is not None and not speaker.stopping():
             speaker.log(f"round {assignment.round}: the lease holds no whole step")
             speaker.wait(1.0)
 

@@ -23,7 +23,7 @@ from agent.transfer import Stop, Stopped, download, pause_s
 from curtail import wire
 from curtail.clock import Clock
 from curtail.disk import Disk
-from curtail.errors import CheckpointError, CurtailError, NotFound, Refused, Unreachable, WireError
+from curtail.errors import CheckpointError, CurtailError, DiskError, NotFound, Refused, Unreachable, WireError
 from nanochat.delta import apply_update, decode, read_delta
 from nanochat.weights import Shapes, Weights, digest, read_weights
 
@@ -35,6 +35,9 @@ SLICE_S = 0.1
 
 PROGRESS_S = 1.0
 """Between two progress messages."""
+
+NO_SPACE_S = 2.0
+"""Until a job asks again for work for which its disk had no space."""
 
 
 @dataclass(slots=True)
@@ -60,6 +63,8 @@ class JobEnvironment:
     threads: int
     device_batch_samples: int = 0  # per rank and pass at this site; 0: as the run says
     link_bytes_s: float = 0.0  # limit of transfers, bytes per second; 0: none
+    server_name: str = ""  # that the controller's certificate must hold; "": the host of its address
+    insecure: bool = False  # plain HTTP to another machine is wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,15 @@ class Speaker:
     def draining(self) -> bool:
         """Whether the job must drain now."""
         return self.drain_reason() is not None
+
+    def hold_reason(self) -> str | None:
+        """Why the job must not train now but may keep its weights where they are, or None."""
+        return jobfolder.must_hold(jobfolder.read_orders(self.env.folder), self.clock.monotonic())
+
+    def stopping(self) -> bool:
+        """Whether the job must not train now: it drains or holds."""
+        orders, now = jobfolder.read_orders(self.env.folder), self.clock.monotonic()
+        return jobfolder.must_drain(orders, now) is not None or jobfolder.must_hold(orders, now) is not None
 
     def tell(self, phase: str, reason: str = "", exit_code: int | None = None) -> None:
         """Tell the agent the phase; failing to is not worth ending a job."""
@@ -176,7 +190,7 @@ class Speaker:
         """Ask what to do next and fetch what that needs; `wait` also means: ask again.
 
         Args: stop: ends a download; by default a drain does.
-        Raises: as `checkout` and `hold`, but Stopped.
+        Raises: as `checkout` and `hold`, but Stopped and DiskError.
         """
         reply = self.checkout(closing)
         began = self.clock.monotonic()
@@ -187,6 +201,8 @@ class Speaker:
                 held = self.hold(reply.assignment, shapes, stop or self.draining)
         except Stopped:
             return Next("leave", self.drain_reason() or "draining")
+        except DiskError as error:  # what is held stays as it was; somebody may free some space
+            return Next("wait", str(error), NO_SPACE_S)
         if not held:
             return Next("wait", "whole weights must be fetched", 0.5)
         return Next("train", "", 0.0, reply.assignment, began)

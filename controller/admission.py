@@ -10,7 +10,7 @@ import ipaddress
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from controller.rows import MachineRow, SiteRow
+from controller.rows import MachineRow, SiteRow, TokenRow
 from curtail.errors import Refused, WireError
 from curtail.wire import JoinRequest
 
@@ -68,6 +68,30 @@ def admit(
     mine = next((row.place for row in rows if row.agent == request.agent), None)
     place = mine if mine is not None else max((row.place for row in rows), default=-1) + 1
     return Admission(place, tuple(row for row in others if row not in gone), tuple(gone))
+
+
+def check_owner(request: JoinRequest, site: SiteRow | None, rows: Sequence[MachineRow], token: TokenRow) -> None:
+    """Who may be a machine of a site that others joined before: whoever has the key of one of them, whoever takes a
+    place that never was taken, and whoever the operator sends: with a token for this site, or their own.
+
+    Raises: Refused: this agent is none of them.
+    """
+    own = next((row for row in rows if row.agent == request.agent), None)
+    same_key = any(row.key == request.key for row in rows if row.key)
+    # A row without a key is of a machine that joined before keys were kept.
+    if same_key or (own is not None and not own.key) or not rows:
+        return
+    free = site is not None and site.machines == request.machines and len(rows) < site.machines
+    if own is None and free:
+        return
+    if token.site == request.site or (token.role == "operator" and request.replace):
+        return
+    hosts = ", ".join(row.machine for row in rows)
+    raise Refused(
+        f"the site {request.site!r} belongs to another key, of {hosts}, and this machine has a new one",
+        f"if it was wiped or replaced: join with a token for this site (`curtail token create --site {request.site}`"
+        f" on the controller's machine), or first forget the old one there: `curtail node rm {request.site}`",
+    )
 
 
 def _agree(request: JoinRequest, site: SiteRow, present: Sequence[MachineRow]) -> None:

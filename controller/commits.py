@@ -83,7 +83,8 @@ class Commits:
             raise Refused(f"{where} keeps samples, this run's federated rounds do not overlap", "commit without keep")
         if request.keep and tx.kept(member.site) is not None:
             raise Refused(f"{where} keeps samples, and the site keeps others already", "commit without keep")
-        if tx.blob(request.blob) is None:
+        blob = tx.blob(request.blob)
+        if blob is None or (blob.kind == "contribution" and blob.site not in ("", member.site)):
             raise Refused(f"{where} names a file that was not uploaded", "upload it, then commit again")
 
 

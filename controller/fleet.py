@@ -15,6 +15,9 @@ from controller.crew import Crew, Machine, Muster, muster
 from controller.rows import MachineRow
 from curtail import wire
 
+RUNNING = ("start", "train", "sync", "hold")
+"""Energy phases in which a site has its weights on its GPUs, or is loading them."""
+
 
 @dataclass(slots=True)
 class LiveMachine:
@@ -32,6 +35,7 @@ class LiveMachine:
     crew: str = ""  # of its latest job
     rank: int = 0
     size: int = 1
+    power: wire.Power | None = None  # what its meter has counted; None: it has none
     seen: float | None = None
 
     @classmethod
@@ -50,6 +54,7 @@ class LiveMachine:
             beat.note,
         )
         self.crew, self.rank, self.size = beat.crew, beat.crew_rank, beat.crew_size
+        self.power = beat.power
 
     def heard(self, now: float, lost_after: float) -> bool:
         """Did it report within `lost_after` seconds?"""
@@ -86,7 +91,12 @@ class LiveSite:
     permit_until: float = float("-inf")
     reason: str = "not heard from yet"
     granted: bool = False
+    hold_until: float = float("-inf")  # until when its weights may stay on idle GPUs
+    held_since: float | None = None  # controller's clock; since when it holds
+    promised: float | None = None  # since when it is told that it may train
     checked_out_job: str | None = None  # the job that asked for work
+    working_on: int | None = None  # the round of which its job reported last
+    round_tokens: int = 0  # trained in it
     step: int = 0
     loss: float | None = None
     tokens_per_s: float = 0.0
@@ -94,6 +104,12 @@ class LiveSite:
     def heard(self, now: float, lost_after: float) -> bool:
         """Did it report within `lost_after` seconds?"""
         return self.seen is not None and now - self.seen <= lost_after
+
+    def running(self, now: float, lost_after: float) -> bool:
+        """Are its weights on its GPUs, or on their way? Also for a moment after it was told that it may train."""
+        if self.phase in RUNNING:
+            return True
+        return self.phase == "paused" and self.promised is not None and now - self.promised <= lost_after
 
     def ready(self, now: float, lost_after: float) -> bool:
         """May it train, and has its job asked for work?"""
@@ -191,6 +207,9 @@ class Fleet:
 
     def __init__(self) -> None:
         self._sites: dict[str, LiveSite] = {}
+
+    def __len__(self) -> int:
+        return len(self._sites)
 
     def add(self, site: str, region: str, expected: int = 1, machines: Iterable[LiveMachine] = ()) -> LiveSite:
         """A site that joined anew."""

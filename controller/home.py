@@ -1,8 +1,8 @@
 """The controller's folder: one run, one process, and what is needed to begin or continue it.
 
-Decides whether a folder holds this run, another one or none; makes version 0
-and the first join token; checks that run file, data and model fit together.
-Layout: state.db, versions/, blobs/, merge/, data (link), join-token, controller.json.
+Decides whether a folder holds this run, another one or none; makes version 0;
+checks that run file, data and model fit together.
+Layout: state.db, versions/, blobs/, merge/, tls/, data (link), join-token, operator-token, controller.json.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from controller import auth, leases
+from controller import handout, leases
 from controller.beside import make_initial_weights
 from controller.rows import BlobRow, RunRow, VersionRow
 from controller.store import Store, Transaction
+from controller.store.upkeep import RESTORE
 from controller.versions import Versions
 from curtail.clock import Clock
 from curtail.config import RunConfig, config_from_json
 from curtail.disk import Disk, disk_error, file_sha256
-from curtail.errors import ConfigError, DataError, Refused
+from curtail.errors import ConfigError, CurtailError, DataError, Refused
 from nanochat import presets
 from nanochat.checkpoint import MODEL_FILE, read_meta
 from nanochat.manifest import MANIFEST_NAME, Manifest
@@ -114,12 +115,23 @@ def recipe_for(config: RunConfig) -> Recipe:
 
 
 def begin_or_continue(
-    home: Path, config: RunConfig, data: Data, store: Store, versions: Versions, start: float, clock: Clock, disk: Disk
+    home: Path,
+    config: RunConfig,
+    data: Data,
+    store: Store,
+    versions: Versions,
+    start: float,
+    clock: Clock,
+    disk: Disk,
+    pin: str | None = None,
 ) -> RunRow:
     """The run in `home`, made now if there is none.
 
-    Args: start: the controller's clock at the beginning of a new run.
+    Args:
+        start: the controller's clock at the beginning of a new run.
+        pin: hash of the public key of the controller's authority, for the token files.
     Raises: ConfigError: the folder holds another run. CheckpointError: its weights are damaged.
+        CurtailError: its data ledger does not balance.
     """
     run = store.call(lambda tx: tx.run())
     if run is None:
@@ -127,6 +139,7 @@ def begin_or_continue(
     else:
         _check_same(home, config, data, run)
         _check_regions(home, config, store)
+        _check_ledger(home, store)
         latest = store.call(lambda tx: tx.latest_version())
         versions.verify(latest.version, latest.digest)
         store.call(lambda tx: tx.set_run(config=config.to_json()))
@@ -135,10 +148,11 @@ def begin_or_continue(
     def register(tx: Transaction) -> None:
         for blob in blobs:
             tx.put_blob(blob)
+        relocate(tx, home, versions)
 
     store.call(register)
     _link_data(home, data.folder)
-    ensure_join_token(home, store, clock, disk)
+    handout.ensure(home, store, pin, clock.wall(), disk)
     return run
 
 
@@ -225,6 +239,27 @@ def _check_regions(home: Path, config: RunConfig, store: Store) -> None:
             )
 
 
+def _check_ledger(home: Path, store: Store) -> None:
+    problems = store.call(lambda tx: tx.ledger_problems())
+    if problems:
+        raise CurtailError(f"the data ledger in {home} does not balance: {problems[0]}", RESTORE)
+
+
+def relocate(tx: Transaction, home: Path, versions: Versions) -> None:
+    """Say where the run's files are now: the folder may have been moved, or come from a backup."""
+    now: dict[str, list[str]] = {}
+    for version in tx.kept_versions():
+        now.setdefault(version.weights, []).append(str(versions.path(version.version) / MODEL_FILE))
+        if version.updates:
+            now.setdefault(version.updates, []).append(str(versions.path(version.version) / "update.safetensors"))
+    for blob in tx.blobs_of_kind("contribution"):
+        now[blob.sha256] = [str(home / "blobs" / blob.sha256)]
+    for sha256, places in now.items():
+        known = tx.blob(sha256)
+        if known is not None and known.path not in places:
+            tx.put_blob(dataclasses.replace(known, path=places[-1]))
+
+
 def _data_blobs(data: Data) -> list[BlobRow]:
     manifest = data.folder / MANIFEST_NAME
     blobs = [BlobRow(data.sha256, str(manifest), manifest.stat().st_size, "data")]
@@ -241,18 +276,3 @@ def _link_data(home: Path, folder: Path) -> None:
         os.replace(temp, link)
     except OSError as error:
         raise disk_error("write", link, error) from error
-
-
-def ensure_join_token(home: Path, store: Store, clock: Clock, disk: Disk) -> str:
-    """The text of the join token in HOME/join-token; made if the file is gone."""
-    path = home / "join-token"
-    if path.exists():
-        text = path.read_text().strip()
-        token = auth.parse_token(text)
-        stored = store.call(lambda tx: tx.join_token(token.id))
-        if stored is not None and auth.matches(token.secret, stored):
-            return text
-    fresh = auth.new_token()
-    store.call(lambda tx: tx.add_join_token(fresh.id, auth.hashed(fresh.secret), clock.wall()))
-    disk.replace("JOIN_TOKEN", path, f"{fresh}\n".encode(), mode=0o600)
-    return str(fresh)

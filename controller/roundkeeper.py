@@ -214,11 +214,15 @@ class RoundKeeper:
         else:
             self._end_if_due(tx, row, now)
 
-    def extend(self, tx: Transaction, deadline: float) -> None:
-        """After a restart: give the open round until `deadline` at least."""
+    def resume(self, tx: Transaction, now: float, least: float) -> None:
+        """After a restart: the open round ends in `least` seconds at the earliest, in its whole length at the latest.
+
+        The latter matters only where the machine's clock was set back meanwhile.
+        """
         row = tx.live_round()
-        if row is not None and row.deadline_wall < deadline:
-            tx.set_round(row.round, deadline_wall=deadline)
+        if row is not None:
+            latest = now + max(least, self._config.rounds.length)
+            tx.set_round(row.round, deadline_wall=min(max(row.deadline_wall, now + least), latest))
 
     def release_site(self, tx: Transaction, site: str, now: float, reason: str) -> None:
         """The site joined anew or left: all that its jobs hold goes back."""

@@ -61,6 +61,29 @@ class MachineRow:
     credential: str  # hashed
     left_run: int  # 1: it said goodbye
     joined_wall: float
+    key: str = ""  # the agent's public key, base64
+    expires_wall: float = 0.0  # when the credential ends
+    next_credential: str = ""  # handed out and not used yet, hashed; "": none
+    next_expires_wall: float = 0.0
+    former_credential: str = ""  # used before, hashed; good for a short time, for what is under way
+    former_until_wall: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """A token that was made."""
+
+    id: str
+    secret: str  # hashed
+    created_wall: float
+    role: str = "agent"  # agent: a machine may join with it; viewer, operator: it is shown with each request
+    site: str = ""  # joins as this site only; "": any
+    region: str = ""
+    uses: int | None = None  # machines that may join with it; None: no limit
+    used: int = 0
+    expires_wall: float | None = None
+    revoked_wall: float | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +143,20 @@ class MemberRow:
 
 
 @dataclass(frozen=True, slots=True)
+class SwitchedRow:
+    """A site of which the machines are switched off, or on their way; without a row they are on."""
+
+    site: str
+    region: str
+    state: str  # controller.switching.Power; ON: on_pause failed in this pause
+    since: float
+    since_wall: float
+    failures: int = 0  # of on_resume, in a row
+    retry_wall: float = 0.0  # no on_resume before
+    note: str = ""  # how the latest command failed
+
+
+@dataclass(frozen=True, slots=True)
 class KeptRow:
     """Samples [start, stop) that stay leased to a site's job beyond what it committed."""
 
@@ -131,6 +168,20 @@ class KeptRow:
 
 
 @dataclass(frozen=True, slots=True)
+class OverrideRow:
+    """A person's order for a region."""
+
+    region: str
+    train: int  # 1: train, 0: pause
+    since: float
+    until: float
+    by_whom: str
+    reason: str
+    placed_wall: float
+    ended: float | None  # taken back, or followed by another; None: it runs out by itself
+
+
+@dataclass(frozen=True, slots=True)
 class BlobRow:
     """A file that is served or was uploaded, named by its content."""
 
@@ -138,6 +189,7 @@ class BlobRow:
     path: str
     size: int
     kind: str  # data, weights, update, contribution
+    site: str = ""  # that uploaded it
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,3 +200,17 @@ class EventRow:
     at: float
     kind: str
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class SettledRow:
+    """What a source says later of one row of the energy ledger; the newest revision counts."""
+
+    entry: int  # id of the row
+    basis: str  # marginal, or average
+    revision: int  # 1, 2, ...
+    mci: float  # gCO2/kWh, mean over the row's time
+    kg: float
+    source: str
+    model: str  # date of the source's model; empty: it names none
+    asked: float  # Unix time

@@ -8,30 +8,43 @@ is touched; the clock of the replay starts when all else is ready.
 from __future__ import annotations
 
 import contextlib
-import ipaddress
+import dataclasses
 import json
 import logging
 import os
 import signal
 import socket
+import ssl
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from controller import home as homes
+from controller.backup import clear_holding
 from controller.beside import ProcessMerger
 from controller.blobs import Uploads
+from controller.certificates import Identity, ensure, own_names
+from controller.commands import SystemRunner
 from controller.energy import EnergySimulation, LiveClock, ReplayClock, preload
+from controller.listen import BANNER, Face, choose, listen, renewing
+from controller.microgrid import plants
+from controller.room import DiskRoom
 from controller.service import TICK_LIMIT_S, Parts, Service
+from controller.settler import live_settler
 from controller.signals.choose import Signal, Surroundings, columns, open_signal, replayed
 from controller.signals.trace import load_trace
+from controller.solar import Course, open_courses
 from controller.store import Store
+from controller.upkeep import CHECKED, Upkeep, warn_of_sqlite, was_killed
 from controller.versions import Versions
 from curtail.clock import Clock, SystemClock
 from curtail.config import RunConfig, load_config
 from curtail.disk import SystemDisk
-from curtail.errors import CurtailError, UsageError
+from curtail.errors import UsageError
+from curtail.notify import Notifier, take_notifier
 from curtail.reading import UNITS
 from curtail.wire import RunInfo
 from nanochat import presets
@@ -55,6 +68,10 @@ class StartOptions:
     port: int = 8765
     announce: bool = True
     forecast: bool = False
+    tls: bool | None = None  # None: as the host needs it
+    insecure: bool = False  # plain HTTP beyond loopback
+    advertise: tuple[str, ...] = ()  # further names and addresses at which it is reached
+    open_status: bool = False  # the status needs no token
 
 
 def start(options: StartOptions) -> int:
@@ -64,49 +81,88 @@ def start(options: StartOptions) -> int:
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    _check_host(options.host)
+    face = choose(options.host, options.tls, options.insecure, options.open_status)
     config = load_config(options.run_file)
     clock = SystemClock()
     chosen = choose_signal(options, config, Surroundings(clock, os.environ))
+    courses = open_courses(config)
     data = homes.load_data(config)
     homes.model_for(config, data.manifest)
     homes.recipe_for(config)
-    listener = _listen(options.host, options.port)
+    listener = listen(options.host, options.port)
     with contextlib.closing(listener), homes.lock(options.home):
-        return _run(options, config, chosen, data, listener, clock)
+        return _run(options, config, chosen, courses, data, face, listener, clock)
 
 
 def _run(
-    options: StartOptions, config: RunConfig, chosen: Signal, data: homes.Data, listener: socket.socket, clock: Clock
+    options: StartOptions,
+    config: RunConfig,
+    chosen: Signal,
+    courses: Mapping[str, Course],
+    data: homes.Data,
+    face: Face,
+    listener: socket.socket,
+    clock: Clock,
 ) -> int:
+    from controller.api import Door, create_app
+
     disk = SystemDisk()
-    store = Store(options.home / "state.db")
+    names = own_names(options.advertise, options.host)
+    killed, notifier = was_killed(options.home), take_notifier(os.environ)
+    clear_holding(options.home)
+    store = Store(options.home / "state.db", thorough=killed)
     store.open()
     merger = ProcessMerger(options.home / "merge")
     try:
+        identity = ensure(options.home, names, clock.wall(), disk)
         versions = Versions(options.home / "versions")
         begin = clock.wall() if chosen.trace is None else chosen.trace.start
-        run = homes.begin_or_continue(options.home, config, data, store, versions, begin, clock, disk)
-        largest = 6 * presets.parameter_count(presets.from_json(run.model)) + 64 * 1024 * 1024
+        run = homes.begin_or_continue(options.home, config, data, store, versions, begin, clock, disk, identity.pin)
+        parameters = presets.parameter_count(presets.from_json(run.model))
+        largest = 6 * parameters + 64 * 1024 * 1024
         uploads = Uploads(options.home / "blobs", disk, largest)
         uploads.purge(clock.wall())
         preload()
         replay = run_clock(run.clock, options, chosen, clock)
-        service = Service(Parts(store, config, chosen.source, replay, clock, versions, uploads, merger))
+        room = DiskRoom(options.home, parameters)
+        perfect = chosen.trace is not None and _foresees(options, config)
+        parts = Parts(store, config, chosen.source, replay, clock, versions, uploads, merger, room)
+        commands = SystemRunner(options.home / "hooks", clock)
+        service = Service(dataclasses.replace(parts, perfect_forecast=perfect, commands=commands))
         store.call(service.resume)
-        energy = EnergySimulation(list(config.regions), service.power, service.tick, replay)
+        if killed:
+            service.tell("controller", CHECKED)
+        grids = plants(config, courses, store.call(lambda tx: tx.stored()))
+        energy = EnergySimulation(list(config.regions), service.power, service.tick, replay, plants=grids)
         info = run_info(config, run.id, run.model, run.manifest, run.tokenizer, run.sequence_len, run.sample_limit)
-        url = f"http://{options.host}:{listener.getsockname()[1]}"
+        port = listener.getsockname()[1]
+        url = face.url(port)
+        door = Door(identity.authority, identity.pin, face.open_status)
         address = {"url": url, "pid": os.getpid(), "run": run.id}
+        upkeep = Upkeep(store, options.home / "state.db", service.tell)
+        settler = live_settler(store.call, config, chosen, Surroundings(clock, os.environ))
         chosen.start()
+        settler.start()
         energy.start()
+        upkeep.start()
         try:
-            with _announcement(options, url, run.id, config.run.name):
+            with _announcement(options, face, port, names, run.id, config.run.name):
                 disk.replace("ADDRESS", options.home / "controller.json", json.dumps(address).encode())
-                _greet(options, config, url)
-                return _serve(service, uploads, info, energy, listener)
+                _greet(options, config, face.public(port, names), face)
+                app = create_app(service, uploads, info, lambda: unhealthy(service, energy), door)
+
+                def renewed() -> Identity:
+                    return ensure(options.home, names, clock.wall(), disk)
+
+                pulse = Pulse(notifier, clock, lambda: unhealthy(service, energy))
+                warn_of_sqlite()
+                notifier.ready()
+                return _serve(app, face, identity, renewed, listener, pulse)
         finally:
+            notifier.stopping()
+            upkeep.stop()
             energy.stop()
+            settler.stop()
             chosen.stop()
             (options.home / "controller.json").unlink(missing_ok=True)
     finally:
@@ -138,23 +194,55 @@ def run_info(
     )
 
 
-def _serve(service: Service, uploads: Uploads, info: RunInfo, energy: EnergySimulation, listener: socket.socket) -> int:
+def unhealthy(service: Service, energy: EnergySimulation) -> str | None:
+    """Why the controller cannot do its work, or None."""
+    if energy.failure is not None:
+        return f"the energy simulation failed: {energy.failure}"
+    if service.seconds_since_tick() > TICK_LIMIT_S:
+        return "the energy simulation makes no steps"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """Tells systemd that the controller works: the HTTP loop comes around, and the store and the energy do steps."""
+
+    notifier: Notifier
+    clock: Clock
+    unhealthy: Callable[[], str | None]
+
+    async def beat(self) -> None:
+        """Called by the HTTP loop."""
+        if self.unhealthy() is None:
+            self.notifier.alive(self.clock.monotonic())
+
+
+def _serve(
+    app: Any,
+    face: Face,
+    identity: Identity,
+    renewed: Callable[[], Identity],
+    listener: socket.socket,
+    pulse: Pulse,
+) -> int:
     import uvicorn
 
-    from controller.api import create_app
+    from controller import connections
 
-    def healthy() -> str | None:
-        if energy.failure is not None:
-            return f"the energy simulation failed: {energy.failure}"
-        if service.seconds_since_tick() > TICK_LIMIT_S:
-            return "the energy simulation makes no steps"
-        return None
-
-    app = create_app(service, uploads, info, healthy)
-    # Agents send every few seconds; uvicorn must not close their idle connections in between.
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_level="warning", access_log=False, timeout_keep_alive=75, lifespan="off")
+    connections.raise_file_handles()
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        **connections.options(),
+        callback_notify=pulse.beat if pulse.notifier.every else None,
+        timeout_notify=max(1, int(pulse.notifier.every)),
+        ssl_certfile=identity.files.certificate if face.tls else None,
+        ssl_keyfile=identity.files.key if face.tls else None,
     )
+    config.load()
+    server = uvicorn.Server(config)
     received: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -164,11 +252,16 @@ def _serve(service: Service, uploads: Uploads, info: RunInfo, energy: EnergySimu
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    server.run(sockets=[listener])
+    if config.ssl is not None:
+        config.ssl.minimum_version = ssl.TLSVersion.TLSv1_3
+    with renewing(config.ssl, identity, renewed) if config.ssl is not None else contextlib.nullcontext():
+        server.run(sockets=[listener])
     return 130 if signal.SIGINT in received else 0
 
 
-def _greet(options: StartOptions, config: RunConfig, url: str) -> None:
+def _greet(options: StartOptions, config: RunConfig, url: str, face: Face) -> None:
+    if face.insecure:
+        print(BANNER.format(url=url), file=sys.stderr, flush=True)
     log.info("curtail controller for run %s at %s, folder %s", config.run.name, url, options.home)
     log.info(
         "join with: curtail agent join %s --site NAME --region %s --token-file %s",
@@ -178,25 +271,15 @@ def _greet(options: StartOptions, config: RunConfig, url: str) -> None:
     )
 
 
-def _announcement(options: StartOptions, url: str, run: str, name: str) -> contextlib.AbstractContextManager[object]:
+def _announcement(
+    options: StartOptions, face: Face, port: int, names: list[str], run: str, name: str
+) -> contextlib.AbstractContextManager[object]:
     if not options.announce:
         return contextlib.nullcontext()
     from curtail.discovery import announce
 
-    port = int(url.rsplit(":", 1)[1])
-    return announce(f"curtail {name} {run}", port, [options.host], {"run": name})
-
-
-def _check_host(host: str) -> None:
-    try:
-        loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = host == "localhost"
-    if not loopback:
-        raise UsageError(
-            f"--host {host} is refused: plain HTTP is served on loopback only",
-            "use 127.0.0.1 and reach it from other machines through an SSH tunnel",
-        )
+    facts = {"run": name, "proto": "https" if face.tls else "http"}
+    return announce(f"curtail {name} {run}", port, face.addresses(names), facts)
 
 
 def choose_signal(options: StartOptions, config: RunConfig, around: Surroundings) -> Signal:
@@ -232,9 +315,22 @@ def _check_replay(options: StartOptions, config: RunConfig, period: float) -> No
             f" less than two heartbeats of {config.fleet.heartbeat:g} s",
             "lower --speed or [fleet] heartbeat, or raise [policy] max_reading_age",
         )
-    forecast = options.forecast if options.trace is not None else config.signal.forecast
-    if config.policy.leave_lead > 0 and not forecast:
-        raise UsageError("[policy] leave_lead needs a forecast", "add --forecast, or remove leave_lead")
+    if not _foresees(options, config):
+        _refuse_without_forecast(config, "add --forecast, or remove {key}")
+
+
+def _foresees(options: StartOptions, config: RunConfig) -> bool:
+    """Is the trace its own forecast?"""
+    return options.forecast if options.trace is not None else config.signal.forecast
+
+
+def _refuse_without_forecast(config: RunConfig, remedy: str) -> None:
+    """Raises: UsageError: a key of the policy does nothing without a forecast, and there is none."""
+    policy = config.policy
+    wanted = {"leave_lead": policy.leave_lead > 0, "deadline": policy.deadline, "budget_kg": policy.budget_kg}
+    for key, given in wanted.items():
+        if given:
+            raise UsageError(f"[policy] {key} needs a forecast", remedy.format(key=key))
 
 
 def _check_live(options: StartOptions, config: RunConfig, chosen: Signal) -> None:
@@ -242,8 +338,8 @@ def _check_live(options: StartOptions, config: RunConfig, chosen: Signal) -> Non
         raise UsageError(f"--speed {options.speed:g} is for a trace; {chosen.name} is live", "leave --speed out")
     if options.forecast:
         raise UsageError(f"--forecast is for a trace; {chosen.name} brings its own, if any", "leave --forecast out")
-    if config.policy.leave_lead > 0 and chosen.name == "constant":
-        raise UsageError("[policy] leave_lead needs a forecast", "remove leave_lead")
+    if chosen.name == "constant":
+        _refuse_without_forecast(config, "remove {key}")
 
 
 LATE_S = 60.0
@@ -265,19 +361,3 @@ def run_clock(stopped: float, options: StartOptions, chosen: Signal, clock: Cloc
             "set the clock right; a run that followed a trace of the future cannot go on with a live signal",
         )
     return LiveClock(stopped, clock)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(128)
-    except (OSError, OverflowError) as error:
-        listener.close()
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise CurtailError(
-            f"cannot listen on {host}:{port}: {reason}", "stop what listens there, or choose another --port"
-        ) from error
-    return listener

@@ -16,11 +16,14 @@ from controller.booking import Booking
 from controller.energy import ReplayClock
 from controller.fleet import Fleet, LiveMachine, LiveSite
 from controller.members import Event
-from controller.rows import MachineRow, SiteRow
+from controller.rows import MachineRow, SiteRow, TokenRow
 from controller.store import Transaction
 from curtail import wire
 from curtail.clock import Clock
 from curtail.config import RunConfig
+from curtail.errors import NotFound
+from curtail.signing import fingerprint
+from curtail.wireaccess import NodeInfo, NodeList
 
 Release = Callable[[Transaction, str, float, str], None]
 """Gives back what a site holds: (transaction, site, Unix time, reason)."""
@@ -42,8 +45,8 @@ class Sites:
         self._lost_after, self._clock, self._replay = config.fleet.lost_after, clock, replay
         self._fleet, self._booking, self._release, self._event = fleet, booking, release, event
 
-    def join(self, tx: Transaction, request: wire.JoinRequest) -> tuple[int, str]:
-        """Admit an agent; fence and credential of its machine.
+    def join(self, tx: Transaction, request: wire.JoinRequest, token: TokenRow) -> tuple[int, str]:
+        """Admit an agent that showed this token; fence and credential of its machine.
 
         Raises: Refused: the site is somebody else's, or the others say something else of it. WireError: no name,
         no number of machines.
@@ -57,6 +60,7 @@ class Sites:
             return machine is not None and machine.heard(now, self._lost_after)
 
         admitted = admission.admit(request, before, rows, here)
+        admission.check_owner(request, before, rows, token)
         if not self._holds(tx, request.site, admitted.stay):
             self._release(tx, request.site, self._clock.wall(), "its agent joined anew")
         credential = auth.new_credential()
@@ -81,13 +85,15 @@ class Sites:
             credential=auth.hashed(credential),
             left_run=0,
             joined_wall=site.joined_wall,
+            key=request.key,
+            expires_wall=site.joined_wall + auth.LIFE_S,
         )
         tx.put_site(site)
         for gone in admitted.gone:
             tx.drop_machine(gone.site, gone.agent)
         tx.put_machine(row)
         if live is None or not any(here(other) for other in admitted.stay):
-            self._booking.finish(tx, request.site, self._replay.now())
+            self._booking.finish(tx, request.site, self._replay.now(), again=True)
             live = self.enter(tx, site)
         for gone in admitted.gone:
             live.machines.pop(gone.agent, None)
@@ -115,12 +121,35 @@ class Sites:
         self._fleet.drop(who.site)
         self._event(tx, "site", f"{who.site} left: {reason}")
 
+    def remove(self, tx: Transaction, site: str, agent: str | None) -> int:
+        """Forget a machine of a site, or all of them: they leave, and their keys and credentials are gone.
+
+        Returns: how many. Raises: NotFound: there is none.
+        """
+        for row in chosen(tx, site, agent):
+            if not row.left_run:
+                self.leave(tx, row, "an operator removed it")
+        return forget(tx, site, agent)
+
+    def nodes(self, tx: Transaction) -> NodeList:
+        """All machines that joined, and when they were heard from."""
+        found, now = [], self._clock.monotonic()
+        for site in tx.sites():
+            live = self._fleet.find(site.site)
+            for row in tx.machines(site.site):
+                seen = live.machines[row.agent].seen if live is not None and row.agent in live.machines else None
+                found.append(node(row, site.region, None if seen is None else now - seen))
+        return NodeList(tuple(found))
+
     def heard(self, tx: Transaction, live: LiveSite, who: MachineRow, beat: wire.Heartbeat) -> LiveMachine:
         """Note what a machine reports, also one that had left."""
         machine = live.machines.get(who.agent)
         if machine is None:
             machine = live.machines[who.agent] = LiveMachine.of(who)
+        before = machine.note
         machine.take(beat, self._clock.monotonic())
+        if machine.note != before and _tells_of_a_hook(machine.note):
+            self._event(tx, "power", f"{live.site}: {machine.note}")
         if who.left_run:
             tx.set_site(who.site, left_run=0)
             tx.set_machine(who.site, who.agent, left_run=0)
@@ -159,3 +188,37 @@ class Sites:
         """Is it one of these machines whose job took the site's newest lease?"""
         newest = tx.newest_part(site)
         return newest is not None and newest.fence in {row.fence for row in machines}
+
+
+def chosen(tx: Transaction, site: str, agent: str | None) -> list[MachineRow]:
+    """The machines of a site that are meant: the one whose agent begins so, or all. Raises: NotFound: there is none."""
+    rows = [row for row in tx.machines(site) if agent is None or (agent and row.agent.startswith(agent))]
+    if not rows:
+        which = "" if agent is None else f" {agent!r}"
+        raise NotFound(f"the site {site!r} has no machine{which}", "`curtail node list` shows them")
+    return rows
+
+
+def forget(tx: Transaction, site: str, agent: str | None) -> int:
+    """Delete every trace of the machines' keys and credentials; how many. What a site holds goes back at the
+    controller's next step, as when an agent left. Raises: NotFound."""
+    rows = chosen(tx, site, agent)
+    for row in rows:
+        tx.drop_machine(row.site, row.agent)
+        tx.forget_nonces(row.key)
+    if all(row.left_run for row in tx.machines(site)):
+        tx.set_site(site, left_run=1)
+    return len(rows)
+
+
+def node(row: MachineRow, region: str, seen_s: float | None) -> NodeInfo:
+    """What is told of a machine."""
+    return NodeInfo(
+        row.site, region, row.agent, row.machine, row.devices, fingerprint(row.key), row.fence, bool(row.left_run),
+        row.joined_wall, seen_s,
+    )  # fmt: skip
+
+
+def _tells_of_a_hook(note: str) -> bool:
+    """Does a machine report that one of its commands failed?"""
+    return note.startswith(("on_pause ", "on_resume ")) and not note.endswith(" runs")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from controller.accounts import Totals
+from controller.fleet import LiveSite
 from controller.rounds import Member
 from controller.rows import RunRow
 from controller.store import Transaction
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 EVENTS = 20
 HISTORY = 96  # readings: eight hours of five minutes
+HOOKS = ("on_pause", "on_resume")
 
 
 def make(tx: Transaction, service: Service) -> wire.Status:
@@ -55,6 +57,32 @@ def make(tx: Transaction, service: Service) -> wire.Status:
         sites=_sites(tx, service, by_site),
         events=tuple(wire.EventStatus(e.id, e.at, e.kind, e.text) for e in tx.last_events(EVENTS)),
         signal_ended=service.source.ended(now),
+        plan=_plan(service, now),
+        late=_late(tx),
+        kept=tuple(wire.KeptStatus(row.site, row.stop - row.start) for row in tx.all_kept()),
+    )
+
+
+def _plan(service: Service, now: float) -> wire.PlanStatus | None:
+    """The price in force and what it rests on; None before the first step."""
+    aim, price, budget = service.deciding.aim, service.deciding.price, service.config.policy.budget_kg
+    if aim is None:
+        return None
+    deadline = aim.goal.deadline
+    if price is not None:
+        reason = price.reason
+    else:
+        reason = aim.problem or "neither a deadline nor a budget is set; the thresholds decide"
+    return wire.PlanStatus(
+        reason=reason,
+        price=None if price is None else price.limit,
+        work_s=aim.goal.work,
+        tokens_per_s=aim.tokens_per_s,
+        known_by=aim.known_by,
+        deadline=deadline,
+        deadline_left_s=None if deadline is None else deadline - now,
+        budget_kg=budget,
+        budget_left_kg=aim.goal.budget_kg,
     )
 
 
@@ -69,7 +97,24 @@ def _round(tx: Transaction, service: Service) -> wire.RoundStatus | None:
         base_version=row.base_version,
         members=tuple(m.site for m in members),
         committed=tuple(m.site for m in members if Member(m.state) is Member.COMMITTED),
-        left_s=max(0.0, row.deadline_wall - service.clock.wall()),
+        left_s=max(0.0, row.deadline_wall - service.even.wall()),
+    )
+
+
+def _late(tx: Transaction) -> tuple[wire.LateStatus, ...]:
+    """Parts in rounds that went on without their site, whether they are trained still or have arrived."""
+    live = tx.live_round()
+    current = None if live is None else live.round
+    late = tx.waiting(Member.LATE.value)
+    arrived = [row for row in tx.waiting(Member.COMMITTED.value) if row.round != current]
+    return tuple(
+        wire.LateStatus(
+            row.site,
+            row.round,
+            row.state,
+            row.samples if Member(row.state) is Member.COMMITTED else row.lease_stop - row.lease_start,
+        )
+        for row in sorted([*late, *arrived], key=lambda row: (row.round, row.site))
     )
 
 
@@ -81,6 +126,7 @@ def _energy(
     readings: dict[str, list[tuple[float, float | None]]],
 ) -> wire.EnergyStatus:
     sites = {site.site: site.region for site in tx.sites()}
+    records, head = tx.chain_head()
     return wire.EnergyStatus(
         attributed_kwh=totals.attributed_kwh,
         standing_kwh=totals.standing_kwh,
@@ -89,11 +135,15 @@ def _energy(
         curtailed_pct=totals.curtailed_pct,
         kg_always_on=service.booking.always_on_kg(totals, run.started, sites, readings),
         unknown_kwh=totals.unknown_kwh,
+        own_kwh=totals.own_kwh,
+        ledger_records=records,
+        ledger_head=head,
     )
 
 
 def _region(service: Service, region: str, history: list[tuple[float, float | None]], now: float) -> wire.RegionStatus:
     reading, verdict = service.readings.get(region), service.verdicts.get(region)
+    supply = service.supplies.get(region)
     return wire.RegionStatus(
         region=region,
         mci=None if reading is None else reading.mci,
@@ -103,8 +153,25 @@ def _region(service: Service, region: str, history: list[tuple[float, float | No
         granted=verdict is not None and verdict.granted,
         reason="no reading has arrived yet" if verdict is None else verdict.reason,
         history=tuple(mci for _, mci in history[-HISTORY:]),
-        grid_w=service.grid.get(region),
+        grid_w=None if supply is None else supply.grid_w,
+        solar_w=None if supply is None else supply.solar_w,
+        battery_w=None if supply is None else supply.battery_w,
+        battery_soc=None if supply is None else supply.soc,
+        override=_override(service, region, now),
     )
+
+
+def _override(service: Service, region: str, now: float) -> wire.OverrideStatus | None:
+    order = service.deciding.orders.of(region, now)
+    return None if order is None else wire.OverrideStatus(order.train, order.until - now, order.by, order.why)
+
+
+def _costs(service: Service, live: LiveSite) -> wire.CostsStatus:
+    known = service.deciding.costs(live)
+    return wire.CostsStatus(
+        known.start_s, known.stop_s, known.sync_s, known.train_w, known.idle_w, known.paused_w,
+        service.deciding.learned(live.site).starts,
+    )  # fmt: skip
 
 
 def _sites(tx: Transaction, service: Service, by_site: dict[str, Totals]) -> tuple[wire.SiteStatus, ...]:
@@ -117,15 +184,17 @@ def _sites(tx: Transaction, service: Service, by_site: dict[str, Totals]) -> tup
         totals = by_site.get(live.site, Totals())
         in_round = row is not None and live.site in members
         lost = not live.heard(mono, service.config.fleet.lost_after)
-        waiting = live.note if live.granted and live.note and live.job is None else live.reason
+        state = "SILENT" if lost and live.seen is not None else live.state
+        if service.switches.away(live.site):
+            state = service.switches.state(live.site).value
         out.append(
             wire.SiteStatus(
                 site=live.site,
                 region=live.region,
-                state="SILENT" if lost and live.seen is not None else live.state,
+                state=state,
                 phase=live.phase,
                 granted=live.granted,
-                reason=waiting,
+                reason=_waiting(service, live),
                 round=row.round if row is not None and in_round else None,
                 step=live.step,
                 loss=live.loss,
@@ -134,6 +203,21 @@ def _sites(tx: Transaction, service: Service, by_site: dict[str, Totals]) -> tup
                 seen_s=None if live.seen is None else mono - live.seen,
                 energy_kwh=totals.attributed_kwh + totals.standing_kwh,
                 kg_co2=totals.kg_attributed + totals.kg_standing,
+                costs=_costs(service, live),
             )
         )
     return tuple(out)
+
+
+def _waiting(service: Service, live: LiveSite) -> str:
+    """Why a site waits: what its machine says if the controller would let it, else the controller's reason."""
+    reason = live.reason
+    if live.job is None and live.note and live.granted:
+        reason = live.note
+    elif live.job is None and live.note.startswith(HOOKS):
+        # The machine pauses for the controller's reason, and a command of its own failed or runs.
+        reason = f"{reason}; {live.note}"
+    verdict = service.verdicts.get(live.region)
+    return service.switches.reason(
+        live.site, reason, "" if verdict is None else verdict.reason, service.clock.wall()
+    )  # fmt: skip

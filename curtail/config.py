@@ -17,9 +17,11 @@ import tomllib
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from curtail.costs import SHORTEST_WINDOW_S, SiteCosts
 from curtail.errors import ConfigError, NotFound
 from curtail.reading import POUNDS_PER_MWH, UNITS
 
@@ -29,15 +31,22 @@ _UNITS: dict[str, dict[str, float]] = {
     "intensity": {"g/kWh": 1.0, "lb/MWh": POUNDS_PER_MWH},
     "power": {"W": 1.0, "kW": 1000.0, "MW": 1e6},
     "duration": {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0},
+    "energy": {"Wh": 1.0, "kWh": 1000.0, "MWh": 1e6},
 }
 
 _SECRET = re.compile(r"passw|secret|token|credential|api_?key", re.IGNORECASE)
 
-_EXAMPLES = {"intensity": "100 g/kWh", "power": "2.024 kW", "duration": "60 s"}
+_EXAMPLES = {"intensity": "100 g/kWh", "power": "2.024 kW", "duration": "60 s", "energy": "10 kWh"}
 
 
-def _quantity(kind: str, default: float | object | None = dataclasses.MISSING, *, low: float | None = 0.0) -> Any:
-    metadata = {"quantity": kind, "low": low}
+def _quantity(
+    kind: str,
+    default: float | object | None = dataclasses.MISSING,
+    *,
+    low: float | None = 0.0,
+    high: float | None = None,
+) -> Any:
+    metadata = {"quantity": kind, "low": low, "high": high}
     if default is dataclasses.MISSING:
         return field(metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -142,6 +151,42 @@ class PolicySection:
     enter_dwell: float = _quantity("duration", 0.0)  # controller clock
     leave_lead: float = _quantity("duration", 0.0)  # controller clock; needs a forecast
     permit: float = _quantity("duration", 15.0, low=0.5)  # wall time a permit lives without renewal
+    start_age: float | None = _quantity("duration", None)  # controller clock; default: half of max_reading_age
+    min_window: float = _quantity("duration", SHORTEST_WINDOW_S)  # controller clock; needs a forecast
+    leave_above: float | None = _quantity("intensity", None, low=None)  # default: at the threshold
+    deadline: str = ""  # a moment with its zone, or a duration from the run's start; `deadline_at`
+    budget_kg: float | None = _number(None, low=0.0)  # most kgCO2 attributed to the run
+    safety: float | None = _number(None, low=1.0)  # factor on the work; default: by how sure the forecast is
+    most_sites: int | None = _number(None, low=1)  # more than these are of no use
+    start: float = _quantity("duration", 100.0)  # controller clock; permit to first step, until it is measured
+    stop: float = _quantity("duration", 15.0)  # controller clock; end of the permit to released GPUs
+    sync: float = _quantity("duration", 30.0)  # controller clock; of a federated round without training
+    tokens_per_s: float | None = _number(None, low=0.0)  # wall time; of one site that trains, until it is measured
+
+    @property
+    def oldest_start(self) -> float:
+        """Seconds of age beyond which a reading starts no site: one period, of which two make it stale."""
+        return self.max_reading_age / 2 if self.start_age is None else self.start_age
+
+    def deadline_at(self, started: float) -> float | None:
+        """The deadline on the controller's clock, None without one.
+
+        Args: started: of the run. Raises: ConfigError: it is neither a moment nor a duration.
+        """
+        if not self.deadline:
+            return None
+        if _QUANTITY.match(self.deadline):
+            return started + _parse_quantity("duration", self.deadline, "[policy] deadline")
+        try:
+            moment = datetime.fromisoformat(self.deadline)
+        except ValueError:
+            moment = None
+        if moment is None or moment.tzinfo is None:
+            raise ConfigError(
+                f"[policy] deadline = {self.deadline!r} is no deadline",
+                'write a moment with its zone, "2026-03-01T08:00+00:00", or a time after the start, "14.6 h"',
+            )
+        return moment.timestamp()
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,17 +215,66 @@ class FleetSection:
 
 
 @dataclass(frozen=True, slots=True)
+class AccountingSection:
+    """[accounting]: what the full boundary of the ledger adds; docs/carbon-accounting.md gives the sources."""
+
+    network_kwh_per_gb: float = _number(0.06, low=0.0, high=100.0)  # of what sites send and fetch
+    controller_power: float = _quantity("power", 20.0)  # of the controller's machine, the whole run long
+    intensity: float = _quantity("intensity", 480.0)  # of network and controller, wherever they are
+    embodied_g_per_site_hour: float = _number(29.0, low=0.0, high=1e6)  # making of a site's machines, per hour of use
+
+
+@dataclass(frozen=True, slots=True)
+class SolarSection:
+    """[regions.NAME.solar]: panels behind the region's grid connection."""
+
+    peak: float = _quantity("power", low=1.0, high=1e9)
+    path: str = ""  # CSV of shares of the peak; relative to the run file
+    column: str = ""  # of it; default: the region's name
+    latitude: float | None = _number(None, low=-90.0, high=90.0)  # degrees north; of a sky without clouds
+    longitude: float | None = _number(None, low=-180.0, high=180.0)  # degrees east
+
+
+@dataclass(frozen=True, slots=True)
+class BatterySection:
+    """[regions.NAME.battery]: charged by the region's own panels, never from the grid."""
+
+    capacity: float = _quantity("energy", low=1.0, high=1e10)  # Wh
+    min_soc: float = _number(0.0, low=0.0, high=1.0)  # never discharged below this share of the capacity
+    initial_soc: float | None = _number(None, low=0.0, high=1.0)  # when the run begins; default: min_soc
+    max_charge: float | None = _quantity("power", None)  # default: no limit
+    max_discharge: float | None = _quantity("power", None)
+
+
+@dataclass(frozen=True, slots=True)
+class SiteSection:
+    """[sites.NAME]: how the controller switches a site's machines off and on."""
+
+    on_pause: str = ""  # command for the shell, on the controller's machine
+    on_resume: str = ""
+    off_after: float = _quantity("duration", 900.0)  # controller clock; shorter pauses are not worth it
+    limit: float = _quantity("duration", 300.0, low=1.0)  # wall time that each command may take
+    wake_limit: float = _quantity("duration", 900.0, low=1.0)  # wall time until the agent must be heard from
+
+
+@dataclass(frozen=True, slots=True)
 class RegionSection:
     """[regions.NAME]"""
 
     power_train: float = _quantity("power")  # of one site while it trains
     power_idle: float = _quantity("power")  # loading, syncing, draining
     power_paused: float | None = _quantity("power", None)  # standing by; default: power_idle
+    power_off: float | None = _quantity("power", None)  # switched off by on_pause; default: power_paused
     pue: float = _number(1.0, low=1.0, high=5.0)
     threshold: float | None = _quantity("intensity", None, low=None)  # default: [policy] threshold
     column: str = ""  # of the trace; default: the region's name
     signal: str = ""  # the region's name at a live source; default: the region's name
     zone: str = ""  # the region's name at a source of averages
+    start: float | None = _quantity("duration", None)  # controller clock; default: [policy] start
+    stop: float | None = _quantity("duration", None)
+    sync: float | None = _quantity("duration", None)
+    solar: SolarSection | None = None
+    battery: BatterySection | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +290,8 @@ class RunConfig:
     policy: PolicySection = PolicySection()
     signal: SignalSection = SignalSection()
     fleet: FleetSection = FleetSection()
+    accounting: AccountingSection = AccountingSection()
+    sites: Mapping[str, SiteSection] = field(default_factory=dict)
 
     def threshold(self, region: str) -> float:
         """gCO2/kWh below which `region` counts as curtailed."""
@@ -207,9 +303,23 @@ class RunConfig:
         section = self.regions[region]
         if phase == "train":
             return section.power_train
-        if phase == "paused":
+        if phase == "off" and section.power_off is not None:
+            return section.power_off
+        if phase in ("paused", "off"):
             return section.power_idle if section.power_paused is None else section.power_paused
         return section.power_idle
+
+    def costs(self, region: str) -> SiteCosts:
+        """What a site of `region` costs before anything is measured: seconds of the controller's clock, W."""
+        own, policy = self.regions[region], self.policy
+        return SiteCosts(
+            start_s=policy.start if own.start is None else own.start,
+            stop_s=policy.stop if own.stop is None else own.stop,
+            sync_s=policy.sync if own.sync is None else own.sync,
+            train_w=self.watts(region, "train"),
+            idle_w=self.watts(region, "sync"),
+            paused_w=self.watts(region, "paused"),
+        )
 
     def to_json(self) -> str:
         """Canonical JSON, the form kept in the store."""
@@ -237,8 +347,15 @@ def load_config(path: Path) -> RunConfig:
         return str((path.parent / file).resolve()) if file else ""
 
     signal = config.signal
+    regions = {
+        name: region
+        if region.solar is None
+        else dataclasses.replace(region, solar=dataclasses.replace(region.solar, path=beside(region.solar.path)))
+        for name, region in config.regions.items()
+    }
     return dataclasses.replace(
         config,
+        regions=regions,
         data=DataSection(path=beside(config.data.path)),
         signal=dataclasses.replace(signal, path=beside(signal.path), credentials=beside(signal.credentials)),
     )
@@ -258,8 +375,9 @@ def parse_config(table: Mapping[str, Any], where: str = "run file") -> RunConfig
         "policy": PolicySection,
         "signal": SignalSection,
         "fleet": FleetSection,
+        "accounting": AccountingSection,
     }
-    _refuse_unknown(table, [*hints, "regions"], where, "section")
+    _refuse_unknown(table, [*hints, "regions", "sites"], where, "section")
     sections: dict[str, Any] = {}
     for name, kind in hints.items():
         if name in table:
@@ -270,8 +388,21 @@ def parse_config(table: Mapping[str, Any], where: str = "run file") -> RunConfig
     if not isinstance(regions, Mapping) or not regions:
         raise ConfigError(f"{where}: no region is described", "add a section [regions.NAME] with power_train")
     parsed = {name: _section(RegionSection, value, f"{where}: [regions.{name}]") for name, value in regions.items()}
-    config = RunConfig(regions=parsed, **sections)
+    sites = table.get("sites", {})
+    if not isinstance(sites, Mapping):
+        raise ConfigError(f"{where}: [sites] holds one section for each site", "write [sites.NAME]")
+    named = {name: _section(SiteSection, value, f"{where}: [sites.{name}]") for name, value in sites.items()}
+    config = RunConfig(regions=parsed, sites=named, **sections)
     _check_together(config, where)
+    for name, region in parsed.items():
+        _check_microgrid(region, f"{where}: [regions.{name}")
+    for name, site in named.items():
+        if bool(site.on_pause) != bool(site.on_resume):
+            given, lacks = ("on_pause", "on_resume") if site.on_pause else ("on_resume", "on_pause")
+            raise ConfigError(
+                f"{where}: [sites.{name}] has {given} and no {lacks}",
+                f'a site that is switched off must be switched on again: add {lacks} = "..."',
+            )
     return config
 
 
@@ -279,8 +410,10 @@ def config_from_json(text: str) -> RunConfig:
     """The inverse of `RunConfig.to_json`."""
     value = json.loads(text)
     hints = typing.get_type_hints(RunConfig)
-    sections = {name: _stored(hints[name], value[name]) for name in value if name != "regions"}
-    return RunConfig(regions={k: _stored(RegionSection, v) for k, v in value["regions"].items()}, **sections)
+    sections = {name: _stored(hints[name], value[name]) for name in value if name not in ("regions", "sites")}
+    sites = {name: _stored(SiteSection, site) for name, site in value.get("sites", {}).items()}
+    regions = {name: _stored(RegionSection, region) for name, region in value["regions"].items()}
+    return RunConfig(regions=regions, sites=sites, **sections)
 
 
 def _stored(kind: Any, value: Mapping[str, Any]) -> Any:
@@ -290,7 +423,33 @@ def _stored(kind: Any, value: Mapping[str, Any]) -> Any:
         known["set"] = tuple(known["set"])
     if kind is RoundsSection and "outer" in known:
         known["outer"] = tuple(OuterStep(**row) for row in known["outer"])
+    for name, inner in (("solar", SolarSection), ("battery", BatterySection)):
+        if kind is RegionSection and known.get(name) is not None:
+            known[name] = _stored(inner, known[name])
     return kind(**known)
+
+
+def _check_microgrid(region: RegionSection, where: str) -> None:
+    solar, battery = region.solar, region.battery
+    if solar is not None:
+        placed = solar.latitude is not None and solar.longitude is not None
+        if bool(solar.path) == placed or (solar.latitude is None) != (solar.longitude is None):
+            raise ConfigError(
+                f"{where}.solar] says no course of the power, or two",
+                "give path, a CSV with shares of the peak, or both latitude and longitude for a sky without clouds",
+            )
+    if battery is None:
+        return
+    if solar is None:
+        raise ConfigError(
+            f"{where}.battery] has nothing that charges it",
+            f"it is charged by the region's own panels only: add {where.rpartition(' ')[2]}.solar]",
+        )
+    if battery.initial_soc is not None and battery.initial_soc < battery.min_soc:
+        raise ConfigError(
+            f"{where}.battery] initial_soc = {battery.initial_soc:g} is below min_soc = {battery.min_soc:g}",
+            "raise it, or leave it out to begin at min_soc",
+        )
 
 
 def _check_together(config: RunConfig, where: str) -> None:
@@ -304,6 +463,18 @@ def _check_together(config: RunConfig, where: str) -> None:
             f"{where}: [policy] permit is shorter than two heartbeats",
             "permits would lapse between renewals; raise permit or lower [fleet] heartbeat",
         )
+    policy = config.policy
+    if policy.deadline_at(0.0) is not None and policy.budget_kg is not None:
+        raise ConfigError(
+            f"{where}: [policy] deadline and budget_kg do not go together",
+            "a deadline asks for the cleanest power in time, a budget for the least time within the kg; keep one",
+        )
+    for region in config.regions:
+        if policy.leave_above is not None and policy.leave_above < config.threshold(region):
+            raise ConfigError(
+                f"{where}: [policy] leave_above is below the threshold of region {region}",
+                "it is a band above the threshold, in which what trains goes on; raise it, or leave it out",
+            )
     if config.training.device_batch_samples > config.training.batch_samples:
         raise ConfigError(f"{where}: [training] device_batch_samples is larger than batch_samples")
 
@@ -336,6 +507,8 @@ def _value(hint: Any, metadata: Mapping[str, Any], value: Any, where: str) -> An
         return _outer(value, where)
     if hint == Mapping[str, Any] | None:
         return _options(value, where)
+    if hint in (SolarSection | None, BatterySection | None):
+        return _section(SolarSection if hint == SolarSection | None else BatterySection, value, where)
     if hint is bool:
         if not isinstance(value, bool):
             raise ConfigError(f"{where} = {value!r}: true or false is needed")

@@ -2,9 +2,11 @@
 
 The one function that the controller and the planner share: it doubts readings
 that look like an outage, sets the price that a deadline or a budget leaves,
-judges every region and keeps the cleanest where more are open than useful. Pure:
-the caller keeps the memory (`Decision.windows`, `Decision.price`) and hands it
-back. Units: gCO2/kWh, site-seconds, seconds of the controller's clock.
+judges every region and keeps the cleanest where more are open than useful. A view
+is a site with its region; several sites of a region have a view each, and a region
+in which no site is has one without a site: it is judged, and counts for nothing
+else. Pure: the caller keeps the memory (`Decision.windows`, `Decision.price`) and
+hands it back. Units: gCO2/kWh, site-seconds, seconds of the controller's clock.
 """
 
 from __future__ import annotations
@@ -35,13 +37,13 @@ SWITCH_G = 10.0
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One region as it is known at the moment of a decision."""
+    """One site, and its region as it is known at the moment of a decision."""
 
     rule: RegionRule
     window: Window
     reading: Reading | None
     forecast: Forecast | None
-    site: Site
+    site: Site | None  # None: no site is there now
     override: Override | None = None
     second: Reading | None = None  # of another source, to confirm a suspect zero
 
@@ -75,7 +77,8 @@ def doubts(views: Mapping[str, View], now: float) -> dict[str, str]:
     regions at once, or for a whole day ahead, count only if a second source agrees.
     """
     known = {name: view.reading.mci for name, view in views.items() if view.reading and view.reading.mci is not None}
-    everywhere = len(views) > 1 and bool(known) and all(mci == 0.0 for mci in known.values())
+    regions = {view.rule.region for view in views.values()}  # several sites of one region are one witness
+    everywhere = len(regions) > 1 and bool(known) and all(mci == 0.0 for mci in known.values())
     found: dict[str, str] = {}
     for name, view in views.items():
         if known.get(name) != 0.0 or _agrees(view, now):
@@ -110,7 +113,8 @@ def decide(views: Mapping[str, View], goal: Goal, now: float, price: Price | Non
             site=view.site, price=limit, override=view.override, doubt=suspect.get(name, ""),
         )  # fmt: skip
     verdicts = _cleanest(views, goal, _worth_it(views, verdicts, goal, limit, now), now)
-    return Decision(verdicts, windows, price, regime_of(name for name, v in verdicts.items() if v.granted))
+    training = (name for name, v in verdicts.items() if v.granted and views[name].site is not None)
+    return Decision(verdicts, windows, price, regime_of(training))
 
 
 def price_in_force(views: Mapping[str, View], goal: Goal, now: float, last: Price | None) -> Price | None:
@@ -119,14 +123,17 @@ def price_in_force(views: Mapping[str, View], goal: Goal, now: float, last: Pric
         return None
     cap = max((view.rule.threshold for view in views.values()), default=0.0)
     if goal.deadline is not None and now >= goal.deadline:
-        return Price(cap, "the deadline has passed", now)
-    known = [view.forecast.known_until for view in views.values() if view.forecast is not None]
-    if len(known) < len(views):
-        return Price(cap, "without a forecast for every region no price can be set", now)
+        return Price(cap, "the deadline has passed", -inf)
+    sites = [view for view in views.values() if view.site is not None]
+    if not sites:
+        return Price(cap, "no price is set while no site is here", -inf)
+    known = [view.forecast.known_until for view in sites if view.forecast is not None]
+    if len(known) < len(sites):
+        return Price(cap, "without a forecast for every region no price can be set", -inf)
     stop = min(*known, inf if goal.deadline is None else goal.deadline)
     if last is not None and now < last.made + _stands(stop - now):
         return last
-    outlooks = [_outlook(view, now, stop) for view in views.values()]
+    outlooks = [_outlook(view, view.site, now, stop) for view in sites if view.site is not None]
     if goal.deadline is None:
         assert goal.budget_kg is not None
         return budget_price(outlooks, goal.work, goal.budget_kg, goal.rounds, now)
@@ -141,7 +148,7 @@ def _stands(left: float) -> float:
     return max(REPLAN_S, left / NEAR_PARTS, (left - FAR_S) / FAR_PARTS)
 
 
-def _outlook(view: View, now: float, stop: float) -> Outlook:
+def _outlook(view: View, site: Site, now: float, stop: float) -> Outlook:
     reading, forecast = view.reading, view.forecast
     assert forecast is not None
     first = reading.mci if reading is not None and unusable(reading, now, view.rule.max_age) is None else None
@@ -149,29 +156,42 @@ def _outlook(view: View, now: float, stop: float) -> Outlook:
     if first is None or (reading is not None and since is not None and since > reading.point_time):
         first = forecast.value_at(now)
     segments = forecast.segments(now, stop, first, view.rule.threshold)
-    return Outlook(
-        view.rule.region, view.rule.threshold, now, segments, view.site.costs, view.site.running, view.rule.min_window
-    )
+    return Outlook(view.rule.region, view.rule.threshold, now, segments, site.costs, site.running, view.rule.min_window)
 
 
 def _worth_it(
     views: Mapping[str, View], verdicts: dict[str, Verdict], goal: Goal, price: float | None, now: float
 ) -> dict[str, Verdict]:
     """A site that would cost the one that trains more than it adds stays out."""
-    ends = {name: _end(views[name], price, now) for name, verdict in verdicts.items() if verdict.granted}
-    training = [name for name in ends if views[name].site.running]
+    ends = {
+        name: _end(views[name], price, now)
+        for name, verdict in verdicts.items()
+        if verdict.granted and views[name].site is not None
+    }
+    training = [name for name in ends if _running(views[name])]
     if len(training) != 1:
         return verdicts
     found = dict(verdicts)
     for name, end in ends.items():
         view = views[name]
-        if view.site.running or view.override is not None or view.forecast is None:
+        if view.site is None or view.site.running or "override" in verdicts[name].flags or view.forecast is None:
             continue
         shared = min(end, ends[training[0]]) - now
         if not worth_joining(view.site.costs, end - now, shared, goal.rounds.length_s):
-            reason = f"in {end - now:.0f} s it would train less than exchanges cost it and {training[0]}"
+            reason = (
+                f"in {end - now:.0f} s it would train less than exchanges cost it and {_said(views, training[0], view)}"
+            )
             found[name] = replace(verdicts[name], granted=False, until=now, reason=reason)
     return found
+
+
+def _running(view: View) -> bool:
+    return view.site is not None and view.site.running
+
+
+def _said(views: Mapping[str, View], name: str, asks: View) -> str:
+    region = views[name].rule.region
+    return region if region != asks.rule.region else "the other site there"
 
 
 def _end(view: View, price: float | None, now: float) -> float:
@@ -184,14 +204,14 @@ def _end(view: View, price: float | None, now: float) -> float:
 
 def _cleanest(views: Mapping[str, View], goal: Goal, verdicts: dict[str, Verdict], now: float) -> dict[str, Verdict]:
     """No more sites than are of use: those ordered, then the cleanest, with some grace for those that train."""
-    open_now = [name for name, verdict in verdicts.items() if verdict.granted]
+    open_now = [name for name, verdict in verdicts.items() if verdict.granted and views[name].site is not None]
     if goal.most_sites is None or len(open_now) <= goal.most_sites:
         return verdicts
 
     def rank(name: str) -> tuple[bool, float, str]:
         reading = views[name].reading
         mci = max(0.0, reading.mci) if reading is not None and reading.mci is not None else inf
-        return "override" not in verdicts[name].flags, mci - (SWITCH_G if views[name].site.running else 0.0), name
+        return "override" not in verdicts[name].flags, mci - (SWITCH_G if _running(views[name]) else 0.0), name
 
     for name in sorted(open_now, key=rank)[goal.most_sites :]:
         reason = f"{goal.most_sites} cleaner sites train, more are of no use"

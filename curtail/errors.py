@@ -13,6 +13,7 @@ CurtailError (1)
 ├── DiskError (1)           a full or read-only folder
 ├── AuthError (4)           a missing, wrong or revoked token or credential
 ├── Unreachable (5)         nobody answers at that address
+│   └── Throttled           the controller asks to come again later
 ├── WireError (1)           a message that is not of the contract's form
 ├── Refused (7)             the controller says no to a stale or conflicting request
 └── RefusedTransition (1)   an event that is forbidden in the present state
@@ -70,6 +71,10 @@ class AuthError(CurtailError):
 
 class Unreachable(CurtailError):
     exit_code = 5
+
+
+class Throttled(Unreachable):
+    pass
 
 
 class WireError(CurtailError):

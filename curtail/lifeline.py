@@ -39,6 +39,25 @@ def dying_with(parent: int) -> Callable[[], None]:
     return prepare
 
 
+def die_with_starter(name: str, value: str) -> None:
+    """`die_with_parent`, for a process that reads this only seconds after it was started. Linux only.
+
+    Its parent may be gone by then, and somebody else's process in its place; so the parent must have the variable
+    `name`=`value` in its environment, else this process ends at once.
+    """
+    parent = os.getppid()
+    die_with_parent(parent)
+    try:
+        with open(f"/proc/{parent}/environ", "rb") as file:
+            belongs = f"{name}={value}".encode() in file.read().split(b"\0")
+    except FileNotFoundError:
+        belongs = not os.path.isdir("/proc/self")  # it ended a moment ago; elsewhere nothing can be told
+    except OSError:
+        belongs = parent != 1  # the first process takes orphans; of another one that hides nothing can be told
+    if not belongs:
+        os._exit(128 + int(signal.SIGKILL))
+
+
 @contextlib.contextmanager
 def on_signals(numbers: Sequence[int], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Handle these signals while the block runs, as before afterwards. Main thread only."""

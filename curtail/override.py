@@ -23,6 +23,7 @@ class Override:
     since: float
     until: float
     by: str
+    why: str = ""  # the person's reason
 
     def __post_init__(self) -> None:
         if not isfinite(self.until) or not 0 < self.until - self.since <= LONGEST_S:
@@ -37,4 +38,6 @@ class Override:
     def reason(self, now: float) -> str:
         """Why the sites of the region do what they do."""
         order = "to train" if self.train else "to pause"
-        return f"{self.by} ordered the sites {order} for another {self.until - now:.0f} s"
+        return f"{self.by} ordered the sites {order} for another {self.until - now:.0f} s" + (
+            f": {self.why}" if self.why else ""
+        )

@@ -10,7 +10,7 @@ No clock, no files, no randomness. Units: seconds of the trace, W, g/kWh.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from math import inf
 
@@ -76,10 +76,14 @@ class Outcome:
 
 
 class Planner:
-    """Plays one scenario; `run` may be called once."""
+    """Plays one scenario; `run` may be called once.
 
-    def __init__(self, scenario: Scenario) -> None:
+    Args: note: is told every row of the ledger as it is closed.
+    """
+
+    def __init__(self, scenario: Scenario, note: Callable[[Entry], None] | None = None) -> None:
         self._s = scenario
+        self._note = note
         self._sites = {region: SiteState() for region in scenario.sights}
         self._left = scenario.work
         self._price: Price | None = None
@@ -235,6 +239,8 @@ class Planner:
         if entry is None:
             return
         site.totals = accounts.add(site.totals, (entry,))
+        if self._note is not None:
+            self._note(entry)
         if entry.phase == "train" and not entry.curtailed:
             site.dirty_train_s += entry.t1 - entry.t0
 

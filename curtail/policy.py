@@ -33,6 +33,10 @@ FLAPPING = 4
 """Crossings of the threshold within an hour; beyond it the dwell doubles."""
 
 
+NEWS_S = 60.0
+"""How late the reading may come that ends a gap which was held: sources publish with some delay."""
+
+
 class Regime(StrEnum):
     """How many sites may train: none, one, several."""
 
@@ -77,6 +81,7 @@ class Verdict:
     reason: str
     curtailed: bool  # the MCI is known and below the threshold (the ledger's question)
     hold: bool = False  # not granted, but keep the weights on the idle GPUs
+    hold_until: float = -inf  # how long a gap that is held, or that follows on `until` and will be, lasts
     flags: tuple[str, ...] = ()  # for the ledger: override, suspect zero, flapping
 
 
@@ -131,22 +136,27 @@ def judge(
     curtailed = reading.mci < rule.threshold
     present = _present(reading, now, forecast)
     if max(present, reading.mci) >= leave_at:
+        awaited = _awaited(site, limit, forecast, present, now)
+        if awaited is not None:
+            reason = f"MCI {reading.mci:.0f} is not below {limit:.0f} g/kWh{name}; the gap is over by the forecast"
+            return Verdict(rule.region, False, awaited, reason, curtailed, hold=True, hold_until=awaited)
         return _dirty(rule, max(present, reading.mci), limit, name, now, forecast, site, curtailed)
     problem = "" if running else _too_early(rule, window, reading, now, forecast, site, limit)
     if problem:
         return Verdict(rule.region, False, now, problem, curtailed, flags=_flags(window, now))
-    until = reading.point_time + rule.max_age
+    until, hold_until = reading.point_time + rule.max_age, -inf
     lead = max(rule.leave_lead, site.costs.stop_s if site else 0.0)
     if forecast is not None:
         end = forecast.first_at_or_above(leave_at, now, until + lead)
         if end is not None and site is not None and running:
-            lead = 0.0 if _gap_to_hold(site, limit, forecast, end, reading.mci) else lead
+            back = _gap_to_hold(site, limit, forecast, end, reading.mci)
+            lead, hold_until = (lead, -inf) if back is None else (0.0, back)
         if end is not None and end <= now + lead:
             return Verdict(rule.region, False, now, f"the window ends in {end - now:.0f} s by the forecast", curtailed)
         until = until if end is None else min(until, end - lead)
     reason = f"MCI {reading.mci:.0f} is below {leave_at:.0f} g/kWh{name}"
     flags = _flags(window, now) if curtailed else (*_flags(window, now), "not curtailed")
-    return Verdict(rule.region, True, until, reason, curtailed, flags=flags)
+    return Verdict(rule.region, True, until, reason, curtailed, hold_until=hold_until, flags=flags)
 
 
 def _ordered(rule: RegionRule, override: Override, now: float) -> Verdict:
@@ -182,14 +192,23 @@ def _dirty(
         after = None if back is None else forecast.value_at(back)
         if back is not None and after is not None and _holds(site, back - now, mci, after, limit):
             reason += f"; holding for {back - now:.0f} s costs less than a start"
-            return Verdict(rule.region, False, back, reason, curtailed, hold=True)
+            return Verdict(rule.region, False, back, reason, curtailed, hold=True, hold_until=back)
     return Verdict(rule.region, False, now, reason, curtailed)
 
 
-def _gap_to_hold(site: Site, limit: float, forecast: Forecast, end: float, mci: float) -> bool:
+def _awaited(site: Site | None, limit: float, forecast: Forecast | None, present: float, now: float) -> float | None:
+    """Until when a site that holds waits for the reading that ends its gap, since readings come late; None: no wait."""
+    if site is None or site.held_s <= 0 or forecast is None or not -inf < present < limit:
+        return None
+    since = forecast.since(now)
+    return None if since is None or now >= since + NEWS_S else since + NEWS_S
+
+
+def _gap_to_hold(site: Site, limit: float, forecast: Forecast, end: float, mci: float) -> float | None:
+    """The end of the gap that begins at `end`, if the site should hold through it."""
     back = forecast.first_below(limit, end, end + 2 * SHORTEST_WINDOW_S)
     during = forecast.value_at(end)
-    return back is not None and during is not None and _holds(site, back - end, during, mci, limit)
+    return back if back is not None and during is not None and _holds(site, back - end, during, mci, limit) else None
 
 
 def _holds(site: Site, gap_s: float, mci_gap: float, mci_after: float, limit: float) -> bool:
@@ -229,12 +248,21 @@ def regime_of(training_sites: Iterable[str]) -> Regime:
     return Regime.PAUSED if count == 0 else Regime.LOCAL if count == 1 else Regime.FEDERATED
 
 
-def regime_reason(regime: Regime, verdicts: Mapping[str, Verdict], sites: Mapping[str, str]) -> str:
-    """One sentence on why this is the regime; `sites` maps site names to regions."""
+def regime_reason(
+    regime: Regime, verdicts: Mapping[str, Verdict], sites: Mapping[str, str], own: Mapping[str, Verdict] | None = None
+) -> str:
+    """One sentence on why this is the regime.
+
+    Args: verdicts: of regions. sites: name -> region. own: verdicts of sites that differ from their regions'.
+    """
     if not sites:
         return "no site has joined"
     if regime is not Regime.PAUSED:
-        names = sorted(site for site, region in sites.items() if region in verdicts and verdicts[region].granted)
-        return f"curtailed: {', '.join(names)}"
+        found = {site: (own or {}).get(site, verdicts.get(region)) for site, region in sites.items()}
+        granted = {site: verdict for site, verdict in sorted(found.items()) if verdict is not None and verdict.granted}
+        ordered = [site for site, verdict in granted.items() if "override" in verdict.flags]
+        clean = [site for site in granted if site not in ordered]
+        parts = [f"curtailed: {', '.join(clean)}"] * bool(clean) + [f"ordered: {', '.join(ordered)}"] * bool(ordered)
+        return "; ".join(parts)
     reasons = {region: verdicts[region].reason for region in sorted(set(sites.values())) if region in verdicts}
     return "; ".join(f"{region}: {reason}" for region, reason in reasons.items()) or "no reading has arrived yet"

@@ -8,17 +8,25 @@ What is modelled, and which boundary each figure has, is in docs/planner.md.
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from controller.accounts import Entry
 from controller.signals.trace import Trace, load_trace
+from curtail.charts import Mark
 from curtail.clearing import SAFETY, Rounds
 from curtail.costs import SHORTEST_WINDOW_S, SiteCosts
 from curtail.decision import Goal
 from curtail.errors import UsageError
 from curtail.oracle import bound_kg
+from curtail.picture import Picture
+from curtail.plancourse import Course, oracle_course
 from curtail.planner import Outcome, Planner, Scenario
+from curtail.planpage import check_plot, write_plot
+from curtail.planplots import plan_pictures, sweep_pictures
 from curtail.planview import as_csv, as_table, as_text
 from curtail.policy import RegionRule
 from curtail.seen import sight
@@ -70,17 +78,17 @@ SWEEPS = {
 """Options that can be swept, and their fields."""
 
 
-def simulate(options: Options, trace: Trace, expected: str | Trace) -> tuple[dict[str, Any], Outcome]:
+def simulate(
+    options: Options, trace: Trace, expected: str | Trace, note: Callable[[Entry], None] | None = None
+) -> tuple[dict[str, Any], Outcome]:
     """One run of the planner, as the figures of the command's JSON.
 
-    Args: expected: the forecast: `perfect`, `none`, or another trace.
+    Args: expected: the forecast: `perfect`, `none`, or another trace. note: is told every row of the ledger.
     """
-    outcome = Planner(_scenario(options, trace, expected)).run()
+    outcome = Planner(_scenario(options, trace, expected), note).run()
     totals, hours = outcome.totals, (outcome.finished - trace.start) / 3600.0
     reserved = totals.kg_attributed + totals.kg_standing
-    bound_s = outcome.finished - trace.start
-    if options.deadline_h is not None:
-        bound_s = max(bound_s, options.deadline_h * 3600.0)
+    bound_s = _bound_s(options, trace, outcome)
     oracle = bound_kg(trace, options.regions, bound_s, options.threshold, outcome.done, options.power_train_w)
     embodied = options.embodied_g_per_site_h / 1000.0 * hours * len(options.regions)
     found: dict[str, Any] = {
@@ -113,6 +121,11 @@ def simulate(options: Options, trace: Trace, expected: str | Trace) -> tuple[dic
     return found, outcome
 
 
+def _bound_s(options: Options, trace: Trace, outcome: Outcome) -> float:
+    """The time that the lower bound has: until the deadline, or what the run took if that is longer."""
+    return max(outcome.finished - trace.start, (options.deadline_h or 0.0) * 3600.0)
+
+
 def _scenario(options: Options, trace: Trace, expected: str | Trace) -> Scenario:
     standing = options.power_idle_w if options.standing_idle_w is None else options.standing_idle_w
     dwell = trace.period if options.enter_dwell_s is None else options.enter_dwell_s
@@ -141,12 +154,15 @@ def _scenario(options: Options, trace: Trace, expected: str | Trace) -> Scenario
     )  # fmt: skip
 
 
-def run_simulate(options: Options, sweep: str | None, form: str, explain: bool) -> int:
+def run_simulate(options: Options, sweep: str | None, form: str, explain: bool, plot: Path | None = None) -> int:
     """Carry out `curtail simulate`; returns the exit code.
 
-    Raises: UsageError, NotFound, DataError.
+    Args: plot: write pictures to this file, too.
+    Raises: UsageError, NotFound, DataError, DiskError.
     """
     _check(options)
+    if plot is not None:
+        check_plot(plot)
     trace = load_trace(options.trace, options.unit, options.regions)
     expected: str | Trace = options.forecast
     if options.forecast not in ("perfect", "none"):
@@ -159,11 +175,30 @@ def run_simulate(options: Options, sweep: str | None, form: str, explain: bool) 
             _check(changed)
             rows.append({name: value, **simulate(changed, trace, expected)[0]})
         print(json.dumps(rows) if form == "json" else as_csv(rows) if form == "csv" else as_table(name, rows))
+        if plot is not None:
+            _write(plot, f"{trace.name}: plans over {name}", as_table(name, rows), sweep_pictures(name, rows))
         return 0
-    found, outcome = simulate(options, trace, expected)
+    course = Course(trace.start, trace.period) if plot is not None else None
+    found, outcome = simulate(options, trace, expected, None if course is None else course.note)
     text = as_text(found, outcome, trace.start, explain)
+    if plot is not None and course is not None:
+        _write(plot, f"{trace.name}: a plan", text, _pictures(options, trace, course, outcome))
     print(json.dumps(found) if form == "json" else as_csv([found]) if form == "csv" else text)
     return 0
+
+
+def _pictures(options: Options, trace: Trace, course: Course, outcome: Outcome) -> list[Picture]:
+    deadline = None if options.deadline_h is None else trace.start + options.deadline_h * 3600.0
+    bound = (trace, options.regions, _bound_s(options, trace, outcome))
+    oracle = oracle_course(*bound, options.threshold, outcome.done, options.power_train_w)
+    oracle = oracle or oracle_course(*bound, None, outcome.done, options.power_train_w)
+    end = Mark(outcome.finished, "end of the run" if outcome.complete else "end of the trace")
+    return plan_pictures(trace, options.regions, options.threshold, course, oracle, end, deadline)
+
+
+def _write(plot: Path, title: str, told: str, pictures: list[Picture]) -> None:
+    write_plot(plot, title, told, pictures)
+    print(f"the plot is in {plot}", file=sys.stderr)
 
 
 def _with(options: Options, name: str, value: float) -> Options:

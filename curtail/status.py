@@ -27,6 +27,9 @@ WIDE = 110
 LEAST_EVENTS = 3
 """Lines the log keeps when the screen is too low for everything."""
 
+FIRST_SITES = 3
+"""Sites that come before the log on a screen too low for both."""
+
 # Blue and yellow are told apart by nearly everyone, unlike red and green.
 REGIME_STYLE = {"PAUSED": "yellow", "LOCAL": "cyan", "FEDERATED": "bold cyan"}
 YES, NO, QUIET = "cyan", "yellow", "dim"
@@ -67,17 +70,18 @@ def render(
     glyphs = UNICODE if unicode else ASCII
     header = _header(status, width, glyphs)
     # a title line, rows and a blank line for each table; the round's line and its blank
-    fixed = len(header) + bool(notice) + 1 + (1 + len(status.regions) + 1) + 2 + 2 + 1
+    aside = _aside(status, glyphs)
+    fixed = len(header) + bool(notice) + 1 + (1 + len(status.regions) + 1) + 2 + 2 + 1 + len(aside)
     sites, events = len(status.sites), len(status.events)
     if height is not None:
         room = max(0, height - fixed)
-        sites = min(sites, max(1, room - LEAST_EVENTS))
+        sites = min(sites, max(1, room - LEAST_EVENTS, min(room, FIRST_SITES)))
         events = min(events, max(0, room - sites))
     parts: list[Text | Table] = []
     if notice:
         parts.append(_line(notice, "bold yellow", glyphs))
     parts += [*header, _line("", "", glyphs), _regions(status, width, glyphs), _line("", "", glyphs)]
-    parts += [_sites(status, width, glyphs, sites), _line("", "", glyphs), _round(status, glyphs)]
+    parts += [_sites(status, width, glyphs, sites), _line("", "", glyphs), _round(status, glyphs), *aside]
     if events:
         parts += [_line("", "", glyphs), *_events(status, events, glyphs)]
     return Group(*parts)
@@ -173,10 +177,62 @@ def _header(status: Status, width: int, glyphs: Glyphs) -> list[Text]:
                 f" standing by {energy.standing_kwh:.3g} kWh" + _unknown(energy.unknown_kwh)
             ),
         ),
-        ("CO2", Text(f"{energy.kg_attributed:.3g} kg; {saved(energy.kg_attributed, energy.kg_always_on)}")),
+        (
+            "CO2",
+            Text(f"{energy.kg_attributed:.3g} kg; {saved(energy.kg_attributed, energy.kg_always_on)}" + _head(status)),
+        ),
     ]
+    own = _own(status)
+    if own:
+        rows.append(("own", Text(own)))
+    if (plan := _plan(status)) is not None:
+        rows.insert(1, ("price", Text(plan)))
     lines = [title, *(Text.assemble((f"{name:<8}", QUIET), text) for name, text in rows)]
     return [_fit(line, glyphs) for line in lines]
+
+
+def _head(status: Status) -> str:
+    """The beginning of the ledger's head; all of it is in the JSON."""
+    return f"; ledger head {status.energy.ledger_head[:12]}" if status.energy.ledger_head else ""
+
+
+def _own(status: Status) -> str:
+    """What panels and batteries do, region by region; empty if there are none."""
+    parts = []
+    for region in status.regions:
+        words = []
+        if region.solar_w is not None:
+            words.append(f"panels {watts(region.solar_w)}")
+        if region.battery_soc is not None:
+            flow = region.battery_w or 0.0
+            verb = f" {'takes' if flow > 0 else 'gives'} {watts(abs(flow))}" if abs(flow) >= 0.5 else ""
+            words.append(f"battery {100 * region.battery_soc:.0f} %{verb}")
+        if words:
+            parts.append(f"{region.region} {', '.join(words)}, grid {watts(region.grid_w or 0.0)}")
+    return f"{status.energy.own_kwh:.3g} kWh; {'; '.join(parts)}" if parts else ""
+
+
+def watts(power: float) -> str:
+    """A power in few characters, such as `85 W`, `1.24 kW`, `2.1 MW`."""
+    for size, unit in ((1e6, "MW"), (1e3, "kW")):
+        if power >= size:
+            return f"{power / size:.3g} {unit}"
+    return f"{power:.0f} W"
+
+
+def _plan(status: Status) -> str | None:
+    """The price in force and how the deadline or the budget looks; None if the run has neither."""
+    plan = status.plan
+    if plan is None or (plan.deadline is None and plan.budget_kg is None):
+        return None
+    parts = [plan.reason if plan.price is None else f"{plan.price:.0f} g/kWh: {plan.reason}"]
+    if plan.work_s is not None:
+        parts.append(f"{duration(plan.work_s)} of training by one site left")
+    if plan.deadline_left_s is not None:
+        parts.append(f"{duration(plan.deadline_left_s)} until the deadline")
+    if plan.budget_kg is not None and plan.budget_left_kg is not None:
+        parts.append(f"{plan.budget_left_kg:.3g} of {plan.budget_kg:.3g} kg left")
+    return "; ".join(parts)
 
 
 def _unknown(kwh: float) -> str:
@@ -230,7 +286,7 @@ def _sites(status: Status, width: int, glyphs: Glyphs, limit: int) -> Table:
     if wide:
         table.add_column("REGION", no_wrap=True, overflow=cut, max_width=20)
     table.add_column("STATE", no_wrap=True)
-    for name in ("ROUND/STEP", "LOSS", "TOK/S", "TOKENS", "SEEN"):
+    for name in ("ROUND/STEP", "LOSS", "TOK/S", "TOKENS", "SEEN", *(("START",) if wide else ())):
         table.add_column(name if wide else name.replace("ROUND/STEP", "RND/STEP"), no_wrap=True, justify="right")
     table.add_column("WHY", no_wrap=True, overflow=cut, ratio=1)
     for site in status.sites[:limit]:
@@ -245,6 +301,7 @@ def _sites(status: Status, width: int, glyphs: Glyphs, limit: int) -> Table:
             count(site.tokens_per_s) if site.tokens_per_s else "-",
             count(site.tokens),
             duration(site.seen_s) if site.seen_s is not None else "never",
+            *((duration(site.costs.start_s) if site.costs is not None else "-",) if wide else ()),
             Text(site.reason, style=QUIET),
         ]
         table.add_row(*cells)
@@ -258,7 +315,7 @@ def _sites(status: Status, width: int, glyphs: Glyphs, limit: int) -> Table:
 def _mark(site: SiteStatus, glyphs: Glyphs) -> tuple[str, str]:
     if site.phase == "train":
         return glyphs.full, YES
-    if site.phase in ("start", "sync", "drain"):
+    if site.phase in ("start", "sync", "hold", "drain"):
         return glyphs.half, ""
     return glyphs.none, NO
 
@@ -275,6 +332,19 @@ def _round(status: Status, glyphs: Glyphs) -> Text:
         f"; {duration(opened.left_s)} left"
     )
     return _line(text, "", glyphs)
+
+
+def _aside(status: Status, glyphs: Glyphs) -> list[Text]:
+    """What belongs to no open round: sites that come late, and samples that jobs keep."""
+    lines = []
+    if status.late:
+        words = {"LATE": "may still contribute", "COMMITTED": "waits for the next merge"}
+        parts = [f"{late.site} (round {late.round}, {words.get(late.state, late.state)})" for late in status.late]
+        lines.append(_line(f"late: {', '.join(parts)}", NO, glyphs))
+    if status.kept:
+        parts = [f"{kept.site} {count(kept.samples)}" for kept in status.kept]
+        lines.append(_line(f"samples kept to train ahead: {', '.join(parts)}", QUIET, glyphs))
+    return lines
 
 
 def _events(status: Status, limit: int, glyphs: Glyphs) -> list[Text]:

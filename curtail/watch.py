@@ -21,8 +21,10 @@ from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from curtail import wire
-from curtail.errors import CurtailError, Refused, Unreachable, UsageError, WireError
+from curtail.connect import open_with_token
+from curtail.errors import AuthError, CurtailError, Refused, Unreachable, UsageError, WireError
 from curtail.lifeline import unwinding_on_signals
+from curtail.token import parse_token
 
 if TYPE_CHECKING:
     import httpx
@@ -95,6 +97,8 @@ def fetch(http: httpx.Client, url: str) -> wire.Status:
             problem = wire.decode(wire.Problem, response.content)
         except WireError:
             raise WireError(f"{url} answers with HTTP {response.status_code}", "is it a curtail controller?") from None
+        if response.status_code in (401, 403):
+            raise AuthError(problem.message, "give a viewer's token: `curtail token create --role viewer`")
         raise Refused(problem.message, problem.remedy or None)
     try:
         return wire.decode(wire.Status, response.content)
@@ -115,19 +119,27 @@ def is_screen(stream: IO[str]) -> bool:
     return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
-def show(url: str, *, as_json: bool, watch: bool | None, interval: float) -> int:
+def show(
+    url: str,
+    *,
+    as_json: bool,
+    watch: bool | None,
+    interval: float,
+    token: str | None = None,
+    server_name: str | None = None,
+) -> int:
     """Carry out `curtail status`; returns the exit code.
 
     Args:
         watch: None decides by whether stdout is a terminal.
         interval: seconds between snapshots.
+        token: a viewer's; needed where the controller does not show the status to everybody.
+        server_name: the name that the controller's certificate must hold, if not the host of `url`.
     Raises: CurtailError: the first snapshot cannot be had.
     """
-    import httpx
-
     url = check_url(url)
     _tolerate(sys.stdout)
-    with httpx.Client(trust_env=False) as http:
+    with open_with_token(url, parse_token(token) if token else None, server_name) as http:
         status = fetch(http, url)
         if as_json:
             return _print_json(http, url, status, bool(watch), interval)

@@ -1,8 +1,9 @@
 """Every path and body of the HTTP contract between agents, jobs and the controller.
 
 Bodies are JSON objects of the frozen dataclasses below; `encode` and `decode`
-are strict in both directions: an unknown, missing or mistyped field or a
-number that is not finite is a `WireError` that names the field. Weights and
+are strict in both directions: an unknown, missing or mistyped field, a number
+that is not finite, or a value that `curtail.limits` does not allow is a
+`WireError` that names the field. Weights and
 token files travel as raw bytes named by their SHA-256, never as JSON. Nothing
 here opens a connection. Durations are in seconds, so that the two ends need
 not agree on the time of day.
@@ -11,20 +12,25 @@ not agree on the time of day.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import types
 import typing
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from curtail import limits
 from curtail.errors import WireError
 
-PROTOCOL = 4
+PROTOCOL = 5
 """Raised whenever a message changes; both ends refuse another number at join."""
 
 PREFIX = "/v1"
 JOIN = "/v1/join"
+CACERTS = "/v1/cacerts"
+CREDENTIAL = "/v1/credential"
 HEARTBEAT = "/v1/heartbeat"
 LEAVE = "/v1/leave"
 RUN = "/v1/run"
@@ -36,13 +42,21 @@ BLOB = "/v1/blobs/{sha256}"
 PART = "/v1/blobs/{sha256}/parts/{number}"
 BLOB_COMMIT = "/v1/blobs/{sha256}/commit"
 STATUS = "/v1/status"
+OVERRIDE = "/v1/override"
+TOKENS = "/v1/tokens"
+TOKEN_REVOKE = "/v1/tokens/revoke"
+NODES = "/v1/nodes"
+NODE_REMOVE = "/v1/nodes/remove"
 HEALTH = "/healthz"
 
 PART_BYTES = 16 * 1024 * 1024
 """Size of all parts of an upload but the last; bounds what one request holds in memory."""
 
 MAX_BODY = 1024 * 1024
-"""Bytes of the largest JSON body that is read."""
+"""Bytes of the largest JSON answer that is read; what a controller reads is bounded by `limits.MAX_REQUEST`."""
+
+KEY = limits.Text(256)
+"""A key of an object whose keys the contract does not name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +73,8 @@ class JoinRequest:
     machines: int = 1  # how many machines the site has, this one among them; all of them say the same
     address: str = ""  # where the site's other machines reach this one; "" if there are none
     port: int = 0  # free on this machine for the rendezvous of the site's job
+    key: str = ""  # this agent's public key; the request is signed with it (`curtail.signing`)
+    replace: bool = False  # with an operator's token: take the place of a machine that has another key
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +110,23 @@ class RunInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Power:
+    """What a machine's meter has counted since the meter was begun; a lost report loses nothing."""
+
+    meter: str  # names the beginning: with another name the counts began anew
+    method: str  # nvml-total-energy, nvml-power-integrated, rapl, meter, constant; several with +
+    seconds: float  # of real time for which there are samples
+    joules: float | None  # of the whole machine; None: a part of it is not measured
+    gpu_joules: float | None  # of the GPUs; None: not known apart
+    host_joules: float | None  # of the rest
+
+
+def counts(power: Power) -> tuple[float | None, ...]:
+    """All that it has counted: seconds, and J of the machine, of its GPUs and of the rest."""
+    return power.seconds, power.joules, power.gpu_joules, power.host_joules
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat:
     """Agent -> controller, POST /v1/heartbeat."""
 
@@ -101,13 +134,14 @@ class Heartbeat:
     site: str
     fence: int
     state: str  # agent.lifecycle.State value
-    phase: str  # energy phase: paused, start, train, sync, drain
+    phase: str  # energy phase: paused, start, train, sync, hold, drain
     job: str | None  # the job that is alive, or None
     watts: float | None  # measured by the machine; None: the controller uses the run's model
     note: str  # why the agent waits, or how the last job ended
     crew: str = ""  # the crew of its latest job, whether that is alive or over; "": none, or a machine alone
     crew_rank: int = 0  # its place in that crew
     crew_size: int = 1
+    power: Power | None = None  # counted by the machine's meter; None: there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +166,8 @@ class HeartbeatReply:
     heartbeat_s: float
     regime: str
     crew: Crew | None = None  # None: the site has one machine, or it is not decided yet, or goes on without this one
+    credential: str | None = None  # to be used from now on; None: go on with the old one
+    hold_s: float = 0.0  # so long the job may stay, its weights on idle GPUs, without training beyond `valid_s`
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +314,55 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
+class OverrideRequest:
+    """Operator -> controller, POST /v1/override: an order for all sites of a region, limited in time."""
+
+    region: str
+    action: str  # train, pause, clear
+    seconds: float  # of the controller's clock; nothing to `clear`
+    by: str  # who orders it
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class OverrideStatus:
+    """An order in force in the snapshot."""
+
+    train: bool  # False: pause
+    left_s: float  # controller clock
+    by: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlanStatus:
+    """What the run is to achieve, in the snapshot; times are the controller's clock."""
+
+    reason: str  # why the price is what it is, or why there is none
+    price: float | None  # gCO2/kWh in force; None: the thresholds are
+    work_s: float | None  # training that is left, seconds of one site; None: not known yet
+    tokens_per_s: float | None  # of one site that trains
+    known_by: str  # how that is known: measured, reported, assumed, or ""
+    deadline: float | None
+    deadline_left_s: float | None
+    budget_kg: float | None
+    budget_left_kg: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class CostsStatus:
+    """What a start, a stop and an exchange of a site cost, in the snapshot; seconds of the controller's clock, W."""
+
+    start_s: float
+    stop_s: float
+    sync_s: float
+    train_w: float
+    idle_w: float
+    paused_w: float
+    starts: int  # of the latest, how many were measured; below three the run file's figure counts too
+
+
+@dataclass(frozen=True, slots=True)
 class RegionStatus:
     """One region in the snapshot."""
 
@@ -290,6 +375,10 @@ class RegionStatus:
     reason: str
     history: tuple[float | None, ...]  # latest readings, oldest first
     grid_w: float | None  # power drawn from the grid by the region's microgrid (Vessim)
+    solar_w: float | None = None  # that its panels give; None: it has none
+    battery_w: float | None = None  # above 0 its battery is charged, below it is discharged; None: it has none
+    battery_soc: float | None = None  # share of the capacity that it holds, 0 to 1
+    override: OverrideStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +399,7 @@ class SiteStatus:
     seen_s: float | None  # since the last heartbeat; None: not since the controller's start
     energy_kwh: float
     kg_co2: float
+    costs: CostsStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +412,24 @@ class RoundStatus:
     members: tuple[str, ...]
     committed: tuple[str, ...]
     left_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LateStatus:
+    """A site's part in a round that went on without it."""
+
+    site: str
+    round: int
+    state: str  # LATE: it may still contribute; COMMITTED: its contribution waits for the next merge
+    samples: int  # leased, or contributed
+
+
+@dataclass(frozen=True, slots=True)
+class KeptStatus:
+    """Samples that stay with a site's job beyond what it committed: it trains ahead on them."""
+
+    site: str
+    samples: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,6 +453,9 @@ class EnergyStatus:
     curtailed_pct: float  # share of the attributed energy drawn inside curtailment windows
     kg_always_on: float | None  # same training without waiting; None: nothing trained yet
     unknown_kwh: float  # drawn while the MCI was unknown; its kg are not in the totals
+    own_kwh: float = 0.0  # from the regions' panels and batteries; in no other figure here
+    ledger_records: int = 0  # of the hash chain: rows, readings, settlements
+    ledger_head: str = ""  # its last hash; noted elsewhere it shows that nothing before it was changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,6 +486,9 @@ class Status:
     sites: tuple[SiteStatus, ...]
     events: tuple[EventStatus, ...]
     signal_ended: bool  # every region's trace has ended
+    plan: PlanStatus | None = None
+    late: tuple[LateStatus, ...] = ()
+    kept: tuple[KeptStatus, ...] = ()
 
 
 Message = TypeVar("Message")
@@ -394,60 +508,95 @@ def encode(message: Any) -> bytes:
 def decode(kind: type[Message], body: bytes | str) -> Message:
     """The `kind` that `body` holds.
 
-    Raises: WireError: no JSON object, or a field is unknown, missing or mistyped.
+    Raises: WireError: no JSON object, a field is unknown, missing, given twice, mistyped, or not what
+        `curtail.limits` allows.
     """
     try:
-        value = json.loads(body, parse_constant=_refuse_constant)
-    except (ValueError, UnicodeDecodeError, RecursionError) as error:
+        # As text: JSON in bytes might also be UTF-16 or UTF-32.
+        text = body if isinstance(body, str) else bytes(body).decode("utf-8")
+        value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
         raise WireError(f"{kind.__name__}: the body is no valid JSON") from error
-    return typing.cast(Message, _build(kind, value, kind.__name__))
+    return typing.cast(Message, _build(kind, value, kind.__name__, None))
 
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a finite number")
 
 
-def _build(kind: Any, value: Any, where: str) -> Any:
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key comes twice")
+    return found
+
+
+def _build(kind: Any, value: Any, where: str, rule: limits.Rule | None) -> Any:
     origin = typing.get_origin(kind)
     if dataclasses.is_dataclass(kind):
         return _build_dataclass(kind, value, where)
     if origin in (types.UnionType, typing.Union):
-        return _build_union(kind, value, where)
+        return _build_union(kind, value, where, rule)
     if origin is tuple:
         if not isinstance(value, list):
             raise WireError(f"{where}: a list is needed, not {_name(value)}")
+        _check_count(value, where)
         item = typing.get_args(kind)[0]
-        return tuple(_build(item, entry, f"{where}[{i}]") for i, entry in enumerate(value))
+        return tuple(_build(item, entry, f"{where}[{i}]", rule) for i, entry in enumerate(value))
     if origin is dict:
         if not isinstance(value, dict):
             raise WireError(f"{where}: an object is needed, not {_name(value)}")
+        _check_count(value, where)
         item = typing.get_args(kind)[1]
-        return {key: _build(item, entry, f"{where}.{key}") for key, entry in value.items()}
+        for key in value:
+            limits.check(KEY, key, f"{where}: a key")
+        return {key: _build(item, entry, f"{where}.{key}", rule) for key, entry in value.items()}
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
         if not math.isfinite(number):
             raise WireError(f"{where}: the number is not finite")
+        limits.check(rule, number, where)
         return number
     if kind in (int, str, bool) and type(value) is kind:
+        limits.check(rule, value, where)
         return value
     raise WireError(f"{where}: {getattr(kind, '__name__', kind)} is needed, not {_name(value)}")
+
+
+def _check_count(value: Collection[Any], where: str) -> None:
+    if len(value) > limits.MOST_ENTRIES:
+        raise WireError(f"{where}: {len(value)} entries are too many, at most {limits.MOST_ENTRIES} are allowed")
 
 
 def _build_dataclass(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise WireError(f"{where}: an object is needed, not {_name(value)}")
-    hints = typing.get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind)]
-    strange = sorted(set(value) - set(names))
+    hints = hints_of(kind)
+    strange = sorted(set(value) - set(hints))
     if strange:
-        raise WireError(f"{where}: unknown field {strange[0]!r}")
-    missing = [name for name in names if name not in value]
+        raise WireError(f"{where}: unknown field {limits.clean(strange[0], 64)!r}")
+    missing = [name for name in hints if name not in value]
     if missing:
         raise WireError(f"{where}: field {missing[0]!r} is missing")
-    return kind(**{name: _build(hints[name], value[name], f"{where}.{name}") for name in names})
+    return kind(
+        **{
+            name: _build(hint, value[name], f"{where}.{name}", limits.rule_of(kind.__name__, name))
+            for name, hint in hints.items()
+        }
+    )
 
 
-def _build_union(kind: Any, value: Any, where: str) -> Any:
+@functools.cache
+def hints_of(kind: Any) -> dict[str, Any]:
+    """The fields of a message, in order, each with its type."""
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def _build_union(kind: Any, value: Any, where: str, rule: limits.Rule | None) -> Any:
     options = typing.get_args(kind)
     if value is None and type(None) in options:
         return None
@@ -455,9 +604,9 @@ def _build_union(kind: Any, value: Any, where: str) -> Any:
     # An exact type match first: JSON 1 must stay an int in int | float.
     for option in concrete:
         if isinstance(option, type) and type(value) is option:
-            return _build(option, value, where)
+            return _build(option, value, where, rule)
     if len(concrete) == 1:
-        return _build(concrete[0], value, where)
+        return _build(concrete[0], value, where, rule)
     names = " or ".join(getattr(option, "__name__", str(option)) for option in concrete)
     raise WireError(f"{where}: {names} is needed, not {_name(value)}")
 

@@ -26,6 +26,7 @@ import pytest
 from hypothesis import settings
 
 import curtail
+from controller import ledgercommands
 from controller.ledger import look
 from controller.store import Store
 from curtail import wire
@@ -377,10 +378,12 @@ class Fleet:
             store.close()
 
     def ledger(self):
-        """What `curtail ledger check --weights` finds wrong; nothing where there is no store."""
+        """What `curtail ledger check --weights` and `ledger verify` find wrong; nothing where there is no store."""
         if not (self.home / "state.db").is_file():
             return []
-        return [problem for _, problem in look(self.home, weights=True) if problem is not None]
+        problems = [problem for _, problem in look(self.home, weights=True) if problem is not None]
+        chain = ledgercommands.look(self.home, None).problem
+        return [*problems, chain] if chain else problems
 
     def members(self):
         """Every site's part in every round, oldest first; only while no controller runs."""

@@ -18,7 +18,7 @@ from controller.signals import credentials
 from controller.signals.doubt import DoubtingSource
 from controller.signals.feed import Feed
 from controller.signals.polled import PolledSource
-from controller.signals.source import ConstantSource, TraceSource
+from controller.signals.source import ConstantSource, Source, TraceSource
 from controller.signals.trace import Trace, load_trace
 from curtail.clock import Clock
 from curtail.config import RunConfig
@@ -27,7 +27,6 @@ from curtail.errors import ConfigError, CurtailError, UsageError
 if TYPE_CHECKING:
     import httpx
 
-    from controller.service import Source
 
 GROUP = "curtail.signals"
 """Entry points: name of the source -> `controller.signals.feed.Plugin`."""
@@ -97,9 +96,18 @@ def open_signal(config: RunConfig, around: Surroundings) -> Signal:
     if name == "constant":
         assert config.signal.value is not None
         return Signal(name, ConstantSource(config.signal.value))
-    feed = _watttime(config, around) if name == "watttime" else _plugin(config, name, around)
+    feed = open_feed(config, around)
     polled = PolledSource(feed, names(config), config.signal.poll, config.policy.max_reading_age, around.clock)
     return Signal(name, DoubtingSource(polled, config.regions), polled=polled)
+
+
+def open_feed(config: RunConfig, around: Surroundings) -> Feed:
+    """The live source that the run file names, to be asked directly.
+
+    Raises: ConfigError: there is none, or it cannot be used. AuthError: no credentials. NotFound.
+    """
+    name = config.signal.source
+    return _watttime(config, around) if name == "watttime" else _plugin(config, name, around)
 
 
 def _check_keys(config: RunConfig, name: str) -> None:

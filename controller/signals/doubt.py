@@ -2,8 +2,9 @@
 
 A failing source has served exact zeros for everything for hours (WattTime, on
 2026-04-22), and a single region is truly at 0 for hours. So a zero is believed
-only beside another region that is not at 0. Wraps any live source; recorded
-traces and constants are taken as they are.
+only beside another region that is not at 0. Wraps any live source, so that its
+readings say so; `curtail.decision` doubts the zeros of a trace in the same way, and
+a constant confirms itself.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from curtail.policy import Forecast
 from curtail.reading import Reading, unknown
 
 if TYPE_CHECKING:
-    from controller.service import Source
+    from controller.signals.source import Source
 
 ALL_ZERO = "all regions read exactly 0 at once, as in an outage of the source"
 
@@ -37,6 +38,10 @@ class DoubtingSource:
     def forecast(self, region: str, now: float, horizon: float) -> Forecast | None:
         """What the source expects."""
         return self._source.forecast(region, now, horizon)
+
+    def second(self, region: str, now: float) -> Reading | None:
+        """What another source says, if the source has one."""
+        return self._source.second(region, now)
 
     def ended(self, now: float) -> bool:
         """Has the source ended?"""

@@ -81,6 +81,10 @@ class PolledSource:
             return None
         return known.forecast
 
+    def second(self, region: str, now: float) -> Reading | None:
+        """None: nobody else is asked."""
+        return None
+
     def ended(self, now: float) -> bool:
         """Never: a live feed may come back."""
         return False

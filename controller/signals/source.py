@@ -3,10 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
+from typing import Protocol
 
 from controller.signals.trace import Trace
 from curtail.policy import Forecast
 from curtail.reading import Reading
+
+
+class Source(Protocol):
+    """Where readings come from."""
+
+    def reading(self, region: str, now: float) -> Reading:
+        """What is known of `region` at `now`; never raises."""
+        ...
+
+    def forecast(self, region: str, now: float, horizon: float) -> Forecast | None:
+        """What is expected within `horizon` seconds, or as far as is known; or None."""
+        ...
+
+    def second(self, region: str, now: float) -> Reading | None:
+        """What another source says, which can confirm a zero that looks like an outage; or None."""
+        ...
+
+    def ended(self, now: float) -> bool:
+        """Will no reading come any more?"""
+        ...
 
 
 class TraceSource:
@@ -21,6 +43,7 @@ class TraceSource:
         self._trace = trace
         self._columns = dict(columns)
         self._foresight = foresight
+        self._whole: dict[str, Forecast] = {}
 
     def reading(self, region: str, now: float) -> Reading:
         """What is known of `region` at `now`."""
@@ -30,7 +53,16 @@ class TraceSource:
         """What is expected within `horizon` seconds, or None without foresight."""
         if not self._foresight:
             return None
+        if horizon == inf:  # asked for at every step: the whole course, made once
+            if region not in self._whole:
+                start = self._trace.start
+                self._whole[region] = self._trace.forecast(self._columns[region], region, start, inf)
+            return self._whole[region]
         return self._trace.forecast(self._columns[region], region, now, horizon)
+
+    def second(self, region: str, now: float) -> Reading | None:
+        """None: nobody else is asked."""
+        return None
 
     def ended(self, now: float) -> bool:
         """Has the trace ended?"""
@@ -55,6 +87,10 @@ class ConstantSource:
     def forecast(self, region: str, now: float, horizon: float) -> Forecast | None:
         """None: a constant is set by a person, who may change it."""
         return None
+
+    def second(self, region: str, now: float) -> Reading | None:
+        """The constant itself: a person wrote it, so that a 0 is no outage."""
+        return self.reading(region, now)
 
     def ended(self, now: float) -> bool:
         """Never."""

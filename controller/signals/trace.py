@@ -57,17 +57,20 @@ class Trace:
         return Reading(region, value, point, point + self.period, source)
 
     def forecast(self, column: str, region: str, now: float, horizon: float) -> Forecast:
-        """The trace's own values in (now, now + horizon]; unknown ones count as infinitely dirty."""
-        first = bisect.bisect_right(self.stamps, now)
+        """The trace's own values from the one that holds at `now` to `now + horizon`, the end of what is known.
+
+        Unknown ones, and all that comes after the trace, count as infinitely dirty.
+        """
+        first = max(0, bisect.bisect_right(self.stamps, now) - 1)
         last = bisect.bisect_right(self.stamps, now + horizon)
         column_values = self.values[column]
         points: list[tuple[float, float]] = []
         for index in range(first, last):
             value = column_values[index]
             points.append((self.stamps[index], math.inf if value is None else value))
-        if now + horizon >= self.end:
-            points.append((self.end, math.inf))
-        return Forecast(region, tuple(points))
+        if now + horizon < self.end:
+            return Forecast(region, tuple(points), now + horizon)
+        return Forecast(region, (*points, (self.end, math.inf)))
 
 
 def load_trace(path: Path, unit: str, columns: Iterable[str] | None = None) -> Trace:

@@ -14,11 +14,14 @@ from typing import Any, TypeVar
 
 from sqlite_utils import Database
 
+from controller.store.access import AccessTables
 from controller.store.dataledger import DataLedger
 from controller.store.energy import EnergyTables
 from controller.store.fleet import FleetTables
+from controller.store.orders import OrderTables
 from controller.store.run import RunTables
 from controller.store.schema import MIGRATIONS, migrate
+from controller.store.upkeep import RESTORE, WAL_BYTES, check_file, fitness, sqlite_version
 from curtail.errors import CurtailError, DiskError, NotFound
 
 log = logging.getLogger("curtail.store")
@@ -26,22 +29,28 @@ log = logging.getLogger("curtail.store")
 Result = TypeVar("Result")
 
 
-class Transaction(RunTables, FleetTables, DataLedger, EnergyTables):
+class Transaction(RunTables, FleetTables, AccessTables, DataLedger, EnergyTables, OrderTables):
     """What one use case may ask of the store; valid only inside the function it was handed to."""
 
     def __init__(self, db: Database) -> None:
         super().__init__(db)
         self.after_commit: list[Callable[[], None]] = []
+        self.after_rollback: list[Callable[[], None]] = []  # the last one first; what is remembered is as before
+
+
+PRAGMAS = ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 30000")
 
 
 class Store:
     """The thread that owns the database.
 
+    Args: thorough: check all of the file when it is opened; after an end that was not in order.
     Raises (from `open`): DiskError: the folder is full or read-only; CurtailError: the file is damaged or newer.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, thorough: bool = False) -> None:
         self._path = path
+        self._thorough = thorough
         self._queue: queue.SimpleQueue[tuple[Callable[[Transaction], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="store", daemon=True)
         self._ready: Future[None] = Future()
@@ -78,16 +87,18 @@ class Store:
         connection.close()
 
     def _connect(self) -> Database:
+        fit = fitness(sqlite_version())
+        if fit.level == "fail":
+            raise CurtailError(fit.text, fit.remedy)
         try:
             connection = sqlite3.connect(self._path, isolation_level=None)
         except sqlite3.DatabaseError as error:
             raise store_error(self._path, error) from error
         try:
-            for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 30000"):
+            for pragma in PRAGMAS:
                 connection.execute(f"PRAGMA {pragma}")
-            check = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-            if check != "ok":
-                raise CurtailError(f"the store {self._path} is damaged: {check}", "restore it from a backup")
+            connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
+            check_file(connection, self._path, self._thorough)
             migrate(connection, self._path)
         except sqlite3.DatabaseError as error:
             connection.close()
@@ -108,11 +119,19 @@ class Store:
             with contextlib.suppress(sqlite3.Error):  # the first error is the one to report
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
-            reported = store_error(self._path, error) if isinstance(error, sqlite3.OperationalError) else error
-            future.set_exception(reported)
+            for undo in reversed(transaction.after_rollback):
+                undo()
+            # A wrong statement or value is our own bug and keeps its traceback.
+            ours = isinstance(error, (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError))
+            stores = isinstance(error, sqlite3.DatabaseError) and not ours
+            future.set_exception(store_error(self._path, error) if stores else error)
             return
         for action in transaction.after_commit:
-            action()
+            try:
+                action()
+            except Exception:
+                # What is durable stays so, and this thread must live: everything waits for it.
+                log.exception("what was to follow a change of the store failed")
         future.set_result(result)
 
 
@@ -150,5 +169,5 @@ def store_error(path: Path, error: BaseException) -> CurtailError:
     if "readonly" in text or "unable to open" in text:
         return DiskError(f"cannot write the store {path}: {text}", "fix the folder's permissions")
     if "not a database" in text or "malformed" in text:
-        return CurtailError(f"the store {path} is damaged: {text}", "restore it from a backup or use another --home")
+        return CurtailError(f"the store {path} is damaged: {text}", RESTORE)
     return CurtailError(f"the store {path} failed: {text}")

@@ -1,53 +1,150 @@
-"""Tables of readings and of the energy ledger."""
+"""Tables of readings, of the energy ledger and of its settlements; all of them are only added to."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Iterable
 from typing import Any
 
-from controller.accounts import Entry, Interval
-from controller.store.tables import Tables
+from controller.accounts import JOULES_PER_KWH, Basis, Detail, Draw, Entry, Grown, Interval
+from controller.rows import SettledRow, SwitchedRow
+from controller.store.chain import ChainTables
+
+_PLAIN = tuple(name for name in Entry.__slots__ if name not in ("curtailed", "detail"))
+_DETAIL = ("machine_kwh", "gpu_kwh", "host_kwh", "coverage", "tokens", "steps", "network_bytes")
+_OPEN = ("site", "region", "phase", "t0", "watts", "method", "pue", "grid_share", "mci")
+_BASIS = ("mci_raw", "source", "point_time", "threshold", "reason")
 
 
-class EnergyTables(Tables):
-    """readings, energy, energy_open."""
+class EnergyTables(ChainTables):
+    """readings, energy, energy_open, settled."""
 
     def add_reading(self, region: str, point_time: float, mci: float | None, source: str, reason: str) -> None:
         row = {"region": region, "point_time": point_time, "mci": mci, "source": source, "reason": reason}
-        self._insert("readings", row, ignore=True)
+        self._add("reading", row, ignore=True)
 
     def readings(self, region: str) -> list[tuple[float, float | None]]:
         rows = self._all("SELECT point_time, mci FROM readings WHERE region = ? ORDER BY point_time", region)
         return [(row["point_time"], row["mci"]) for row in rows]
 
+    # -- closed rows -----------------------------------------------------------
+
     def add_entries(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
-            values = {name: getattr(entry, name) for name in Entry.__slots__}
-            self._insert("energy", {**values, "curtailed": int(entry.curtailed)})
+            values: dict[str, Any] = {name: getattr(entry, name) for name in _PLAIN}
+            values["curtailed"] = int(entry.curtailed)
+            if entry.detail is not None:
+                values |= {name: getattr(entry.detail, name) for name in _DETAIL}
+                basis = entry.detail.basis
+                values |= {name: getattr(basis, name) for name in _BASIS}
+                values["flags"] = ",".join(basis.flags)
+            self._add("energy", values)
 
     def entries(self) -> list[Entry]:
-        return [_entry(row) for row in self._all("SELECT * FROM energy ORDER BY id")]
+        """The rows of the ledger, in the order in which they were closed."""
+        return [entry for _, entry in self.numbered_entries()]
+
+    def numbered_entries(self, since: float | None = None) -> list[tuple[int, Entry]]:
+        """The rows with their ids; since: only those that ended later."""
+        rows = self._all("SELECT * FROM energy WHERE ? IS NULL OR t1 > ? ORDER BY id", since, since)
+        return [(row["id"], _entry(row)) for row in rows]
+
+    def entries_after(self, number: int) -> list[tuple[int, Entry]]:
+        """The rows written after row `number` (0: all), with their ids."""
+        return [(row["id"], _entry(row)) for row in self._all("SELECT * FROM energy WHERE id > ? ORDER BY id", number)]
+
+    # -- open intervals --------------------------------------------------------
 
     def open_intervals(self) -> list[tuple[Interval, float]]:
         """Intervals still growing at the last step, each with the time up to which it is certain."""
-        rows = self._all("SELECT * FROM energy_open ORDER BY site")
-        return [(_interval(row), row["seen"]) for row in rows]
+        return [(interval, seen) for interval, seen, _ in self.open_with_marks()]
 
-    def put_open(self, interval: Interval, seen: float) -> None:
-        values = {name: getattr(interval, name) for name in Interval.__slots__}
-        self._insert("energy_open", {**values, "curtailed": int(interval.curtailed), "seen": seen}, replace=True)
+    def open_with_marks(self) -> list[tuple[Interval, float, dict[str, list[int]]]]:
+        """The same, and what was counted of the steps and tokens of the site's job (`controller.trained`)."""
+        rows = self._all("SELECT * FROM energy_open ORDER BY site")
+        return [(*_interval(row), _more(row).get("marks", {})) for row in rows]
+
+    def put_open(self, interval: Interval, seen: float, marks: dict[str, list[int]] | None = None) -> None:
+        values: dict[str, Any] = {name: getattr(interval, name) for name in _OPEN}
+        parts = {name: getattr(interval, name) for name in ("basis", "draw", "grown")}
+        more = {name: dataclasses.asdict(part) for name, part in parts.items() if part is not None}
+        values |= {"curtailed": int(interval.curtailed), "seen": seen}
+        values["more"] = json.dumps({**more, "marks": marks or {}}, separators=(",", ":"))
+        self._insert("energy_open", values, replace=True)
 
     def drop_open(self, site: str) -> None:
         self._db.execute("DELETE FROM energy_open WHERE site = ?", (site,))
 
+    # -- settlements -----------------------------------------------------------
 
-def _interval(row: dict[str, Any]) -> Interval:
-    return Interval(
-        **{name: row[name] for name in Interval.__slots__ if name != "curtailed"}, curtailed=bool(row["curtailed"])
+    def add_settled(self, row: SettledRow) -> None:
+        self._add("settlement", {name: getattr(row, name) for name in SettledRow.__slots__})
+
+    def settled(self, basis: str) -> dict[int, SettledRow]:
+        """The newest revision for each row of the ledger that has one: id of the row -> settlement."""
+        names = ", ".join(SettledRow.__slots__)
+        rows = self._all(f"SELECT {names} FROM settled WHERE basis = ? ORDER BY entry, revision", basis)
+        return {row["entry"]: SettledRow(**row) for row in rows}
+
+    # -- microgrids ----------------------------------------------------------
+
+    def stored(self) -> dict[str, float]:
+        """Wh in each region's battery at the last step."""
+        return {row["region"]: row["stored_wh"] for row in self._all("SELECT region, stored_wh FROM batteries")}
+
+    def put_stored(self, region: str, stored_wh: float, at: float) -> None:
+        self._insert("batteries", {"region": region, "stored_wh": stored_wh, "at": at}, replace=True)
+
+    def switched(self) -> list[SwitchedRow]:
+        """Sites of which the machines are switched off, or on their way."""
+        return [SwitchedRow(**row) for row in self._all("SELECT * FROM switched ORDER BY site")]
+
+    def put_switched(self, row: SwitchedRow) -> None:
+        self._insert("switched", {name: getattr(row, name) for name in SwitchedRow.__slots__}, replace=True)
+
+    def drop_switched(self, site: str) -> None:
+        self._db.execute("DELETE FROM switched WHERE site = ?", (site,))
+
+
+def _more(row: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(row["more"]) if row["more"] else {}
+    return found
+
+
+def _interval(row: dict[str, Any]) -> tuple[Interval, float]:
+    more = _more(row)
+    basis = more.get("basis")
+    if basis is not None:
+        basis = Basis(**{**basis, "flags": tuple(basis["flags"])})
+    interval = Interval(
+        **{name: row[name] for name in _OPEN},
+        curtailed=bool(row["curtailed"]),
+        basis=basis,
+        draw=Draw(**more["draw"]) if "draw" in more else None,
+        grown=Grown(**more["grown"]) if "grown" in more else None,
     )
+    return interval, row["seen"]
 
 
 def _entry(row: dict[str, Any]) -> Entry:
-    return Entry(
-        **{name: row[name] for name in Entry.__slots__ if name != "curtailed"}, curtailed=bool(row["curtailed"])
+    machine_kwh = row["machine_kwh"]
+    detail = Detail(
+        # rows of before these columns tell the mean power
+        machine_kwh=row["watts"] * (row["t1"] - row["t0"]) / JOULES_PER_KWH if machine_kwh is None else machine_kwh,
+        gpu_kwh=row["gpu_kwh"],
+        host_kwh=row["host_kwh"],
+        coverage=row["coverage"] or 0.0,
+        tokens=row["tokens"] or 0,
+        steps=row["steps"] or 0,
+        network_bytes=row["network_bytes"] or 0,
+        basis=Basis(
+            row["mci"] if row["mci_raw"] is None and machine_kwh is None else row["mci_raw"],
+            row["source"] or "",
+            row["point_time"],
+            row["threshold"],
+            tuple(flag for flag in (row["flags"] or "").split(",") if flag),
+            row["reason"] or "",
+        ),
     )
+    return Entry(**{name: row[name] for name in _PLAIN}, curtailed=bool(row["curtailed"]), detail=detail)

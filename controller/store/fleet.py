@@ -1,4 +1,4 @@
-"""Tables of who may join and who is here."""
+"""Tables of who is here."""
 
 from __future__ import annotations
 
@@ -9,14 +9,7 @@ from controller.store.tables import Tables
 
 
 class FleetTables(Tables):
-    """join_tokens, sites, machines."""
-
-    def add_join_token(self, token_id: str, secret_hash: str, now_wall: float) -> None:
-        self._insert("join_tokens", {"id": token_id, "secret": secret_hash, "created_wall": now_wall})
-
-    def join_token(self, token_id: str) -> str | None:
-        row = self._one("SELECT secret FROM join_tokens WHERE id = ?", token_id)
-        return None if row is None else str(row["secret"])
+    """sites, machines."""
 
     def site(self, name: str) -> SiteRow | None:
         row = self._one("SELECT * FROM sites WHERE site = ?", name)
@@ -36,15 +29,15 @@ class FleetTables(Tables):
         rows = self._all("SELECT * FROM machines WHERE site = ? ORDER BY place", site)
         return [MachineRow(**row) for row in rows]
 
-    def machine_by_credential(self, credential_hash: str) -> MachineRow | None:
-        row = self._one("SELECT * FROM machines WHERE credential = ?", credential_hash)
-        return None if row is None else MachineRow(**row)
-
     def put_machine(self, row: MachineRow) -> None:
         self._insert("machines", {name: getattr(row, name) for name in MachineRow.__slots__}, replace=True)
 
     def set_machine(self, site: str, agent: str, **values: Any) -> None:
         self._update("machines", values, {"site": site, "agent": agent})
+
+    def machine(self, site: str, agent: str) -> MachineRow | None:
+        row = self._one("SELECT * FROM machines WHERE site = ? AND agent = ?", site, agent)
+        return None if row is None else MachineRow(**row)
 
     def drop_machine(self, site: str, agent: str) -> None:
         self._db.execute("DELETE FROM machines WHERE site = ? AND agent = ?", (site, agent))

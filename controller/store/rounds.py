@@ -94,6 +94,13 @@ class RoundTables(Tables):
         )
         return [row["late"] for row in rows]
 
+    def recent_speeds(self, count: int) -> list[tuple[int, float]]:
+        """Tokens, and wall seconds of training, of the latest `count` contributions that arrived."""
+        rows = self._all(
+            "SELECT tokens, seconds FROM members WHERE receipt != '' AND seconds > 0 ORDER BY round DESC LIMIT ?", count
+        )
+        return [(row["tokens"], row["seconds"]) for row in rows]
+
     def recent_norms(self, count: int) -> list[tuple[float, int]]:
         """Norm per root of tokens, and tokens, of the latest `count` merged contributions, oldest first."""
         rows = self._all("SELECT norm, tokens FROM members WHERE norm IS NOT NULL ORDER BY round DESC LIMIT ?", count)

@@ -9,6 +9,9 @@ from controller.leases import Pool, Range
 from controller.rows import BlobRow, EventRow, RunRow
 from controller.store.tables import Tables
 
+KEPT_KINDS = ("regime", "version", "restore")
+"""Kinds of events that are never deleted."""
+
 
 class RunTables(Tables):
     """run, returned, blobs, events."""
@@ -65,3 +68,13 @@ class RunTables(Tables):
     def last_events(self, count: int) -> list[EventRow]:
         rows = self._all("SELECT id, at, kind, text FROM events ORDER BY id DESC LIMIT ?", count)
         return [EventRow(**row) for row in reversed(rows)]
+
+    def prune_events(self, keep: int, step: int) -> int:
+        """Delete the oldest lines beyond the newest `keep`, at most `step` of them; how many went.
+
+        Those that a report is drawn from stay: they are as many as there are rounds.
+        """
+        marks = ", ".join("?" * len(KEPT_KINDS))
+        oldest = f"id <= (SELECT MAX(id) FROM events) - ? AND kind NOT IN ({marks})"
+        which = f"SELECT id FROM events WHERE {oldest} ORDER BY id LIMIT ?"
+        return int(self._db.execute(f"DELETE FROM events WHERE id IN ({which})", (keep, *KEPT_KINDS, step)).rowcount)

@@ -91,6 +91,76 @@ MIGRATIONS = (
     ALTER TABLE sites DROP COLUMN devices;
     ALTER TABLE sites DROP COLUMN credential;
     """,
+    """
+    ALTER TABLE join_tokens ADD COLUMN role TEXT NOT NULL DEFAULT 'agent';
+    ALTER TABLE join_tokens ADD COLUMN site TEXT NOT NULL DEFAULT '';
+    ALTER TABLE join_tokens ADD COLUMN region TEXT NOT NULL DEFAULT '';
+    ALTER TABLE join_tokens ADD COLUMN uses INTEGER;
+    ALTER TABLE join_tokens ADD COLUMN used INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE join_tokens ADD COLUMN expires_wall REAL;
+    ALTER TABLE join_tokens ADD COLUMN revoked_wall REAL;
+    ALTER TABLE join_tokens ADD COLUMN note TEXT NOT NULL DEFAULT '';
+    ALTER TABLE machines ADD COLUMN key TEXT NOT NULL DEFAULT '';
+    ALTER TABLE machines ADD COLUMN expires_wall REAL NOT NULL DEFAULT 0;
+    ALTER TABLE machines ADD COLUMN next_credential TEXT NOT NULL DEFAULT '';
+    ALTER TABLE machines ADD COLUMN next_expires_wall REAL NOT NULL DEFAULT 0;
+    ALTER TABLE machines ADD COLUMN former_credential TEXT NOT NULL DEFAULT '';
+    ALTER TABLE machines ADD COLUMN former_until_wall REAL NOT NULL DEFAULT 0;
+    CREATE INDEX machines_next ON machines (next_credential) WHERE next_credential != '';
+    CREATE INDEX machines_former ON machines (former_credential) WHERE former_credential != '';
+    CREATE TABLE nonces (
+        key TEXT NOT NULL, nonce TEXT NOT NULL, until_wall REAL NOT NULL, PRIMARY KEY (key, nonce)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX nonces_until ON nonces (until_wall);
+    CREATE TABLE uploads (sha256 TEXT PRIMARY KEY, site TEXT NOT NULL, begun_wall REAL NOT NULL) STRICT;
+    ALTER TABLE blobs ADD COLUMN site TEXT NOT NULL DEFAULT '';
+    """,
+    """
+    ALTER TABLE readings RENAME TO readings_before;
+    CREATE TABLE readings (
+        id INTEGER PRIMARY KEY, region TEXT NOT NULL, point_time REAL NOT NULL, mci REAL, source TEXT NOT NULL,
+        reason TEXT NOT NULL, UNIQUE (region, point_time)
+    ) STRICT;
+    INSERT INTO readings (region, point_time, mci, source, reason)
+        SELECT region, point_time, mci, source, reason FROM readings_before ORDER BY point_time, region;
+    DROP TABLE readings_before;
+    ALTER TABLE energy ADD COLUMN coverage REAL;
+    ALTER TABLE energy ADD COLUMN machine_kwh REAL;
+    ALTER TABLE energy ADD COLUMN gpu_kwh REAL;
+    ALTER TABLE energy ADD COLUMN host_kwh REAL;
+    ALTER TABLE energy ADD COLUMN mci_raw REAL;
+    ALTER TABLE energy ADD COLUMN source TEXT;
+    ALTER TABLE energy ADD COLUMN point_time REAL;
+    ALTER TABLE energy ADD COLUMN threshold REAL;
+    ALTER TABLE energy ADD COLUMN tokens INTEGER;
+    ALTER TABLE energy ADD COLUMN steps INTEGER;
+    ALTER TABLE energy ADD COLUMN network_bytes INTEGER;
+    ALTER TABLE energy ADD COLUMN flags TEXT;
+    ALTER TABLE energy ADD COLUMN reason TEXT;
+    ALTER TABLE energy_open ADD COLUMN more TEXT NOT NULL DEFAULT '';
+    CREATE TABLE settled (
+        id INTEGER PRIMARY KEY, entry INTEGER NOT NULL REFERENCES energy (id), basis TEXT NOT NULL,
+        revision INTEGER NOT NULL, mci REAL NOT NULL, kg REAL NOT NULL, source TEXT NOT NULL, model TEXT NOT NULL,
+        asked REAL NOT NULL, UNIQUE (entry, basis, revision)
+    ) STRICT;
+    CREATE TABLE chain (
+        seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, record INTEGER NOT NULL, hash TEXT NOT NULL,
+        UNIQUE (kind, record)
+    ) STRICT;
+    """,
+    """
+    CREATE TABLE batteries (region TEXT PRIMARY KEY, stored_wh REAL NOT NULL, at REAL NOT NULL) STRICT;
+    CREATE TABLE switched (
+        site TEXT PRIMARY KEY, region TEXT NOT NULL, state TEXT NOT NULL, since REAL NOT NULL,
+        since_wall REAL NOT NULL, failures INTEGER NOT NULL, retry_wall REAL NOT NULL, note TEXT NOT NULL
+    ) STRICT;
+    """,
+    """
+    CREATE TABLE overrides (
+        id INTEGER PRIMARY KEY, region TEXT NOT NULL, train INTEGER NOT NULL, since REAL NOT NULL, until REAL NOT NULL,
+        by_whom TEXT NOT NULL, reason TEXT NOT NULL, placed_wall REAL NOT NULL, ended REAL
+    ) STRICT;
+    """,
 )
 """One script per schema version; never changed once released, only added to."""
 

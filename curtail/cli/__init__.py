@@ -26,14 +26,17 @@ from curtail.cli import train
 from curtail.cli import demo
 from curtail.cli import simulate
 from curtail.cli import ledger
+from curtail.cli import doctor
 from curtail.cli import controller
 from curtail.cli import agent
 from curtail.cli import checkpoint
 from curtail.cli import data
 from curtail.cli import trace
+from curtail.cli import access
+from curtail.cli import override
 # isort: on
 
-COMMANDS = (status, train, demo, simulate, ledger, controller, agent, checkpoint, data, trace)
+COMMANDS = (status, train, demo, simulate, ledger, doctor, controller, agent, checkpoint, data, trace, access, override)
 """The modules that hold commands."""
 
 __all__ = ["COMMANDS", "app", "check_name", "default_state", "invoke", "read_token"]

@@ -1,4 +1,4 @@
-"""`agent join`."""
+"""`agent join` and `agent service install`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from curtail.cli.arguments import check_name, default_state, read_token, samples_at_once
-from curtail.cli.root import agent_app
+from curtail.cli.root import agent_app, agent_service_app, check_words
 
 
 @agent_app.command("join")
@@ -15,7 +15,7 @@ def agent_join(
     region: Annotated[str, typer.Option(help="Grid region of the site, as in the run file.")],
     url: Annotated[
         str | None,
-        typer.Argument(help="The controller, http://HOST:PORT; found by zeroconf if not given.", show_default=False),
+        typer.Argument(help="The controller, https://HOST:PORT; found by zeroconf if not given.", show_default=False),
     ] = None,
     home: Annotated[
         Path | None,
@@ -25,7 +25,9 @@ def agent_join(
     ] = None,
     token_file: Annotated[
         Path | None,
-        typer.Option(help="File with the join token; else CURTAIL_TOKEN in the environment.", show_default=False),
+        typer.Option(
+            help="File with the join token, - for stdin; else CURTAIL_TOKEN in the environment.", show_default=False
+        ),
     ] = None,
     ranks: Annotated[int, typer.Option(min=0, help="Processes of a job; 0: one for each GPU, or one.")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of each process; 0: the cores, split.")] = 0,
@@ -49,10 +51,38 @@ def agent_join(
         str | None,
         typer.Option(help="Most that a job's transfers take of the link, such as 100Mbit/s.", show_default=False),
     ] = None,
+    on_pause: Annotated[
+        str | None,
+        typer.Option(
+            envvar="CURTAIL_ON_PAUSE", help="Command for the shell, run when the machine pauses.", show_default=False
+        ),
+    ] = None,
+    on_resume: Annotated[
+        str | None,
+        typer.Option(
+            envvar="CURTAIL_ON_RESUME", help="Command for the shell, run before a job starts.", show_default=False
+        ),
+    ] = None,
+    hook_limit: Annotated[float, typer.Option(min=1, help="Seconds that each of these may take.")] = 300.0,
+    server_name: Annotated[
+        str | None,
+        typer.Option(
+            help="The name in the controller's certificate, where it is not the host of its address.",
+            show_default=False,
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Plain HTTP to another machine, where the whole network is trusted.")
+    ] = False,
+    replace: Annotated[
+        bool,
+        typer.Option("--replace", help="With an operator's token: take the place of a machine that was wiped."),
+    ] = False,
 ) -> int:
     """Join a run with this machine and train whenever its region permits."""
     check_name("site", site)
     check_name("region", region)
+    from agent.hooks import Commands
     from agent.join import JoinOptions, run
     from agent.link import parse_rate
 
@@ -63,5 +93,27 @@ def agent_join(
             device_batch_samples=samples_at_once(device_batch_samples),
             machines=machines, address=address, rendezvous_port=rendezvous_port,
             link_bytes_s=parse_rate(link_limit) if link_limit else 0.0,
+            server_name=server_name, insecure=insecure, replace=replace,
+            hooks=Commands((on_pause or "").strip(), (on_resume or "").strip(), hook_limit),
         )
     )  # fmt: skip
+
+
+@agent_service_app.command("install")
+def agent_service_install(
+    arguments: Annotated[
+        list[str], typer.Argument(help="After --: the arguments of curtail agent join.", show_default=False)
+    ],
+    name: Annotated[str, typer.Option(help="Name of the unit.")] = "curtail-agent",
+    system: Annotated[bool, typer.Option("--system", help="For the whole machine; needs root.")] = False,
+    user: Annotated[
+        str | None, typer.Option("--as", help="With --system: the user that it runs as.", show_default=False)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the unit and write nothing.")] = False,
+) -> int:
+    """Write the systemd unit of an agent. Nothing is started."""
+    words = check_words(("agent", "join"), arguments)
+    from curtail.service import Wanted, install
+    from curtail.units import AGENT
+
+    return install(Wanted(AGENT, words, name, system, user or "", dry_run))

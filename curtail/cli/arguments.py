@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from enum import StrEnum
 from pathlib import Path
 
@@ -40,14 +41,14 @@ def check_name(kind: str, name: str) -> str:
 
 
 def read_token(file: Path | None) -> str | None:
-    """The join token from `file`, else from CURTAIL_TOKEN, else None. Never from a flag: others can read those.
+    """The token from `file` (-: stdin), else from CURTAIL_TOKEN, else None. Never from a flag: others can read those.
 
     Raises: NotFound, AuthError, UsageError.
     """
     if file is None:
         return os.environ.get("CURTAIL_TOKEN", "").strip() or None
     try:
-        text = file.read_text(encoding="utf-8").strip()
+        text = (sys.stdin.read(LONGEST_TOKEN + 1) if file == Path("-") else file.read_text(encoding="utf-8")).strip()
     except FileNotFoundError:
         raise NotFound(f"there is no token file {file}", "the controller writes it to HOME/join-token") from None
     except OSError as error:
@@ -68,3 +69,13 @@ def samples_at_once(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise UsageError(f"--device-batch-samples cannot be {text!r}", "give a number of samples, or auto")
     return int(text)
+
+
+def seconds(text: str) -> float | None:
+    """A time such as 90 min, 12 h or 30 d, in seconds; never: None. Raises: UsageError."""
+    if text == "never":
+        return None
+    found = re.fullmatch(r"(\d{1,6}) ?(s|m|min|h|d)", text)
+    if found is None or int(found[1]) == 0:
+        raise UsageError(f"{text!r} is no time", "write it as 90 min, 12 h or 30 d, or never")
+    return int(found[1]) * {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}[found[2]]

@@ -3,9 +3,10 @@
 Decides in which order the groups are listed, and what becomes of flags that typer refuses.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.main
 
 from curtail import __version__
 from curtail.errors import UsageError
@@ -25,7 +26,9 @@ def _group(text: str) -> typer.Typer:
 
 app = _group("Train language models across GPU sites, each only while its grid throws renewable power away.")
 controller_app = _group("The one process that decides and keeps a run.")
+controller_service_app = _group("A controller that systemd keeps running.")
 agent_app = _group("The process on every GPU machine.")
+agent_service_app = _group("An agent that systemd keeps running.")
 checkpoint_app = _group("Checkpoints of nanochat to ours, and ours to others.")
 tokenizer_app = _group("Make a tokenizer.")
 data_app = _group("Turn text into training data.")
@@ -33,8 +36,12 @@ bench_app = _group("Measure this machine.")
 trace_app = _group("MCI traces: invented, brought in, shown.")
 signal_app = _group("Live grid signals.")
 ledger_app = _group("The accounts of a run.")
+token_app = _group("Who may join, look on and operate.")
+node_app = _group("The machines that joined.")
 app.add_typer(controller_app, name="controller")
 app.add_typer(agent_app, name="agent")
+controller_app.add_typer(controller_service_app, name="service")
+agent_app.add_typer(agent_service_app, name="service")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(data_app, name="data")
@@ -42,6 +49,17 @@ app.add_typer(bench_app, name="bench")
 app.add_typer(trace_app, name="trace")
 app.add_typer(signal_app, name="signal")
 app.add_typer(ledger_app, name="ledger")
+app.add_typer(token_app, name="token")
+app.add_typer(node_app, name="node")
+
+
+def check_words(path: tuple[str, ...], words: list[str]) -> tuple[str, ...]:
+    """`words` after the command `path`, if that command would take them. Raises: as typer does."""
+    command: Any = typer.main.get_command(app)
+    for name in path:
+        command = command.commands[name]
+    command.make_context(" ".join(("curtail", *path)), list(words)).close()
+    return (*path, *words)
 
 
 def invoke(arguments: list[str]) -> int:

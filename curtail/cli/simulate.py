@@ -67,6 +67,10 @@ def simulate(
     sweep: Annotated[
         str | None, typer.Option(help="Play it for each value, as threshold=50:150:10.", show_default=False)
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Also draw it, to this file: .html, .svg or .png.", show_default=False),
+    ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Also list every change of a site, and why.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print the result as CSV.")] = False,
@@ -88,4 +92,4 @@ def simulate(
         safety=safety, enter_dwell_s=enter_dwell_s, leave_lead_s=leave_lead_s, min_window_s=min_window_s,
         most_sites=most_sites, pue=pue, embodied_g_per_site_h=embodied_g_per_site_h,
     )  # fmt: skip
-    return run_simulate(options, sweep, "json" if json else "csv" if csv else "text", explain)
+    return run_simulate(options, sweep, "json" if json else "csv" if csv else "text", explain, plot)

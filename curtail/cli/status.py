@@ -1,10 +1,12 @@
 """`status`."""
 
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from curtail.cli.arguments import read_token
 from curtail.cli.root import app
 
 
@@ -19,6 +21,19 @@ def status(
         bool | None, typer.Option(help="Keep showing; the default on a terminal.", show_default=False)
     ] = None,
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between snapshots.")] = 0.5,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with a viewer's token, - for stdin; else CURTAIL_TOKEN. Beyond loopback.", show_default=False
+        ),
+    ] = None,
+    server_name: Annotated[
+        str | None,
+        typer.Option(
+            help="The name in the controller's certificate, where it is not the host of its address.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> int:
     """Show what a run does: regime, regions, sites, loss, energy."""
     from curtail.watch import show
@@ -28,4 +43,5 @@ def status(
         from curtail.discovery import find_controller
 
         address = find_controller().url
-    return show(address, as_json=json, watch=watch, interval=interval)
+    token = read_token(token_file)
+    return show(address, as_json=json, watch=watch, interval=interval, token=token, server_name=server_name)

@@ -203,8 +203,9 @@ def test_a_port_in_use_is_named_and_no_home_is_made(start, taken_port, tmp_path)
     assert not (tmp_path / "new").exists()
 
 
-def test_listening_beyond_loopback_is_refused(start, tmp_path):
-    assert "--host 0.0.0.0 is refused" in complaint(start(flags=("--host", "0.0.0.0")), USAGE)
+def test_listening_beyond_loopback_in_clear_is_refused(start, tmp_path):
+    line = complaint(start(flags=("--host", "0.0.0.0", "--no-tls")), USAGE)
+    assert "--no-tls at 0.0.0.0 would send credentials in clear" in line and "--insecure" in line
     assert not (tmp_path / "new").exists()
 
 

@@ -193,7 +193,7 @@ class Schedule:
         self.keeper = RoundKeeper(
             self.config, NoFiles(), NoFiles(), self, lambda tx, kind, text: None, lambda spec, result: None
         )
-        self.books.call(lambda tx: self.keeper.extend(tx, self.now + LOST_AFTER))
+        self.books.call(lambda tx: self.keeper.resume(tx, self.now, LOST_AFTER))
 
     def start(self, spec, done):
         """As a merger: the merge ends when the schedule says so."""

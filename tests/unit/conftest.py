@@ -8,16 +8,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from controller import auth
+from controller import auth, tokens
 from controller.aggregate import merge
 from controller.blobs import Uploads
 from controller.energy import ReplayClock
@@ -32,6 +36,8 @@ from curtail.disk import SystemDisk, file_sha256
 from curtail.errors import CurtailError
 from curtail.policy import Forecast
 from curtail.reading import Reading, unknown
+from curtail.signing import HEADER, AgentKey, Signer
+from curtail.wireaccess import TokenRequest
 from nanochat import checkpoint, delta, weights
 from nanochat.presets import GPTConfig, to_json, weight_shapes
 
@@ -45,9 +51,10 @@ class FakeClock:
 
     def __init__(self) -> None:
         self.t = 1_000_000.0
+        self.set_by = 0.0  # s by which somebody set the wall clock
 
     def wall(self) -> float:
-        return self.t
+        return self.t + self.set_by
 
     def monotonic(self) -> float:
         return self.t
@@ -69,6 +76,9 @@ class SetReadings:
         return Reading(region, value, now, now + 300.0, "test")
 
     def forecast(self, region: str, now: float, horizon: float) -> Forecast | None:
+        return None
+
+    def second(self, region: str, now: float) -> Reading | None:
         return None
 
     def ended(self, now: float) -> bool:
@@ -148,9 +158,16 @@ class World:
 
     # -- what sites do -------------------------------------------------------
 
-    def join(self, site: str, region: str = "A", agent: str | None = None, **more: object) -> wire.JoinReply:
+    def token(self, site: str) -> str:
+        """A token that admits any machine to one site."""
+        request = TokenRequest("agent", site, "", None, None, "test")
+        return self.store.call(lambda tx: tokens.create(tx, request, None, self.clock.wall())).token
+
+    def join(
+        self, site: str, region: str = "A", agent: str | None = None, token: str = "ct0.abc.secret", **more: object
+    ) -> wire.JoinReply:
         agent = agent or f"agent-{site}"
-        request = wire.JoinRequest(wire.PROTOCOL, agent, site, region, "host", 1, "ct0.abc.secret", **more)
+        request = wire.JoinRequest(wire.PROTOCOL, agent, site, region, "host", 1, token, **more)
         return self.store.call(lambda tx: self.service.join(tx, request))
 
     def who(self, site: str, agent: str | None = None) -> MachineRow:
@@ -266,7 +283,7 @@ def _config(budget_steps: int, rounds: dict[str, object]) -> RunConfig:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def world_class() -> type[World]:
     """For tests that make and close many controllers themselves."""
     return World
@@ -293,6 +310,67 @@ def world(make_world) -> World:
     made = make_world()
     made.source.mci = {"A": 50.0, "B": 60.0}
     return made
+
+
+# -- a controller that takes whatever comes ----------------------------------
+
+
+@dataclass
+class Besieged:
+    """A controller in memory, in this process and behind a real port, with one site, a viewer and an operator."""
+
+    world: World
+    app: Any
+    url: str
+    shown: dict[str, str]  # role -> credential or token
+    signer: Signer
+
+    def headers(self, role: str | None, method: str, path: str, body: bytes = b"") -> dict[str, str]:
+        """Those of a good request in this role."""
+        found = {HEADER: self.signer.header(method.upper(), path, body)}
+        return found | ({"Authorization": f"Bearer {self.shown[role]}"} if role else {})
+
+
+@pytest.fixture(scope="module")
+def besieged(tmp_path_factory):
+    """No rate limits it: they would answer most of what is sent."""
+    import uvicorn
+
+    from controller import blobs, connections, rates
+    from controller.api import Door, create_app
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("CONTROL", "HEARTBEATS", "STRANGERS"):
+            patch.setattr(rates, name, rates.Rate(1e9, 1e9))
+        patch.setattr(blobs, "MOST_UPLOADS", 10**9)
+        world = World(tmp_path_factory.mktemp("besieged"))
+        world.source.mci = {"A": 50.0, "B": 60.0}
+        key = AgentKey()
+        joined = world.join("a", key=key.public)
+        world.tick()
+        assert world.beat("a", "job", "start").granted
+        assert world.checkout("a", "job").kind == "train"
+        shown = {"agent": joined.credential}
+        for role in ("viewer", "operator"):
+            request = TokenRequest(role, "", "", None, None, role)
+            shown[role] = world.store.call(lambda tx, r=request: tokens.create(tx, r, None, world.clock.wall())).token
+        info = wire.RunInfo("run", "n", 1, "p", {}, "0" * 64, "t", 8, 100, 4, 4, "{}", "int8", False, 20, 600.0)
+        app = create_app(world.service, world.uploads, info, lambda: None, Door("PEM", None, False))
+        listener = socket.create_server(("127.0.0.1", 0))
+        config = uvicorn.Config(app, log_level="critical", access_log=False, **connections.options())
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            signer = Signer(key, world.clock.wall, joined.fence)
+            yield Besieged(world, app, f"http://127.0.0.1:{listener.getsockname()[1]}", shown, signer)
+            assert thread.is_alive(), "the controller crashed"
+            world.check()
+        finally:
+            server.should_exit = True
+            thread.join()
+            listener.close()
+            world.store.close()
 
 
 # -- the model ---------------------------------------------------------------

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import itertools
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from controller.api import create_app
 from curtail import wire
 from curtail.disk import SystemDisk
+from curtail.signing import HEADER, AgentKey
 from nanochat import delta
 
 INFO = wire.RunInfo("run", "n", 1, "p", {}, "m", "t", 8, 100, 4, 4, "{}", "int8", False, 20, 600.0)
@@ -27,9 +29,10 @@ class Round:
         app = create_app(world.service, world.uploads, INFO, lambda: None)
         self.loop = asyncio.new_event_loop()
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1")
-        self.credentials, self.work = {}, {}
+        self.credentials, self.work, self.key = {}, {}, AgentKey()
         for site in ("good", "bad"):
             join = wire.JoinRequest(wire.PROTOCOL, f"agent-{site}", site, "A", "host", 1, "ct0.abc.secret")
+            join = replace(join, key=self.key.public)
             self.credentials[site] = self.ask("", "POST", wire.JOIN, wire.JoinReply, join).credential
             world.tick()
             world.beat(site, f"job-{site}", "start")
@@ -42,6 +45,7 @@ class Round:
     def send(self, site, method, path, content=b"", **headers):
         if site:
             headers["authorization"] = f"Bearer {self.credentials[site]}"
+        headers[HEADER] = self.key.header(method, path, content, 1, self.world.clock.wall())
         return self.loop.run_until_complete(self.http.request(method, path, content=content, headers=headers))
 
     def ask(self, site, method, path, kind, message):
@@ -94,7 +98,9 @@ class Round:
     def goes_on(self, bad_tokens=0):
         """The good site's contribution makes the next version, in which nothing of the bad one is."""
         work = self.work["good"]
-        assert self.commit("good", work, self.upload("good", self.encoded(work)), steps=3).status_code == 200
+        assert (
+            self.commit("good", work, self.upload("good", self.encoded(work, shift=0.125)), steps=3).status_code == 200
+        )
         self.world.beat("bad", None)
         self.world.beat("good", "job-good", "train")
         self.world.tick()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -37,17 +38,23 @@ ALL = list(commands())
 def test_the_commands_are_these() -> None:
     assert {" ".join(path) for path in ALL} == {
         "", "checkpoint", "checkpoint import", "checkpoint export",
-        "controller", "controller start", "agent", "agent join", "status", "eval", "sample", "demo",
+        "controller", "controller start", "controller backup", "controller restore", "controller service",
+        "controller service install", "agent", "agent join", "agent service", "agent service install", "doctor",
+        "status", "eval", "sample", "demo",
         "tokenizer", "tokenizer train", "tokenizer eval", "data", "data import", "data fetch", "data prepare",
         "trace", "trace synth", "trace import", "trace show", "signal", "signal check", "ledger", "ledger check",
-        "train", "bench", "bench train", "simulate", "report",
+        "ledger verify", "ledger export", "ledger settle", "ledger totals",
+        "train", "bench", "bench train", "simulate", "report", "token", "token create", "token list", "token revoke",
+        "token rotate", "node", "node list", "node rm",
+        "override",
     }  # fmt: skip
 
 
 def test_the_help_lists_the_commands_in_this_order() -> None:
     assert [path[0] for path in ALL if len(path) == 1] == [
-        "status", "train", "eval", "sample", "demo", "simulate", "report",
+        "status", "train", "eval", "sample", "demo", "simulate", "report", "doctor", "override",
         "controller", "agent", "checkpoint", "tokenizer", "data", "bench", "trace", "signal", "ledger",
+        "token", "node",
     ]  # fmt: skip
 
 
@@ -90,7 +97,7 @@ TRAINED = ["controller", "start", "run.toml", "--home", "h", "--trace", "t.csv",
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["nope"], 2, "no such command 'nope': see curtail --help"),
+        (["xyzzy"], 2, "no such command 'xyzzy': see curtail --help"),
         (["status", "--nope"], 2, "no such option"),
         (["agent", "join", "--site", "a"], 2, "missing option '--region': see curtail agent join --help"),
         (["agent", "join", "--site", "a/b", "--region", "r"], 2, "'a/b' cannot be the name of a site"),
@@ -191,6 +198,20 @@ def test_the_token_comes_from_its_file_or_the_environment(tmp_path: Path, monkey
         cli.read_token(tmp_path / "other")
     with pytest.raises(AuthError):
         cli.read_token(tmp_path)
+
+
+def test_the_token_comes_from_stdin_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("ct0.a.b\n"))
+    assert cli.read_token(Path("-")) == "ct0.a.b"
+
+
+def test_no_command_takes_a_token_as_an_argument() -> None:
+    for path in ALL:
+        command = typer.main.get_command(cli.app)
+        for name in path:
+            command = command.commands[name]  # type: ignore[attr-defined]
+        names = {option for parameter in command.params for option in parameter.opts}
+        assert not names & {"--token", "--secret", "--credential", "--password"}, path
 
 
 def test_names_of_sites_and_regions() -> None:

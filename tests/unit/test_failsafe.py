@@ -196,3 +196,121 @@ def test_an_order_to_pause_outranks_clean_power():
 def test_an_order_without_end_or_name_is_refused(since, until, by):
     with pytest.raises(ValueError, match="an override"):
         Override(True, since, until, by)
+
+
+# -- the same at the live controller: no permit, and the reason is said; what sources can do is in test_signals ----
+
+
+class Shown:
+    """A source that shows one reading, however old it gets."""
+
+    def __init__(self, region: str, value: Reading) -> None:
+        self._region, self.value = region, value
+
+    def reading(self, region: str, now: float) -> Reading:
+        return self.value if region == self._region else unknown(region, now, "test", "nothing is known of it")
+
+    def forecast(self, region: str, now: float, horizon: float) -> Forecast | None:
+        return None
+
+    def second(self, region: str, now: float) -> Reading | None:
+        return None
+
+    def ended(self, now: float) -> bool:
+        return False
+
+
+@pytest.fixture
+def live(make_world):
+    """live(reading): a controller that sees only this, and its sites: "on" trains, "off" waits."""
+
+    def make(shown: Reading | None = None, **policy: object):
+        world = make_world()
+        if shown is not None:
+            world.source = Shown("A", shown)
+        world.config = replace(world.config, policy=replace(world.config.policy, **policy))
+        world.start()
+        world.join("on"), world.join("off")
+        world.tick(0.0)
+        return world
+
+    return make
+
+
+def heard(world, later: float = 0.0):
+    """What the two hear."""
+    world.tick(later)
+    return world.beat("on", "job", "train"), world.beat("off")
+
+
+def test_live_before_anything_was_fetched_nobody_trains(live):
+    for reply in heard(live(unknown("A", NOW, "test", "no answer has come yet"))):
+        assert not reply.granted and reply.reason == "no answer has come yet"
+
+
+@pytest.mark.parametrize(("mci", "words"), [(math.nan, "not a finite number"), (3001.0, "is the unit right?")])
+def test_live_a_value_that_cannot_be_pauses_and_says_why(live, mci, words):
+    world = live(Reading("A", mci, NOW, NOW + PERIOD, "test"))
+    for reply in heard(world):
+        assert not reply.granted and words in reply.reason
+    assert "A: " in world.status().reason and words in world.status().reason
+
+
+def test_live_a_negative_value_trains_and_the_ledger_keeps_it_as_it_is(live):
+    world = live(Reading("A", -40.0, NOW, NOW + PERIOD, "test"))
+    assert all(reply.granted for reply in heard(world))
+    heard(world, 10.0)
+    world.source.value = Reading("A", 400.0, NOW + 10.0, NOW + 310.0, "test")
+    heard(world, 1.0)
+    rows = [entry for entry in world.store.call(lambda tx: tx.entries()) if entry.phase == "train"]
+    assert {entry.detail.basis.mci_raw for entry in rows} == {-40.0} and all(entry.curtailed for entry in rows)
+    assert {entry.kg for entry in rows} == {0.0}, "it earns nothing"
+
+
+def test_live_beyond_one_period_nobody_starts_and_beyond_two_nobody_trains(live):
+    world = live(Reading("A", 50.0, NOW, NOW + PERIOD, "test"))
+    assert all(reply.granted for reply in heard(world, 299.0))
+    world.join("new")
+    on, _ = heard(world, 2.0)
+    late = world.beat("new")
+    assert on.granted and not late.granted and "no site starts on more than 300 s" in late.reason
+    assert on.valid_s <= 299.0
+    on, off = heard(world, 300.0)
+    assert not on.granted and not off.granted and "stale" in on.reason and "stale" in off.reason
+
+
+def test_live_a_reading_from_the_future_pauses_and_speaks_of_clocks(live):
+    for reply in heard(live(Reading("A", 50.0, NOW + 400.0, NOW + 700.0, "test"))):
+        assert not reply.granted and "check the clocks" in reply.reason
+
+
+def test_live_a_zero_that_is_not_renewed_pauses(live, make_world):
+    world = live()
+    world.source.mci = {"A": 0.0, "B": 300.0}
+    assert all(reply.granted for reply in heard(world))
+    world.service.deciding._source = Shown("A", Reading("A", 0.0, world.clock.t, world.clock.t + PERIOD, "test"))
+    for reply in heard(world, 301.0):
+        assert not reply.granted and reply.reason
+
+
+def test_live_after_the_end_of_the_trace_nobody_trains(live):
+    world = live()
+    start = world.clock.t
+    trace = Trace("t", (start, start + PERIOD), {"A": (50.0, 50.0), "B": (60.0, 60.0)}, PERIOD)
+    world.source = TraceSource(trace, {"A": "A", "B": "B"}, foresight=False)
+    world.start()
+    assert all(reply.granted for reply in heard(world, 1.0))
+    for reply in heard(world, 600.0):
+        assert not reply.granted and "ended" in reply.reason
+    assert world.status().signal_ended
+
+
+def test_live_flapping_doubles_the_dwell_of_those_that_would_start(live):
+    world = live(enter_dwell=30.0)
+    for mci in (400.0, 50.0) * 4:
+        world.source.mci = {"A": mci, "B": 400.0}
+        world.tick(5.0)
+    on, off = heard(world, 40.0)
+    assert on.granted and not off.granted
+    assert "training starts after 60 s; crossed the threshold more than 4 times within an hour" in off.reason
+    assert all(reply.granted for reply in heard(world, 20.0))

@@ -20,7 +20,8 @@ PACKAGES = ("curtail", "controller", "agent", "nanochat", "rustbpe")
 
 CORE = {"curtail", *(f"curtail.{name}" for name in
         ("errors", "clock", "disk", "config", "reading", "forecast", "costs", "clearing", "override", "policy",
-         "decision", "wire", "discovery", "lifeline"))}  # fmt: skip
+         "decision", "wire", "wireaccess", "token", "signing", "connect", "limits", "discovery", "lifeline",
+         "notify"))}  # fmt: skip
 """What every package may use. The rest of `curtail` are leaves of the command line."""
 
 TORCH_FREE = {f"nanochat.{name}" for name in

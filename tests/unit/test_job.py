@@ -23,7 +23,7 @@ from agent.trainer import Trainer, schedule_of
 from curtail import wire
 from curtail.clock import SystemClock
 from curtail.disk import SystemDisk
-from curtail.errors import AuthError, CheckpointError, ConfigError, UsageError
+from curtail.errors import AuthError, CheckpointError, ConfigError, DiskError, UsageError
 from nanochat import delta, weights
 from nanochat.device import Ranks
 from nanochat.gpt import GPT
@@ -71,6 +71,7 @@ class World:
         self.blobs, self.parts = {}, {}
         self.replies, self.checkouts, self.commits, self.uploads = [], [], [], {}
         self.faults = {}
+        self.disk = DISK
         self.per_pass = 0  # samples at once, as the site says
         self.progress = wire.ProgressReply(False, "")
         self.on_checkout = lambda number: None
@@ -187,8 +188,8 @@ class World:
         self.order(False, job=job)
         http = httpx.Client(transport=httpx.MockTransport(self.handle), base_url="http://127.0.0.1:1")
         env = self.env(job)
-        self.speaker = Speaker(env, Control(http, "c"), self.clock, DISK, self.lines.append)
-        return train_window(env, self.speaker, DISK, self.clock, lambda folder: stream or Stream())
+        self.speaker = Speaker(env, Control(http, "c"), self.clock, self.disk, self.lines.append)
+        return train_window(env, self.speaker, self.disk, self.clock, lambda folder: stream or Stream())
 
     def until_idle(self, *_):
         """The kept samples are used up: the training thread waits for the contribution."""
@@ -393,6 +394,45 @@ def test_an_outage_that_does_not_end_costs_one_contribution(world):
     assert world.info.outage_s <= world.clock.skipped < world.info.outage_s + 60
 
 
+class FullDisk(SystemDisk):
+    """A disk on which the first `times` writes of weights for one purpose find no space."""
+
+    def __init__(self, op, times):
+        self.op, self.times = op, times
+
+    def publish(self, op, temp, path):
+        self._try(op, path)
+        super().publish(op, temp, path)
+
+    def replace(self, op, path, data, mode=0o644):
+        self._try(op, path)
+        super().replace(op, path, data, mode)
+
+    def _try(self, op, path):
+        if op == self.op and path.suffix == ".safetensors" and self.times > 0:
+            self.times -= 1
+            raise DiskError(f"cannot write {path}: no space left", "free some")
+
+
+@pytest.mark.parametrize("op", ["CONTRIBUTION", "BLOB"])
+def test_a_disk_that_is_full_for_a_while_costs_no_step(world, op):
+    world.disk = FullDisk(op, 3)
+    local_rounds(world, 2)
+    world.replies[:1] *= 4 if op == "BLOB" else 1  # whoever waits for space asks again
+    assert world.run() == "the script ends"
+    assert world.disk.times == 0
+    assert world.commits[1].digest == weights.digest(plain(world, 6)[0])
+
+
+def test_a_disk_that_stays_full_ends_the_job_after_the_outage_of_the_run(world):
+    world.disk = FullDisk("CONTRIBUTION", 10**6)
+    world.train(1, world.base, "weights", world.put_weights(world.base))
+    with pytest.raises(DiskError):
+        world.run()
+    assert any("waiting for space" in line for line in world.lines)
+    assert world.info.outage_s <= world.clock.skipped < world.info.outage_s + 60
+
+
 class DrainingStream(Stream):
     """Asks the job to drain when a sample is read."""
 
@@ -414,6 +454,56 @@ def test_a_drain_commits_what_was_done_with_true_counts(world):
     assert commit.digest == weights.digest(plain(world, commit.steps)[0])
     assert len(world.checkouts) == 1
     assert any(innerstate.folder_of(world.tmp_path / "cache", "run1").iterdir())
+
+
+class HoldingStream(Stream):
+    """Asks the job to hold when a sample is read, once; the job's first wait then ends the hold as `after` says."""
+
+    def __init__(self, world, sample, after):
+        self.world, self.sample, self.after, self.said = world, sample, after, []
+
+    def batch(self, start, stop):
+        if start >= self.sample and not self.said:
+            now = self.world.clock.monotonic()
+            orders = Orders(now - 1.0, False, "holding for 300 s costs less than a start", now + 1e6)
+            jobfolder.write_orders(self.world.env().folder, orders)
+            self.said.append("told")
+            waits = self.world.speaker.wait
+
+            def wait(seconds):
+                status = jobfolder.read_status(self.world.env().folder)
+                self.said.append((status.phase, status.reason))
+                self.after()
+                self.world.speaker.wait = waits
+                return None
+
+            self.world.speaker.wait = wait
+        return super().batch(start, stop)
+
+
+def test_a_hold_hands_in_and_keeps_the_weights_and_the_next_round_goes_on_with_them(world):
+    world.train(1, world.base, "weights", world.put_weights(world.base), steps=50)
+    stream = HoldingStream(world, 12, lambda: world.order(False))
+
+    def second(number):
+        if number == 2:
+            steps = world.commits[0].steps
+            world.replies.clear()
+            world.train(2, plain(world, steps)[0], "none", start=2 * steps, before=steps * STEP_TOKENS)
+
+    world.on_checkout = second
+    world.run(stream=stream)
+    assert stream.said == ["told", ("hold", "holding for 300 s costs less than a start")]
+    first, after = world.commits[0], world.commits[1]
+    assert 0 < first.steps < 50 and [c.held_digest for c in world.checkouts[:2]] == [None, first.digest]
+    assert after.digest == weights.digest(plain(world, first.steps + after.steps)[0])
+
+
+def test_a_hold_that_ends_ungranted_leaves_with_nothing_lost(world):
+    world.train(1, world.base, "weights", world.put_weights(world.base), steps=50)
+    stream = HoldingStream(world, 12, lambda: world.order(True, "curtailment ends"))
+    assert world.run(stream=stream) == "curtailment ends"
+    assert len(world.commits) == len(world.checkouts) == 1 and world.commits[0].steps > 0
 
 
 def test_a_drain_while_waiting_leaves_without_a_commit(world):

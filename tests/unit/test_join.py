@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import stat
@@ -18,6 +19,7 @@ from agent.lifecycle import NEXT, Event, State
 from curtail import wire
 from curtail.discovery import Found
 from curtail.errors import AuthError, Refused, Unreachable, UsageError
+from curtail.notify import Notifier
 
 
 class World:
@@ -28,11 +30,14 @@ class World:
         self.plan = []
         self.granted, self.valid_s, self.reason, self.finished = False, 15.0, "MCI 130 is not below 100 g/kWh", False
         self.up, self.known, self.stale = True, {"good"}, False
-        self.tokens, self.crew = {"token"}, None
+        self.tokens, self.crew = {"ct0.t.good"}, None
+        self.hold_s = 0.0
         self.beats, self.left, self.joins = [], [], []
+        self.keyed, self.renewed, self.next_credential = False, [], None  # is the key known here?
         self.jobs, self.lines = [], []
         self.on_job = lambda job: job.says("train")
         self.stop = Stop()
+        self.notifier = Notifier()
 
     # a clock
     def wall(self):
@@ -67,6 +72,12 @@ class World:
                 return problem(401, "the join token is not known here")
             self.known.add(f"c{len(self.joins)}")
             return answer(wire.JoinReply(f"c{len(self.joins)}", len(self.joins), 2.0, "run1"))
+        if request.url.path == wire.CREDENTIAL:
+            self.renewed.append(request)
+            if not self.keyed:
+                return problem(401, "no machine with this key joined here")
+            self.known = {f"r{len(self.renewed)}"}
+            return answer(wire.JoinReply(f"r{len(self.renewed)}", 7, 2.0, "run1"))
         if request.headers.get("authorization", "")[7:] not in self.known:
             return problem(401, "the credential is not known here")
         if self.stale:
@@ -77,7 +88,9 @@ class World:
         beat = wire.decode(wire.Heartbeat, request.content)
         self.beats.append((self.t, beat))
         valid = self.valid_s if self.granted else 0.0
-        return answer(wire.HeartbeatReply(self.granted, valid, self.reason, self.finished, 2.0, "LOCAL", self.crew))
+        following, self.next_credential = self.next_credential, None
+        return answer(wire.HeartbeatReply(self.granted, valid, self.reason, self.finished, 2.0, "LOCAL", self.crew,
+                                          credential=following, hold_s=self.hold_s))  # fmt: skip
 
     # a machine
     def spawn(self, argv, env, cwd, log):
@@ -87,16 +100,17 @@ class World:
         return job
 
     def run(self, home, **options):
-        values = {"url": "http://127.0.0.1:1", "site": "A", "region": "north", "token": "token", "ranks": 1}
+        values = {"url": "http://127.0.0.1:1", "site": "A", "region": "north", "token": "ct0.t.good", "ranks": 1}
         http = httpx.Client(transport=httpx.MockTransport(self.handle), base_url="http://127.0.0.1:1")
         edges = Edges(
             clock=self,
             spawn=self.spawn,
-            open_control=lambda url: Control(http),
+            open_control=lambda url, trust: Control(http),
             find=lambda _: Found("c", "http://127.0.0.1:1", "run1"),
             environment={},
             local_address=lambda url: "10.0.0.5",
             say=self.lines.append,
+            notifier=self.notifier,
         )
         return run(JoinOptions(**(values | {"home": home} | options)), edges, self.stop)
 
@@ -164,6 +178,54 @@ def test_a_window_is_one_job_from_permit_to_drain(world, tmp_path):
     assert "site A: training (MCI 60 is below 100 g/kWh)" in world.lines
     assert "site A: draining (MCI 120 is not below 100 g/kWh)" in world.lines
     assert world.jobs[0].env["CURTAIL_FENCE"] == "1" and "CURTAIL_TOKEN" not in world.jobs[0].env
+
+
+def hold(world, seconds=300.0):
+    def begin():
+        world.set(granted=False, hold_s=seconds, reason="MCI 110 is not below 100 g/kWh; holding for 300 s")
+        world.at(world.t - 100.0 + 3.0, lambda: world.jobs[0].says("hold"))
+
+    return begin
+
+
+def test_a_gap_that_is_held_keeps_the_job_which_goes_on_without_a_start(world, tmp_path):
+    world.granted = True
+    world.at(10, hold(world))
+    world.at(30, lambda: (world.set(granted=True, hold_s=0.0, reason="MCI 60"), world.jobs[0].says("train")))
+    world.at(40, interrupt(world))
+    assert world.run(tmp_path) == 0
+    assert len(world.jobs) == 1 and world.jobs[0].told >= 140
+    assert world.phases()[:5] == ["paused", "train", "hold", "train", "drain"]
+    assert any("holding the weights (MCI 110" in line for line in world.lines)
+
+
+def test_in_a_hold_the_job_is_told_not_to_train_and_not_to_drain(world, tmp_path):
+    world.granted = True
+    world.at(10, hold(world))
+    world.at(20, lambda: said.append((jobfolder.must_hold(world.jobs[0].orders(), world.t), world.jobs[0].told)))
+    world.at(21, interrupt(world))
+    said = []
+    world.run(tmp_path)
+    assert said == [("MCI 110 is not below 100 g/kWh; holding for 300 s", None)]
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["refused", "unreachable"])
+def test_a_hold_that_ends_ungranted_drains_the_job(world, tmp_path, gone):
+    world.granted = True
+    world.at(10, hold(world, 30.0))
+    world.at(20, lambda: world.set(up=False) if gone else world.set(hold_s=0.0, reason="MCI 300"))
+    world.at(80, lambda: world.set(up=True))
+    world.at(90, interrupt(world))
+    world.run(tmp_path)
+    assert len(world.jobs) == 1 and world.jobs[0].code == 0
+    assert (145 if gone else 120) <= world.jobs[0].told <= (151 if gone else 123)
+
+
+def test_an_agent_that_is_stopped_does_not_wait_for_the_end_of_a_hold(world, tmp_path):
+    world.granted = True
+    world.at(10, hold(world))
+    world.at(20, interrupt(world))
+    assert world.run(tmp_path) == 0 and world.jobs[0].told <= 121
 
 
 def test_a_change_of_phase_is_reported_at_once(world, tmp_path):
@@ -306,7 +368,7 @@ def test_a_credential_that_is_refused_while_training_is_replaced_after_a_drain(w
 
 def test_a_wrong_token_is_an_error_at_once(world, tmp_path):
     with pytest.raises(AuthError, match="not known"):
-        world.run(tmp_path, token="other")
+        world.run(tmp_path, token="ct0.t.other")
 
 
 def test_another_agent_of_the_site_ends_this_one(world, tmp_path):
@@ -517,3 +579,86 @@ def test_a_change_of_the_crew_ends_a_job_and_never_one_that_hands_in():
     assert next_event(hands_in) is None
     failed = View(State.DRAINING, 10.0, 4.0, job_exit=1, crew_changed=True, crew_broken=True)
     assert next_event(failed) is Event.JOB_ENDED, "the next job has another crew"
+
+
+def test_systemd_hears_that_the_agent_joined_and_that_its_loop_comes_around_also_in_an_outage(world, tmp_path):
+    sent = []
+    world.notifier = Notifier("/run/x", 10.0, lambda _, message: sent.append((world.t, message)))
+    world.at(20, lambda: world.set(up=False))
+    world.at(100, interrupt(world))
+    world.run(tmp_path)
+    assert sent[0] == (100.0, b"READY=1") and sent[-1][1] == b"STOPPING=1"
+    pings = [t for t, message in sent if message == b"WATCHDOG=1"]
+    assert len(pings) >= 9 and all(10.0 <= b - a < 16.0 for a, b in itertools.pairwise(pings))
+    sent.clear()
+    with pytest.raises(AuthError):
+        world.set(up=True)
+        world.run(tmp_path / "other", token="ct0.t.wrong")
+    assert b"READY=1" not in [message for _, message in sent]
+
+
+# -- credentials that end -----------------------------------------------------------
+
+
+def test_a_new_credential_is_on_disk_before_it_is_used_and_the_job_goes_on(world, tmp_path):
+    world.granted = True
+
+    def replace():
+        world.next_credential = "fresh"
+        world.known |= {"fresh"}
+
+    def forget():
+        assert (tmp_path / "credential").read_text() == "fresh"
+        world.known -= {"c1"}
+
+    world.at(5, replace)
+    world.at(15, forget)
+    world.at(30, interrupt(world))
+    assert world.run(tmp_path) == 0
+    assert len(world.jobs) == 1 and not world.renewed
+    assert stat.S_IMODE((tmp_path / "credential").stat().st_mode) == 0o600
+
+
+def test_a_credential_that_ended_is_replaced_by_the_key_while_the_job_trains_on(world, tmp_path):
+    world.granted = world.keyed = True
+    world.at(10, lambda: world.set(known=set()))
+    world.at(30, interrupt(world))
+    assert world.run(tmp_path, token=None if (tmp_path / "credential").exists() else "ct0.t.good") == 0
+    assert len(world.joins) == 1 and len(world.renewed) == 1 and len(world.jobs) == 1
+    assert (tmp_path / "credential").read_text() == "r1"
+    assert "curtail-signature" in world.renewed[0].headers
+    assert "authorization" not in world.renewed[0].headers, "the old credential is not shown again"
+
+
+def test_an_agent_that_was_off_for_days_comes_back_by_its_key_without_a_token(world, tmp_path):
+    world.at(1, interrupt(world))
+    world.run(tmp_path)
+    world.known, world.keyed, world.stop = set(), True, Stop()
+    world.at(world.t - 100.0 + 5, interrupt(world))
+    assert world.run(tmp_path, token=None) == 0
+    assert len(world.joins) == 1 and world.beats[-1][1].fence == 7
+
+
+def test_a_machine_that_was_removed_is_told_to_join_anew_and_does_not_ask_for_ever(world, tmp_path):
+    world.at(1, interrupt(world))
+    world.run(tmp_path)
+    world.known, world.stop = set(), Stop()
+    with pytest.raises(AuthError, match="give a join token"):
+        world.run(tmp_path, token=None)
+    assert len(world.renewed) == 1
+
+
+def test_a_mistyped_token_is_noticed_before_anybody_is_asked(world, tmp_path):
+    world.up = False
+    with pytest.raises(AuthError, match="this is no token"):
+        world.run(tmp_path, token="token")
+
+
+def test_an_agent_keeps_its_key_for_its_owner_only(world, tmp_path):
+    for _ in range(2):
+        world.stop = Stop()
+        world.at(world.t - 100.0 + 1, interrupt(world))
+        world.run(tmp_path, machines=1)
+        (tmp_path / "credential").unlink()
+    assert len({join.key for join in world.joins}) == 1 and world.joins[0].key
+    assert stat.S_IMODE((tmp_path / "key.pem").stat().st_mode) == 0o600

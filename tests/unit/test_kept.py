@@ -307,3 +307,23 @@ def test_after_three_refusals_in_a_row_the_usual_norm_is_forgotten(world):
         refused += world.status().version == 6
     assert refused == 3 and world.status().version == 7
     world.check()
+
+
+def test_the_status_tells_of_late_sites_and_of_kept_samples(tolerant):
+    world = tolerant
+    work = start_two(world)
+    miss_the_deadline(world, work)
+    late = work["a"].round
+    size = work["a"].lease_stop - work["a"].lease_start
+    assert world.status().late == (wire.LateStatus("a", late, "LATE", size),)
+    following = world.checkout("b", "job-b").assignment
+    world.commit("a", "job-a", work["a"], steps=10)
+    assert world.status().late == (wire.LateStatus("a", late, "COMMITTED", 10 * BATCH),)
+    world.commit("b", "job-b", following, steps=10)
+    assert world.status().late == ()
+
+
+def test_the_status_tells_how_many_samples_a_sole_job_keeps(world):
+    world.ready("a", "job")
+    world.commit("a", "job", world.checkout("a", "job").assignment, steps=10, keep=True)
+    assert world.status().kept == (wire.KeptStatus("a", 40),) and world.status().late == ()

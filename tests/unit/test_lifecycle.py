@@ -49,5 +49,7 @@ def test_energy_phases():
     assert energy_phase(State.IDLE, None) == energy_phase(State.BACKOFF, "train") == "paused"
     assert energy_phase(State.STARTING, None) == "start"
     assert energy_phase(State.TRAINING, "train") == "train"
-    assert energy_phase(State.TRAINING, "sync") == "sync"
+    assert energy_phase(State.TRAINING, "sync") == energy_phase(State.HOLDING, "sync") == "sync"
+    assert energy_phase(State.HOLDING, "hold") == energy_phase(State.TRAINING, "hold") == "hold"
+    assert energy_phase(State.HOLDING, "train") == "train", "the last step before a hold"
     assert energy_phase(State.DRAINING, "train") == energy_phase(State.STOPPING, None) == "drain"

@@ -40,7 +40,7 @@ def test_rates_are_read_with_their_unit(text, rate):
     assert parse_rate(text) == rate
 
 
-@pytest.mark.parametrize("text", ["", "100", "100 Mb", "fast", "0 Mbit/s", "-1 MB/s", "1e9 MB/s"])
+@pytest.mark.parametrize("text", ["", "100", "100 Mb", "fast", "0 Mbit/s", "-1 MB/s", "1e9 MB/s", "255kbit/s"])
 def test_a_rate_without_number_or_unit_is_refused_with_an_example(text):
     with pytest.raises(UsageError) as caught:
         parse_rate(text)

@@ -19,16 +19,15 @@ class Site:
         values = {"machines": self.machines, "address": f"{agent}.lan", "port": 29400} | changes
         values.setdefault("machine", f"host-{agent}")
         region = values.pop("region", "A")
-        request = wire.JoinRequest(
-            wire.PROTOCOL, agent, "s", region, values.pop("machine"), 8, "ct0.abc.secret", **values
-        )
+        token = values.pop("token", "ct0.abc.secret")
+        request = wire.JoinRequest(wire.PROTOCOL, agent, "s", region, values.pop("machine"), 8, token, **values)
         return self.world.store.call(lambda tx: self.world.service.join(tx, request))
 
-    def beat(self, agent, job=None, crew=None, state="IDLE", phase="paused", watts=None, note=""):
+    def beat(self, agent, job=None, crew=None, state="IDLE", phase="paused", watts=None, note="", power=None):
         """A heartbeat; `crew` is the crew of the latest job, as the controller had told it."""
         who = self.world.who("s", agent)
         place = (crew.id, crew.rank, crew.size) if crew is not None else ("", 0, 1)
-        beat = wire.Heartbeat(agent, "s", who.fence, state, phase, job, watts, note, *place)
+        beat = wire.Heartbeat(agent, "s", who.fence, state, phase, job, watts, note, *place, power)
         self.replies[agent] = self.world.store.call(lambda tx: self.world.service.heartbeat(tx, who, beat))
         return self.replies[agent]
 
@@ -115,11 +114,14 @@ def test_a_third_agent_of_two_is_refused_until_one_is_silent_or_left(site, world
     for _ in range(16):
         site.trains("one", site.replies["one"].crew)
         world.tick(1.0)
-    site.join("three")
+    with pytest.raises(Refused, match="belongs to another key, of host-one, host-two"):
+        site.join("three")
+    token = world.token("s")
+    site.join("three", token=token)
     with pytest.raises(ValueError, match="not enough values"):
         world.who("s", "two")
     site.leave("one")
-    assert site.join("four").fence == 4
+    assert site.join("four", token=token).fence == 4
     assert [row.agent for row in world.store.call(lambda tx: tx.machines("s"))] == ["three", "four"]
 
 
@@ -294,7 +296,23 @@ def test_measured_watts_are_added_up_if_every_machine_measures(site, world):
         world.tick(0.0)
     site.leave("two"), site.leave("one")
     rows = [e for e in world.store.call(lambda tx: tx.entries()) if e.t1 - e.t0 > 3000 and e.phase == "train"]
-    assert [(e.method, e.watts) for e in rows] == [("measured", 1600.0), ("modelled", 2000.0)], "per site, not machine"
+    assert [(e.method, e.watts) for e in rows] == [("meter", 1600.0), ("constant", 2000.0)], "per site, not machine"
+
+
+def test_counters_of_all_machines_are_added_up_and_one_that_falls_silent_makes_the_site_modelled(site, world):
+    crews = site.running()
+    for second in range(60):
+        for agent, watts in (("one", 700.0), ("two", 900.0)):
+            if agent == "one" or second < 30:
+                counts = wire.Power(agent, "nvml-total-energy", 1.0 * second, second * watts, second * watts, 0.0)
+                site.trains(agent, crews[agent], power=counts)
+        world.tick(1.0)
+    world.store.call(lambda tx: world.service.booking.finish(tx, "s", world.service.replay.now()))
+    rows = world.store.call(lambda tx: tx.entries())
+    measured = [e for e in rows if e.method == "nvml-total-energy"]
+    assert measured and {round(e.watts) for e in measured} == {1600}
+    assert rows[-1].method == "constant" and rows[-1].watts == 2000.0, "what the silent one draws is not known"
+    assert max(e.t1 for e in measured) < rows[-1].t1 - 10.0
 
 
 def test_a_store_from_before_there_were_machines_keeps_its_sites_and_credentials(tmp_path):

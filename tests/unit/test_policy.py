@@ -207,5 +207,17 @@ def test_any_other_gap_releases_the_site(mci, back, site):
     assert not found.granted and not found.hold
 
 
+def test_a_gap_that_is_over_by_the_forecast_is_held_a_minute_more_for_the_reading_that_says_so():
+    forecast, held = ends(1000.0, 110.0, back=1300.0), Site(COSTS, True, held_s=300.0)
+    late = reading(110.0, 1000.0)
+    found = weigh(late, 1310.0, held, forecast)
+    assert found.hold and not found.granted and found.until == found.hold_until == 1360.0
+    assert found.reason == "MCI 110 is not below 100 g/kWh; the gap is over by the forecast"
+    assert not weigh(late, 1360.0, held, forecast).hold, "it does not come"
+    assert not weigh(reading(110.0, 1305.0), 1310.0, held, forecast).hold, "the reading is newer than the forecast"
+    assert weigh(reading(60.0, 1300.0), 1310.0, held, forecast).granted
+    assert not weigh(late, 1310.0, ON, forecast).hold, "it holds nothing"
+
+
 def test_without_a_forecast_nothing_is_held():
     assert not weigh(reading(110.0), 1000.0, ON).hold

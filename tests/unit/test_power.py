@@ -231,7 +231,7 @@ def test_a_constant_is_labelled_as_one():
 
 def test_a_meter_of_any_counter_tells_the_mean():
     clock = FakeClock()
-    counter = SimpleNamespace(method="meter", covers=("rack",), joules=lambda: 50.0 * clock.t)
+    counter = SimpleNamespace(method="meter", part="whole", covers=("rack",), joules=lambda: 50.0 * clock.t)
     meter = CounterMeter([counter], clock)
     meter.watts()
     clock.t += 7.0

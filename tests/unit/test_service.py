@@ -73,7 +73,9 @@ def test_a_second_agent_cannot_take_a_site_that_is_alive_but_can_when_it_is_gone
     with pytest.raises(Refused, match="already served"):
         world.join("a", agent="two")
     world.clock.t += world.config.fleet.lost_after + 1
-    assert world.join("a", agent="two").fence == 2
+    with pytest.raises(Refused, match="belongs to another key"):
+        world.join("a", agent="two")
+    assert world.join("a", agent="two", token=world.token("a")).fence == 2
 
 
 def test_the_same_agent_joins_again_at_once_and_its_old_epoch_is_refused(world):

@@ -61,7 +61,9 @@ def snapshot() -> wire.Status:
         loss_first=7.6246,
         loss_last=5.3125,
         checkpoint="/tmp/run/versions/v000006",
-        energy=wire.EnergyStatus(1.234, 0.42, 0.0617, 0.2, 99.8, 0.61, 0.0),
+        energy=wire.EnergyStatus(
+            1.234, 0.42, 0.0617, 0.2, 99.8, 0.61, 0.0, ledger_records=7, ledger_head="9680613206ae" + "0" * 52
+        ),
         regions=(
             region("CAISO_NORTH", 47.2, True, "MCI 47 is below 100 g/kWh"),
             region("SPP_TX", 61.0, True, "MCI 61 is below 100 g/kWh"),
@@ -98,7 +100,7 @@ def test_everything_important_fits_the_screen(width: int, height: int) -> None:
         "version 6",
         "7.625 → 5.312",
         "1.23 kWh, 99.8 % of it curtailed",
-        "always on 0.61 kg (-90 %)",
+        "always on 0.61 kg (-90 %); ledger head 9680613206ae",
         "47 < 100",
         "unknown (< 100)",
         "● north",
@@ -268,3 +270,60 @@ def test_a_terminal_gets_a_live_picture_and_its_settings_back(controller: str, w
     assert termios.tcgetattr(slave) == before
     os.close(master)
     os.close(slave)
+
+
+# -- what belongs to no open round, and own power --------------------------------
+
+
+def lines_of(status: wire.Status, width: int, height: int | None = None) -> list[str]:
+    console = Console(width=width, color_system=None, force_terminal=False, highlight=False, markup=False)
+    with console.capture() as captured:
+        console.print(render(status, width, True, height))
+    return [line.rstrip() for line in captured.get().splitlines()]
+
+
+def with_stragglers() -> wire.Status:
+    return dataclasses.replace(
+        snapshot(),
+        late=(wire.LateStatus("west", 5, "LATE", 400), wire.LateStatus("south", 6, "COMMITTED", 320)),
+        kept=(wire.KeptStatus("north", 1280),),
+    )
+
+
+def test_late_members_and_kept_samples_are_shown() -> None:
+    lines = lines_of(with_stragglers(), 140)
+    assert "late: west (round 5, may still contribute), south (round 6, waits for the next merge)" in lines
+    assert "samples kept to train ahead: north 1.28k" in lines
+    assert not [line for line in lines_of(snapshot(), 140) if line.startswith(("late:", "samples kept"))]
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (140, 40)])
+def test_the_picture_with_everything_fits_the_screen(width: int, height: int) -> None:
+    status = with_own_power(with_stragglers())
+    lines = lines_of(status, width, height - 1)
+    assert len(lines) <= height - 1 and max(map(len, lines)) <= width
+    assert any(line.startswith("late: west (round 5") for line in lines)
+    assert any(line.startswith("○ west") for line in lines), "the sites come before the log"
+    assert any(line.startswith("own     ") for line in lines)
+
+
+def with_own_power(status: wire.Status) -> wire.Status:
+    first, second, *rest = status.regions
+    first = dataclasses.replace(first, grid_w=0.0, solar_w=3100.0, battery_w=1076.0, battery_soc=0.634)
+    second = dataclasses.replace(second, solar_w=0.0)
+    energy = dataclasses.replace(status.energy, own_kwh=0.75)
+    return dataclasses.replace(status, regions=(first, second, *rest), energy=energy)
+
+
+def test_panels_and_batteries_are_shown_where_there_are_some() -> None:
+    lines = lines_of(with_own_power(snapshot()), 140)
+    assert (
+        "own     0.75 kWh; CAISO_NORTH panels 3.1 kW, battery 63 % takes 1.08 kW, grid 0 W;"
+        " SPP_TX panels 0 W, grid 2.02 kW" in lines
+    )
+    assert not [line for line in lines_of(snapshot(), 140) if line.startswith("own")]
+
+
+def test_the_snapshot_with_all_of_it_travels_as_json() -> None:
+    status = with_own_power(with_stragglers())
+    assert wire.decode(wire.Status, wire.encode(status)) == status

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import threading
 from pathlib import Path
 
 import httpx
@@ -150,6 +151,37 @@ def test_lost_answers_cost_pauses_and_nothing_else(blobs, source):
     assert clock.t > 0
 
 
+def test_an_upload_goes_on_when_the_controller_asks_for_patience(blobs, source):
+    blobs.faults = {"offer": [429], "part": [408, 429], "commit": [429]}
+    clock = FakeClock()
+    transport = httpx.MockTransport(blobs.handle)
+    control = Control(httpx.Client(transport=transport, base_url="http://127.0.0.1:1"), "c", clock=clock)
+    upload(control, source, SHA, clock=clock)
+    assert blobs.whole[SHA] == DATA and clock.t >= 3.0
+
+
+def test_more_parts_travel_at_a_time_than_one_and_never_more_than_allowed(blobs, source):
+    lock, under_way, seen = threading.Lock(), [0], []
+    both = threading.Barrier(2)
+    handle = blobs.part
+
+    def part(request, fault):
+        with lock:
+            under_way[0] += 1
+            seen.append(under_way[0])
+            turn = len(seen)
+        if turn <= 2:
+            both.wait(10.0)
+        with lock:
+            answer = handle(request, fault)
+            under_way[0] -= 1
+        return answer
+
+    blobs.part = part
+    upload(blobs.control(), source, SHA, clock=FakeClock())
+    assert 2 <= max(seen) <= transfer.PARALLEL and blobs.whole[SHA] == DATA
+
+
 def test_a_damaged_part_is_sent_again(blobs, source):
     blobs.faults = {"part": ["damaged"]}
     upload(blobs.control(), source, SHA, clock=FakeClock())
@@ -169,6 +201,12 @@ def test_a_full_controller_is_reported_at_once(blobs, source):
     with pytest.raises(DiskError):
         upload(blobs.control(), source, SHA, clock=FakeClock())
     assert blobs.received == 0
+
+
+def test_an_upload_that_is_gone_at_the_controller_begins_anew(blobs, source):
+    blobs.faults = {"part": [None, 404]}
+    upload(blobs.control(), source, SHA, clock=FakeClock())
+    assert blobs.whole[SHA] == DATA
 
 
 def test_a_refused_upload_is_reported(blobs, source):

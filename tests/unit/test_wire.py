@@ -18,6 +18,16 @@ def test_every_message_survives_the_wire():
         assert wire.decode(type(message), wire.encode(message)) == message
 
 
+def test_a_heartbeat_carries_what_the_meter_counted_or_nothing():
+    power = wire.Power("m", "rapl", 2.0, 10.0, None, 10.0)
+    beat = wire.Heartbeat("agent", "site", 1, "IDLE", "paused", None, 5.0, "", power=power)
+    assert wire.decode(wire.Heartbeat, wire.encode(beat)) == beat
+    body = json.loads(wire.encode(beat))
+    del body["power"]["joules"]
+    with pytest.raises(WireError, match=r"power.*'joules' is missing"):
+        wire.decode(wire.Heartbeat, json.dumps(body))
+
+
 def test_a_whole_number_is_taken_where_a_float_is_due():
     body = json.loads(wire.encode(wire.CheckoutReply("wait", "", 0.5, None)))
     body["retry_s"] = 1
