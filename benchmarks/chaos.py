@@ -96,11 +96,11 @@ class Course:
         return before[1] + (after[1] - before[1]) * (at - before[0]) / (after[0] - before[0])
 
 
-def play(fleet: ChaosFleet, faults: Sequence[Fault], seconds: float, result: Result) -> None:
+def play(fleet: ChaosFleet, faults: Sequence[Fault], seconds: float, result: Result, lead_s: float) -> None:
     """Measure for `seconds`, with the faults at their times; then wait until all is well again."""
     course, undo = Course(), [(0.0, lambda: None)]
     fleet.wait("all sites train", lambda: trains(fleet.status(), fleet.sites), 180.0)
-    fleet.wait("the measured time begins", lambda: _clock(fleet) >= LEAD_S, LEAD_S + 60.0)
+    fleet.wait("the measured time begins", lambda: _clock(fleet) >= lead_s, lead_s + 60.0)
     began, left = time.monotonic(), list(enumerate(faults))
     course.see(began, fleet.status())
     look = began
@@ -171,14 +171,16 @@ def judge(fleet: ChaosFleet, left: Sequence[str], result: Result) -> None:
     result.facts["small disks"] = bool(fleet.mounts)
 
 
-def run(folder: Path, data: Path, sites: Sequence[str], faults: Sequence[Fault], seconds: float) -> Result:
+def run(
+    folder: Path, data: Path, sites: Sequence[str], faults: Sequence[Fault], seconds: float, lead_s: float = LEAD_S
+) -> Result:
     """One run, calm if there are no faults. The folder keeps its logs."""
     result = Result(faults=[str(fault) for fault in faults])
-    fleet = ChaosFleet(folder, data, sites, faults, LEAD_S)
+    fleet = ChaosFleet(folder, data, sites, faults, lead_s)
     try:
         try:
             fleet.start()
-            play(fleet, faults, seconds, result)
+            play(fleet, faults, seconds, result, lead_s)
         finally:
             left = fleet.close()
         judge(fleet, left, result)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from controller import handout, leases
+from controller import leases
 from controller.beside import make_initial_weights
 from controller.rows import BlobRow, RunRow, VersionRow
 from controller.store import Store, Transaction
@@ -24,7 +24,7 @@ from controller.store.upkeep import RESTORE
 from controller.versions import Versions
 from curtail.clock import Clock
 from curtail.config import RunConfig, config_from_json
-from curtail.disk import Disk, disk_error, file_sha256
+from curtail.disk import disk_error, file_sha256
 from curtail.errors import ConfigError, CurtailError, DataError, Refused
 from nanochat import presets
 from nanochat.checkpoint import MODEL_FILE, read_meta
@@ -122,14 +122,11 @@ def begin_or_continue(
     versions: Versions,
     start: float,
     clock: Clock,
-    disk: Disk,
-    pin: str | None = None,
 ) -> RunRow:
     """The run in `home`, made now if there is none.
 
     Args:
         start: the controller's clock at the beginning of a new run.
-        pin: hash of the public key of the controller's authority, for the token files.
     Raises: ConfigError: the folder holds another run. CheckpointError: its weights are damaged.
         CurtailError: its data ledger does not balance.
     """
@@ -152,7 +149,6 @@ def begin_or_continue(
 
     store.call(register)
     _link_data(home, data.folder)
-    handout.ensure(home, store, pin, clock.wall(), disk)
     return run
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from controller import handout
 from controller import home as homes
 from controller.backup import clear_holding
 from controller.beside import ProcessMerger
@@ -114,10 +115,11 @@ def _run(
     store.open()
     merger = ProcessMerger(options.home / "merge")
     try:
-        identity = ensure(options.home, names, clock.wall(), disk)
         versions = Versions(options.home / "versions")
         begin = clock.wall() if chosen.trace is None else chosen.trace.start
-        run = homes.begin_or_continue(options.home, config, data, store, versions, begin, clock, disk, identity.pin)
+        run = homes.begin_or_continue(options.home, config, data, store, versions, begin, clock)
+        identity = ensure(options.home, names, clock.wall(), disk)
+        handout.ensure(options.home, store, identity.pin, clock.wall(), disk)
         parameters = presets.parameter_count(presets.from_json(run.model))
         largest = 6 * parameters + 64 * 1024 * 1024
         uploads = Uploads(options.home / "blobs", disk, largest)

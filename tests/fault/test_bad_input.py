@@ -20,7 +20,6 @@ from controller.store import Store
 from controller.versions import Versions
 from curtail.clock import SystemClock
 from curtail.config import load_config
-from curtail.disk import SystemDisk
 
 pytestmark = pytest.mark.fault
 
@@ -64,7 +63,7 @@ def begun(module_fleet, tmp_path_factory):
     try:
         homes.begin_or_continue(
             folder, config, homes.load_data(config), store, Versions(folder / "versions"), module_fleet.START,
-            SystemClock(), SystemDisk(),
+            SystemClock(),
         )  # fmt: skip
     finally:
         store.close()
@@ -159,7 +158,7 @@ def test_joining_where_nobody_listens_says_so(join, taken_port):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    line = complaint(join(f"http://127.0.0.1:{port}", CURTAIL_TOKEN="curtail1.aa.bb"), UNREACHABLE)
+    line = complaint(join(f"http://127.0.0.1:{port}", CURTAIL_TOKEN="ct0.aa.bb"), UNREACHABLE)
     assert line.startswith(f"nobody answers at http://127.0.0.1:{port}")
 
 
@@ -180,7 +179,7 @@ def test_joining_what_is_no_controller_says_so(join, code, body):
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            done = join(f"http://127.0.0.1:{server.server_address[1]}", CURTAIL_TOKEN="curtail1.aa.bb")
+            done = join(f"http://127.0.0.1:{server.server_address[1]}", CURTAIL_TOKEN="ct0.aa.bb")
         finally:
             server.shutdown()
             thread.join()
@@ -190,7 +189,7 @@ def test_joining_what_is_no_controller_says_so(join, code, body):
 
 @pytest.mark.parametrize("url", ["nonsense", "http://192.0.2.1:8765", "ftp://127.0.0.1"])
 def test_an_address_that_cannot_be_one_is_refused(join, url):
-    assert url.split("/")[-1].split(":")[0] in complaint(join(url, CURTAIL_TOKEN="curtail1.aa.bb"), USAGE)
+    assert url.split("/")[-1].split(":")[0] in complaint(join(url, CURTAIL_TOKEN="ct0.aa.bb"), USAGE)
 
 
 def test_status_of_nobody_says_so(command):
