@@ -52,6 +52,7 @@ BASE = Setting(batch_samples=BATCH)
 ONE, THREE = replace(BASE, sites=1), replace(BASE, sites=3)
 SCRIPTED = replace(BASE, script=SCRIPT)
 HALF: dict[str, Any] = {"outer_lr": 0.7, "outer_momentum": 0.5}
+BEST = replace(BASE, inner_steps=10, last_outer_lr=1.0, **HALF)
 SETTINGS: dict[str, Setting] = {
     "one site": ONE,
     "one site, batch of 2": replace(ONE, batch_samples=2 * BATCH),
@@ -73,7 +74,11 @@ SETTINGS: dict[str, Setting] = {
     "H 10, outer (0.7, 0.5)": replace(BASE, inner_steps=10, **HALF),
     "H 10, outer (0.7, 0.7)": replace(BASE, inner_steps=10, outer_lr=0.7, outer_momentum=0.7),
     "outer (0.7, 0.5), at last (1, 0)": replace(BASE, last_outer_lr=1.0, **HALF),
-    "H 10, outer (0.7, 0.5), at last (1, 0)": replace(BASE, inner_steps=10, last_outer_lr=1.0, **HALF),
+    "H 10, outer (0.7, 0.5), at last (1, 0)": BEST,
+    "H 10, 1 step ahead": replace(BEST, ahead_steps=1),
+    "H 10, 5 steps ahead": replace(BEST, ahead_steps=5),
+    "H 10, all steps ahead": replace(BEST, ahead_steps=10),
+    "H 10, every 5th of one site late": replace(BEST, late_every=5),
     "H 5, outer (0.7, 0.5)": replace(BASE, inner_steps=5, **HALF),
     "3 sites": THREE,
     "3 sites, outer (0.7, 0.5)": replace(THREE, **HALF),
@@ -108,6 +113,44 @@ LARGE_SETTINGS: dict[str, Setting] = {
     }.items()
 }
 """The second table: outer step (0.7, 0.5), and (1, 0) in the last tenth, as the product does."""
+
+RATE = 0.5  # factor on the rates of the recipe, near the best for one site (see the last two rows)
+MANY_STEPS = 7680  # of one site; 12 scripts
+MEMORY = (
+    "momentum_end=0.983", "momentum_final=0.983",
+    *(f"{name}_betas=0.93,0.983" for name in ("unembedding", "embedding", "x0", "adam")),
+)  # fmt: skip
+"""The optimizers remember three times as many steps: with so little in a step both one site and three are better so."""
+MANY_SCALE = Scale(
+    GPTConfig(SEQUENCE, VOCABULARY, n_layer=1, n_head=2, n_kv_head=2, n_embd=48),
+    token_budget=MANY_STEPS * BATCH * SEQUENCE,
+    settings_of_recipe=SCALE.settings_of_recipe + MEMORY,
+    validation_tokens=4096 * SEQUENCE,
+)
+SLOW: dict[str, Any] = {"rate": RATE}
+ALONE, TWO = replace(ONE, **SLOW), replace(BASE, **SLOW, **LAST)
+TRIO, IN_TURNS = replace(TWO, sites=3), replace(TWO, script=SCRIPT)
+MANY_SETTINGS: dict[str, Setting] = {
+    "many: one site": ALONE,
+    "many: one site, batch of 2": replace(ALONE, batch_samples=2 * BATCH),
+    "many: one site, batch of 3": replace(ALONE, batch_samples=3 * BATCH),
+    "many: 2 sites, H 10": replace(TWO, inner_steps=10),
+    "many: 3 sites, H 10": replace(TRIO, inner_steps=10),
+    "many: script, H 10": replace(IN_TURNS, inner_steps=10),
+    "many: 3 sites, H 3": replace(TRIO, inner_steps=3),
+    "many: 2 sites, H 30": TWO,
+    "many: 3 sites, H 30": TRIO,
+    "many: script, H 30": IN_TURNS,
+    "many: 2 sites, H 100": replace(TWO, inner_steps=100),
+    "many: 3 sites, H 100": replace(TRIO, inner_steps=100),
+    "many: script, H 100": replace(IN_TURNS, inner_steps=100),
+    "many: one site, lower rate": replace(ALONE, rate=RATE / 1.41),
+    "many: one site, higher rate": replace(ALONE, rate=RATE * 1.41),
+}
+"""The third table: one layer, many steps with little in each; outer step as in the second."""
+
+TABLES = ((SETTINGS, SCALE), (LARGE_SETTINGS, LARGE_SCALE), (MANY_SETTINGS, MANY_SCALE))
+EVERY = {name: (setting, scale) for settings, scale in TABLES for name, setting in settings.items()}
 
 
 def prepare(folder: Path) -> None:
@@ -154,11 +197,6 @@ def cut_off_rest(path: Path) -> None:
         os.truncate(path, text.rfind(b"\n") + 1)
 
 
-def scale_of(name: str) -> Scale:
-    """The scale of the run of this name."""
-    return LARGE_SCALE if name in LARGE_SETTINGS else SCALE
-
-
 def run_all(names: Iterable[str], seeds: Sequence[int], out: Path, data: Path) -> None:
     """Make the runs that `out` lacks, seed by seed, and append a line for each."""
     import torch
@@ -171,7 +209,7 @@ def run_all(names: Iterable[str], seeds: Sequence[int], out: Path, data: Path) -
     loaded = Data(data)
     for seed in seeds:
         for name in names:
-            setting, scale = (SETTINGS | LARGE_SETTINGS)[name], scale_of(name)
+            setting, scale = EVERY[name]
             if (this := key(setting, scale, seed)) in there:
                 continue
             outcome = simulate(setting, scale, loaded, seed)
@@ -181,10 +219,19 @@ def run_all(names: Iterable[str], seeds: Sequence[int], out: Path, data: Path) -
             print(f"{name}, seed {seed}: {outcome.loss:.4f} ({outcome.seconds:.0f} s)", file=sys.stderr, flush=True)
 
 
+def alone_in(settings: Mapping[str, Setting]) -> Setting:
+    """The first of the runs of one site with the smallest batch: what the others are compared with."""
+    return min((other for other in settings.values() if other.sites == 1 and not other.script), key=_batch)
+
+
+def _batch(setting: Setting) -> int:
+    return setting.batch_samples
+
+
 def baseline_of(setting: Setting, sites: int, settings: Mapping[str, Setting]) -> str:
     """The name of the run of one site with the batch of `sites` sites and the same tokens; "": it is itself or none."""
-    batch = min(other.batch_samples for other in settings.values() if other.sites == 1 and not other.script)
-    wanted = replace(ONE, batch_samples=sites * batch, budget_share=setting.budget_share)
+    alone = alone_in(settings)
+    wanted = replace(alone, batch_samples=sites * alone.batch_samples, budget_share=setting.budget_share)
     found = [name for name, other in settings.items() if other == wanted != setting]
     return found[0] if found else ""
 
@@ -214,8 +261,7 @@ def table(lines: Iterable[Mapping[str, Any]], settings: Mapping[str, Setting]) -
             continue
         mine = losses[name]
         spread = f"{statistics.stdev(mine.values()):.4f}" if len(mine) > 1 else "one seed"
-        alone = min(other.batch_samples for other in settings.values() if other.sites == 1 and not other.script)
-        together = 0 if setting.script else setting.sites * setting.batch_samples // alone
+        together = 0 if setting.script else setting.sites * setting.batch_samples // alone_in(settings).batch_samples
         others = [baseline_of(setting, sites, settings) for sites in (1, together if together > 1 else 0)]
         cells = [_signed(difference(mine, losses.get(other, {}))) for other in others]
         upload = f"{last[name]['upload_bytes'] / 1000:,.0f}" if last[name]["upload_bytes"] else ""
@@ -235,9 +281,8 @@ def _signed(found: tuple[float, float] | None) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--all", action="store_true", help="make every run of both tables")
-    every = SETTINGS | LARGE_SETTINGS
-    what.add_argument("--only", action="append", choices=every, metavar="NAME", help="make the runs of this name")
+    what.add_argument("--all", action="store_true", help="make every run of all tables")
+    what.add_argument("--only", action="append", choices=EVERY, metavar="NAME", help="make the runs of this name")
     what.add_argument("--table", type=Path, metavar="FILE", help="print the results in FILE as a table")
     parser.add_argument("--out", type=Path, help="where finished runs are, or will be, a line each")
     parser.add_argument("--data", type=Path, help="packed data; made where they are not; default: beside OUT")
@@ -246,11 +291,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.table:
         if not (lines := read(given.table)):
             parser.error(f"there are no results in {given.table}")
-        print(table(lines, SETTINGS), table(lines, LARGE_SETTINGS), sep="\n\n")
+        print(*(table(lines, settings) for settings, _ in TABLES), sep="\n\n")
         return 0
     if given.out is None:
         parser.error("--out says where the results go")
-    names = given.only or every
+    names = given.only or EVERY
     run_all(names, given.seeds, given.out, given.data or given.out.with_suffix(".data"))
     return 0
 

@@ -59,6 +59,10 @@ class Setting:
     rate: float = 1.0  # factor on the inner rates
     rate_power: float = 0.0  # the inner rates are multiplied by (sites in the round) ** rate_power, too
     budget_share: float = 1.0  # of the tokens of the comparison
+    split: bool = False  # the sites of a round share the batch: each takes batch / sites, and sites times as many steps
+    ahead_steps: int = 0  # inner steps made before the version arrives that they belong to; sites that stay only
+    late_every: int = 0  # every so many rounds the last site's contribution comes one version late; 0: never
+    stale_weight: float = 0.5  # what such a contribution counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +142,10 @@ class Site:
         self.rewarm = 0  # the first optimizer of a run starts with the weights, at full rate
         self.tokens: int | None = None  # global tokens the optimizer has reached
         self.version = -1  # whose weights the model has
+        self.lease: Range | None = None  # of the next round, if a part of it is made already
+        self.ahead = 0  # steps of it that are made
+        self.snapshot: weights.Weights = {}  # what was handed in before them
+        self.late: Contribution | None = None  # what has not arrived yet
         self.residual: delta.Encoded | None = None
 
     def _new_optimizer(self) -> MuonAdamW:
@@ -154,17 +162,32 @@ class Site:
         if stale:
             self.rewarm = self.setting.rewarm
 
-    def train(self, base: Mapping[str, np.ndarray], version: int, lease: Range, tokens: int, sites: int) -> int:
-        """Inner steps over a lease; how many."""
-        if self.version != version:
+    def begin(self, base: weights.Weights, version: int) -> None:
+        """Take up a version: as it is, or what it has over the snapshot added to the steps made ahead."""
+        if self.ahead:
+            with torch.no_grad():
+                for name, parameter in self.model.named_parameters():
+                    parameter.add_(torch.from_numpy(base[name] - self.snapshot[name]))
+        elif self.version != version:
             weights.load_into(self.model, base)
+
+    def train_ahead(self, lease: Range, steps: int, tokens: int, sites: int) -> None:
+        """The first steps of the next round, from what this one ended with."""
+        self.lease, self.ahead = lease, min(steps, lease.size // self.setting.batch_samples)
+        self.snapshot = weights.from_model(self.model)
+        self.train(Range(lease.start, lease.start + self.ahead * self.setting.batch_samples), tokens, sites)
+
+    def train(self, lease: Range, tokens: int, sites: int) -> int:
+        """Steps over a lease, of batch_samples each (two sites that split it make two half ones); how many."""
         self.ready(tokens, sites > 1)
+        cut = sites if self.setting.split else 1
+        batch = self.setting.batch_samples // cut
         batches = StepBatches(
             self.stream,
             start=lease.start,
             stop=lease.stop,
-            batch_samples=self.setting.batch_samples,
-            device_batch=self.setting.batch_samples,
+            batch_samples=batch,
+            device_batch=batch,
             prefetch=False,
         )
         rates = Rates(self.schedule, self.optimizer, self.setting.rate * sites**self.setting.rate_power, self.rewarm)
@@ -174,13 +197,13 @@ class Site:
             rates,  # type: ignore[arg-type]  # has the one method that is used
             batches,
             tokens_before=tokens,
-            tokens_per_step=self.batch_tokens * sites,
+            tokens_per_step=self.batch_tokens * sites // cut,
             until=lambda step: False,
             device=CPU,
         )
-        self.tokens = tokens + report.steps * self.batch_tokens * sites
+        self.tokens = tokens + report.tokens * sites
         self.version = -1
-        return report.steps
+        return report.steps // cut
 
     def contribution(self, base: Mapping[str, np.ndarray]) -> delta.Encoded:
         """What it uploads."""
@@ -197,6 +220,15 @@ def _encode(
     return delta.encode_with_feedback(change, setting.codec, residual)
 
 
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """A delta with the tokens it is made from, and how many versions it is late."""
+
+    encoded: delta.Encoded
+    tokens: int
+    stale: int = 0
+
+
 class Merge:
     """The controller's part: outer step, velocity, broadcast."""
 
@@ -205,27 +237,35 @@ class Merge:
         self.velocity: weights.Weights = {}
         self.residual: delta.Encoded | None = None
 
-    def step(
-        self, base: weights.Weights, parts: Sequence[tuple[delta.Encoded, int]], momentum_off: bool
-    ) -> weights.Weights:
-        """The next version from deltas, each with its tokens."""
-        outer = ((2, self.setting.outer_lr, self.setting.outer_momentum),)
-        rate, momentum = merging.outer_row(outer, len(parts))
+    def _part(self, number: int, part: Contribution) -> merging.Part:
+        weight = rounds.discount(self.setting.stale_weight, part.stale)
+        return merging.Part(str(number), "", "", part.tokens, "", weight, part.stale)
+
+    def plan(self, parts: Sequence[merging.Part], momentum_off: bool) -> merging.OuterPlan:
+        """The product's outer step, but for the rate in the last tenth, which is the setting's."""
+        row = (2, self.setting.outer_lr, self.setting.outer_momentum)
+        spec = merging.MergeSpec(0, 0, "", "", tuple(parts), "", (row,), False, 0, "")
+        plan = merging.plan(spec, parts)
         if momentum_off:
-            rate, momentum = self.setting.last_outer_lr or rate, 0.0
-        named = [merging.Part(str(number), "", "", tokens, "") for number, (_, tokens) in enumerate(parts)]
-        decoded = [dict(delta.decode(encoded)) for encoded, _ in parts]
-        shares = [np.float32(share) for share in merging.shares(named)]
+            return merging.OuterPlan(self.setting.last_outer_lr or plan.lr, 0.0, False)
+        return plan
+
+    def step(self, base: weights.Weights, contributions: Sequence[Contribution], momentum_off: bool) -> weights.Weights:
+        """The next version from what was handed in."""
+        parts = [self._part(number, part) for number, part in enumerate(contributions)]
+        plan = self.plan(parts, momentum_off)
+        decoded = [dict(delta.decode(part.encoded)) for part in contributions]
+        shares = [np.float32(share) for share in merging.shares(parts)]
         step: weights.Weights = {}
         velocity: weights.Weights = {}
         for name in sorted(base):
             mean = decoded[0][name] * shares[0]
             for arrays, share in zip(decoded[1:], shares[1:], strict=True):
                 mean += arrays[name] * share
-            step[name], moved = merging.outer_step(mean, self.velocity.get(name), rate, momentum)
+            step[name], moved = merging.outer_step(mean, self.velocity.get(name), plan.lr, plan.momentum)
             if moved is not None:
                 velocity[name] = moved
-        self.velocity = velocity
+        self.velocity = self.velocity if plan.keep_velocity else velocity
         broadcast, self.residual = _encode(step, self.setting, self.residual)
         return delta.apply_update(base, delta.decode(broadcast))
 
@@ -298,7 +338,7 @@ class Run:
 
     def finish(self) -> weights.Weights:
         """Round after round until every sample of the budget is trained; the last version."""
-        while self.pool.size:
+        while self.pool.size or any(site.lease for site in self.sites):
             ready, lasts = self.course.at(self.clock)
             if ready:
                 self._round(sorted(ready))
@@ -308,38 +348,69 @@ class Run:
         return self.base
 
     def _round(self, ready: Sequence[int]) -> None:
-        contributions = [(number, steps) for number in ready if (steps := self._train(number, len(ready)))]
-        batch_tokens = self.setting.batch_samples * self.length
+        batch_tokens, longest = self.setting.batch_samples * self.length, 0
+        parts: list[Contribution] = []
+        for number in ready:
+            if (late := self.sites[number].late) is not None:
+                parts.append(dataclasses.replace(late, stale=1))
+                self.sites[number].late = None
+            elif steps := self._train(number, len(ready)):
+                longest = max(longest, steps)
+                parts += self._hand_in(number, steps * batch_tokens, len(ready))
+        counted = sum(part.tokens for part in parts)
         if len(ready) == 1:
             site = self.sites[ready[0]]
             self.base, site.version = weights.from_model(site.model), self.version + 1
             self.merge.velocity = {}  # a second site that joins finds none
         else:
-            parts = [
-                (self.sites[number].contribution(self.base), steps * batch_tokens) for number, steps in contributions
-            ]
-            self.uploads += [sum(array.nbytes for array in encoded.values()) for encoded, _ in parts]
+            self.uploads += [sum(array.nbytes for array in part.encoded.values()) for part in parts]
+            self._train_ahead(ready, counted)
             self.base = self.merge.step(self.base, parts, rounds.momentum_off(self.tokens, self.budget))
         self.version += 1
-        self.tokens += sum(steps for _, steps in contributions) * batch_tokens
-        self.clock += max(steps for _, steps in contributions)
+        self.tokens += counted
+        self.clock += longest
         self.rounds_by_sites[len(ready)] = self.rounds_by_sites.get(len(ready), 0) + 1
+
+    def _hand_in(self, number: int, tokens: int, sites: int) -> list[Contribution]:
+        """What a site adds to this round; nothing if it comes late."""
+        site, every = self.sites[number], self.setting.late_every
+        if sites == 1:
+            return [Contribution({}, tokens)]  # its weights are the next version as they are
+        part = Contribution(site.contribution(self.base), tokens)
+        if every and number == len(self.sites) - 1 and self.version % every == every - 1 and self.pool.size:
+            site.late = part
+            return []
+        return [part]
+
+    def _train_ahead(self, ready: Sequence[int], counted: int) -> None:
+        """Every site's first steps of the next round, before this round's version exists."""
+        if not self.setting.ahead_steps:
+            return
+        for number in ready:
+            if (lease := self._lease(len(ready))) is not None:
+                self.sites[number].train_ahead(lease, self.setting.ahead_steps, self.tokens + counted, len(ready))
+
+    def _lease(self, sites: int) -> Range | None:
+        late = self.setting.last_inner_steps and self.tokens >= 0.8 * self.budget
+        most = self.setting.last_inner_steps if late else self.setting.inner_steps
+        wanted = leases.fair_share(self.pool.size, most, self.setting.batch_samples, sites)
+        lease, self.pool = leases.take(self.pool, wanted) if wanted else (None, self.pool)
+        return lease
 
     def _train(self, number: int, sites: int) -> int:
         """One site's inner steps of a round: as many as its lease, its stay and the others allow."""
-        batch = self.setting.batch_samples
-        late = self.setting.last_inner_steps and self.tokens >= 0.8 * self.budget
-        most = self.setting.last_inner_steps if late else self.setting.inner_steps
-        wanted = leases.fair_share(self.pool.size, most, batch, sites)
-        lease, self.pool = leases.take(self.pool, wanted) if wanted else (None, self.pool)
+        site, batch = self.sites[number], self.setting.batch_samples
+        lease = site.lease or self._lease(sites)
         if lease is None:
             return 0
-        steps = self.course.leaves_after(number, self.clock, lease.size // batch)
+        site.begin(self.base, self.version)
+        steps, made = self.course.leaves_after(number, self.clock, lease.size // batch), site.ahead
         if sites == 1:
             steps = self.course.joined_after(self.clock, steps)
-        part = Range(lease.start, lease.start + steps * batch)
+        part = Range(lease.start + made * batch, lease.start + steps * batch)
         self.pool = leases.give_back(self.pool, Range(part.stop, lease.stop))
-        return self.sites[number].train(self.base, self.version, part, self.tokens, sites)
+        site.lease, site.ahead = None, 0
+        return made + site.train(part, self.tokens + made * sites * site.batch_tokens, sites)
 
 
 def simulate(setting: Setting, scale: Scale, data: Data, seed: int) -> Outcome:

@@ -139,6 +139,46 @@ def test_the_rate_grows_with_the_power_of_the_sites_and_rises_for_a_joiner() -> 
     assert runs.Rates(site.schedule, site.optimizer, 2.0**0.5, 10).at(0).lr_scale == pytest.approx(plain * 2**0.5 * 0.5)
 
 
+def test_steps_made_ahead_train_every_sample_once_and_miss_the_version_they_belong_to() -> None:
+    texts, there = Texts(), Texts()
+    ahead, waited = fleet(texts, 80, inner_steps=10, ahead_steps=4), fleet(there, 80, inner_steps=10)
+    assert weights.digest(ahead.finish()) != weights.digest(waited.finish())
+    assert sorted(texts.read) == sorted(there.read) == list(range(160))
+    assert (ahead.version, ahead.tokens) == (waited.version, waited.tokens)
+
+
+def test_with_one_text_steps_made_ahead_lose_nothing() -> None:
+    ahead, plain = (
+        fleet(Texts(alike=True), 40, inner_steps=5, codec="fp32", ahead_steps=steps) for steps in (2, 0)
+    )  # fmt: skip
+    start = plain.base
+    moved = delta.norm(delta.difference(start, plain.finish()))
+    # both sites are where the version is; what is left is rounding, which Muon makes larger
+    assert delta.norm(delta.difference(ahead.finish(), plain.base)) < 0.01 * moved
+
+
+def test_a_late_contribution_is_in_the_next_version_at_a_discount_without_momentum() -> None:
+    run = fleet(Texts(), 90, sites=3, inner_steps=5, outer_lr=0.7, outer_momentum=0.5, late_every=2)
+    run._round([0, 1, 2])
+    run._round([0, 1, 2])
+    assert (run.tokens, run.sites[2].late.tokens) == (25 * BATCH_TOKENS, 5 * BATCH_TOKENS)
+    velocity = run.merge.velocity
+    run._round([0, 1, 2])
+    assert run.tokens == 40 * BATCH_TOKENS and run.sites[2].late is None
+    assert run.merge.velocity is velocity, "it waits"
+    late = runs.Contribution({}, 8, stale=1)
+    assert run.merge._part(0, late).weight == 0.5
+    run.finish()
+    assert run.tokens == 90 * BATCH_TOKENS
+
+
+def test_sites_that_split_the_batch_make_that_many_more_steps() -> None:
+    run = fleet(Texts(), 40, inner_steps=4, split=True)
+    run._round([0, 1])
+    assert [site.optimizer.step_count for site in run.sites] == [8, 8]
+    assert run.tokens == 8 * BATCH_TOKENS
+
+
 # -- the table ---------------------------------------------------------------
 
 
@@ -181,14 +221,22 @@ def test_unknown_names_and_single_seeds_do_not_break_the_table() -> None:
     assert text.splitlines()[2:] == ["| one site | 3.5000 | one seed |  |  | 9 | 2 | 1 |"]
 
 
+def test_a_table_compares_with_its_own_one_site_at_its_own_rate() -> None:
+    settings = parity.MANY_SETTINGS
+    assert parity.baseline_of(settings["many: 3 sites, H 10"], 1, settings) == "many: one site"
+    assert parity.baseline_of(settings["many: 3 sites, H 30"], 3, settings) == "many: one site, batch of 3"
+    assert parity.baseline_of(settings["many: one site"], 1, settings) == ""
+
+
 def test_the_budget_is_a_whole_number_of_scripts() -> None:
-    assert parity.STEPS % sum(steps * len(names) for steps, names in parity.SCRIPT) == 0
+    for steps in (parity.STEPS, parity.MANY_STEPS):
+        assert steps % sum(steps * len(names) for steps, names in parity.SCRIPT) == 0
     assert {len(names) for _, names in parity.SCRIPT} == {0, 1, 2, 3}
 
 
 def test_all_settings_are_told_apart() -> None:
-    keys = {parity.key(setting, parity.SCALE, 1) for setting in parity.SETTINGS.values()}
-    assert len(keys) == len(parity.SETTINGS)
+    keys = {parity.key(setting, scale, 1) for setting, scale in parity.EVERY.values()}
+    assert len(keys) == len(parity.EVERY)
 
 
 @pytest.fixture
@@ -222,7 +270,8 @@ def test_a_finished_run_is_not_repeated_and_a_broken_line_is_made_again(tmp_path
 def test_a_run_with_another_setting_of_the_same_name_is_made_again(tmp_path: Path, pretended, monkeypatch) -> None:
     out = tmp_path / "out.jsonl"
     parity.main(["--only", "fp32", "--seeds", "1", "--out", str(out)])
-    monkeypatch.setitem(parity.SETTINGS, "fp32", replace(parity.SETTINGS["fp32"], inner_steps=7))
+    setting, scale = parity.EVERY["fp32"]
+    monkeypatch.setitem(parity.EVERY, "fp32", (replace(setting, inner_steps=7), scale))
     parity.main(["--only", "fp32", "--seeds", "1", "--out", str(out)])
     assert len(pretended) == 2
 
