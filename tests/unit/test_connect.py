@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import ssl
 import threading
@@ -54,7 +55,14 @@ class Listener:
             if not (piece := connection.recv(65536)):
                 return
             head += piece
-        self.seen.append(head.decode())
+        head, _, body = head.partition(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+        # closing with something unread would reset the connection, and the answer could be lost with it
+        while length is not None and len(body) < int(length[1]):
+            if not (piece := connection.recv(65536)):
+                return
+            body += piece
+        self.seen.append((head + b"\r\n\r\n" + body).decode())
         path = head.split()[1].decode()
         body = json.dumps({"pem": self.shows}).encode() if path == wire.CACERTS else wire.encode(wire.Ack(True))
         connection.sendall(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
