@@ -217,6 +217,9 @@ RULES: dict[str, dict[str, Rule]] = {
         "rewarm_steps": COUNT,
         "outage_s": SECONDS,
     },
+    # what a site may say must be told again
+    "SiteStatus": {"loss": LOSS},
+    "Status": {"loss_first": LOSS, "loss_last": LOSS},
 }
 """Message -> field -> what its value may be. Every number and text of a request has its rule."""
 

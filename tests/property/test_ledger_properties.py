@@ -191,7 +191,7 @@ def test_no_energy_is_negative_or_counted_twice_whatever_restarts(steps):
         if kind != "lost":
             machine.power = Power(str(meter), "rapl", seconds, joules, None, joules)
             if kind in ("agent restarts", "controller restarts") or fresh:
-                blind, fresh = blind + since, kind == "controller restarts"
+                blind, fresh = blind + since, kind in ("agent restarts", "controller restarts")
             since = 0.0
         if kind == "phase":
             live.phase = "train" if live.phase == "paused" else "paused"

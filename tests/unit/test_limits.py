@@ -188,3 +188,8 @@ def test_what_is_cleaned_passes_and_keeps_what_can_be_read():
 
 def test_the_limits_of_the_store_hold_what_passes():
     assert limits.LARGEST < 2**63 and math.isfinite(Real().high)
+
+
+def test_a_loss_that_a_job_may_report_may_stand_in_a_status():
+    for name, message in (("loss", "SiteStatus"), ("loss_first", "Status"), ("loss_last", "Status")):
+        assert limits.rule_of(message, name) == limits.rule_of("Progress", "loss")
