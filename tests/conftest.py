@@ -37,7 +37,7 @@ if not Path("/dev/nvidia0").exists():
     # nothing, and its bindings print complaints after pytest's closing line.
     sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
 
-# Drawn anew at each run by a person, so that somebody finds what is left; the same ones wherever CI says who is to blame.
+# A person's runs draw other examples each time, so that somebody finds what is left; CI's are always the same.
 settings.register_profile(
     "curtail",
     max_examples=int(os.environ.get("CURTAIL_EXAMPLES", "100")),
