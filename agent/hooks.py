@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from agent.jobfolder import last_line
 from agent.launcher import WITHHELD_VARIABLES, Process, Spawn
 from curtail.clock import Clock
-from curtail.disk import Disk, disk_error
+from curtail.disk import Disk, disk_error, last_line
 from curtail.errors import CurtailError
 
 LIMIT_S = 300.0

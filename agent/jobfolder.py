@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from curtail.disk import disk_error
+from curtail.disk import disk_error, last_line
 
 CONTROL = "control.json"
 STATUS = "status.json"
@@ -98,18 +98,6 @@ def must_hold(orders: Orders | None, now: float) -> str | None:
 def last_log_line(folder: Path, limit: int = 300) -> str:
     """The last non-empty line of the job's log, cut to `limit` characters; empty if there is none."""
     return last_line(folder / LOG, limit)
-
-
-def last_line(path: Path, limit: int = 300) -> str:
-    """The last non-empty line of a file of text, cut to `limit` characters; empty if there is none."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - 8192))
-            lines = file.read().decode("utf-8", "replace").splitlines()
-    except OSError:
-        return ""
-    return next((line.strip()[:limit] for line in reversed(lines) if line.strip()), "")
 
 
 def _write(path: Path, value: Orders | JobStatus) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from curtail.clock import Clock, SystemClock
+from curtail.disk import last_line
 
 LAST_LINE = 300
 """Characters of the last line of a command's output that are told."""
@@ -98,19 +99,8 @@ class SystemRunner:
                     os.killpg(running.process.pid, signal.SIGKILL)
             return None
         del self._running[site]
-        said = _last_line(running.log)
+        said = last_line(running.log, LAST_LINE)
         what = f"{running.hook} ended with {code}"
         if running.late:
             what = f"{running.hook} did not end within {running.limit_s:.0f} s"
         return Ended(running.late or code != 0, f"{what}: {said}" if said else what)
-
-
-def _last_line(log: Path) -> str:
-    try:
-        with open(log, "rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - 8192))
-            lines = file.read().decode("utf-8", "replace").splitlines()
-    except OSError:
-        return ""
-    return next((line.strip()[:LAST_LINE] for line in reversed(lines) if line.strip()), "")

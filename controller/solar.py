@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from controller.signals.trace import stamp_of
+from controller.signals.trace import stamped
 from curtail.config import RunConfig, SolarSection
 from curtail.errors import DataError, NotFound
 
@@ -120,15 +120,8 @@ def load_course(path: Path, column: str, peak: float) -> Recorded:
         )
     place = header.index(column)
     stamps, shares = [], []
-    for number, row in enumerate(rows, start=2):
-        if not row:
-            continue
-        where = f"{path} line {number}"
-        if len(row) != len(header):
-            raise DataError(f"{where} has {len(row)} columns, the header has {len(header)}")
-        stamps.append(stamp_of(row[0], where))
-        if len(stamps) > 1 and stamps[-1] <= stamps[-2]:
-            raise DataError(f"{where}: {row[0]} does not come after the line before it")
+    for stamp, row, where in stamped(rows, len(header), path):
+        stamps.append(stamp)
         shares.append(_share(row[place], where))
     if len(stamps) < 2:
         raise DataError(f"{path} has fewer than two rows")

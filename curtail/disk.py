@@ -108,3 +108,15 @@ def file_sha256(path: Path) -> str:
         raise NotFound(f"there is no file {path}", "check the path") from None
     except OSError as error:
         raise disk_error("read", path, error) from error
+
+
+def last_line(path: Path, limit: int = 300) -> str:
+    """The last non-empty line of a file of text, cut to `limit` characters; empty if there is none."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - 8192))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.strip()[:limit] for line in reversed(lines) if line.strip()), "")

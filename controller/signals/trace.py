@@ -14,7 +14,7 @@ import csv
 import itertools
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -105,15 +105,8 @@ def load_trace(path: Path, unit: str, columns: Iterable[str] | None = None) -> T
             )
     stamps: list[float] = []
     values: dict[str, list[float | None]] = {column: [] for column in wanted}
-    for number, row in enumerate(rows, start=2):
-        if not row:
-            continue
-        where = f"{path} line {number}"
-        if len(row) != len(names):
-            raise DataError(f"{where} has {len(row)} columns, the header has {len(names)}")
-        stamps.append(stamp_of(row[0], where))
-        if len(stamps) > 1 and stamps[-1] <= stamps[-2]:
-            raise DataError(f"{where}: {row[0]} does not come after the line before it")
+    for stamp, row, where in stamped(rows, len(names), path):
+        stamps.append(stamp)
         for column in wanted:
             values[column].append(value_of(row[names.index(column)], unit, where))
     if len(stamps) < 2:
@@ -121,6 +114,25 @@ def load_trace(path: Path, unit: str, columns: Iterable[str] | None = None) -> T
     distances = [after - before for before, after in itertools.pairwise(stamps)]
     period = statistics.mode(distances)
     return Trace(path.name, tuple(stamps), {c: tuple(v) for c, v in values.items()}, period)
+
+
+def stamped(rows: Iterable[list[str]], width: int, path: Path) -> Iterator[tuple[float, list[str], str]]:
+    """The rows of a CSV file after its header: time as Unix seconds, cells, and the words for where that is.
+
+    Raises: DataError: another number of cells than `width`, or a time that is none or not after the one before.
+    """
+    before = -math.inf
+    for number, row in enumerate(rows, start=2):
+        if not row:
+            continue
+        where = f"{path} line {number}"
+        if len(row) != width:
+            raise DataError(f"{where} has {len(row)} columns, the header has {width}")
+        stamp = stamp_of(row[0], where)
+        if stamp <= before:
+            raise DataError(f"{where}: {row[0]} does not come after the line before it")
+        before = stamp
+        yield stamp, row, where
 
 
 def stamp_of(text: str, where: str) -> float:
