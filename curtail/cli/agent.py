@@ -5,7 +5,16 @@ from typing import Annotated
 
 import typer
 
-from curtail.cli.arguments import check_name, default_state, read_token, samples_at_once
+from curtail.cli.arguments import (
+    DryRun,
+    RunsAs,
+    SystemWide,
+    UnitName,
+    check_name,
+    default_state,
+    read_token,
+    samples_at_once,
+)
 from curtail.cli.root import agent_app, agent_service_app, check_words
 
 
@@ -104,12 +113,10 @@ def agent_service_install(
     arguments: Annotated[
         list[str], typer.Argument(help="After --: the arguments of curtail agent join.", show_default=False)
     ],
-    name: Annotated[str, typer.Option(help="Name of the unit.")] = "curtail-agent",
-    system: Annotated[bool, typer.Option("--system", help="For the whole machine; needs root.")] = False,
-    user: Annotated[
-        str | None, typer.Option("--as", help="With --system: the user that it runs as.", show_default=False)
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the unit and write nothing.")] = False,
+    name: UnitName = "curtail-agent",
+    system: SystemWide = False,
+    user: RunsAs = None,
+    dry_run: DryRun = False,
 ) -> int:
     """Write the systemd unit of an agent. Nothing is started."""
     words = check_words(("agent", "join"), arguments)

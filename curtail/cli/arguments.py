@@ -7,6 +7,9 @@ import re
 import sys
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from curtail.errors import AuthError, NotFound, UsageError
 
@@ -20,6 +23,14 @@ class Unit(StrEnum):
 
     GRAMS = "g/kWh"
     POUNDS = "lb/MWh"
+
+
+UnitName = Annotated[str, typer.Option(help="Name of the unit.")]
+SystemWide = Annotated[bool, typer.Option("--system", help="For the whole machine; needs root.")]
+RunsAs = Annotated[
+    str | None, typer.Option("--as", help="With --system: the user that it runs as.", show_default=False)
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the unit and write nothing.")]
 
 
 def default_state() -> Path:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from curtail.cli.arguments import Unit
+from curtail.cli.arguments import DryRun, RunsAs, SystemWide, Unit, UnitName
 from curtail.cli.root import check_words, controller_app, controller_service_app
 
 
@@ -82,12 +82,10 @@ def controller_service_install(
     arguments: Annotated[
         list[str], typer.Argument(help="After --: the arguments of curtail controller start.", show_default=False)
     ],
-    name: Annotated[str, typer.Option(help="Name of the unit.")] = "curtail-controller",
-    system: Annotated[bool, typer.Option("--system", help="For the whole machine; needs root.")] = False,
-    user: Annotated[
-        str | None, typer.Option("--as", help="With --system: the user that it runs as.", show_default=False)
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the unit and write nothing.")] = False,
+    name: UnitName = "curtail-controller",
+    system: SystemWide = False,
+    user: RunsAs = None,
+    dry_run: DryRun = False,
 ) -> int:
     """Write the systemd unit of a controller. Nothing is started."""
     words = check_words(("controller", "start"), arguments)
