@@ -15,6 +15,7 @@ from typing import Any
 
 from controller import accounts
 from controller.accounts import Basis, Draw, Entry, Grown, Interval, Totals
+from controller.drawn import Drawn
 from controller.fleet import LiveSite
 from controller.metering import CONSTANT, METER, Flow, Metered, SiteMeter
 from controller.store import Transaction
@@ -40,6 +41,8 @@ class Booking:
         self._trained: dict[str, dict[str, Trained]] = {}  # of each site, the latest job alone
         self._until: dict[str, float] = {}  # of sites without an open interval: up to when they are booked
         self._silent: set[str] = set()
+        self._saved: dict[str, tuple[Interval, dict[str, list[int]]]] = {}
+        self.drawn = Drawn()
         self.totals = Totals()
         self.by_site: dict[str, Totals] = {}
 
@@ -138,6 +141,8 @@ class Booking:
         self._undoable(tx, site)
         interval = self._open.pop(site, None)
         self._meters.pop(site, None)
+        self._saved.pop(site, None)
+        self.drawn.drop(site)
         if not again:
             self._trained.pop(site, None)
             self._until.pop(site, None)
@@ -149,7 +154,9 @@ class Booking:
 
     def _undoable(self, tx: Transaction, site: str) -> None:
         """If this change of the store fails, as on a full disk, what is remembered of the site is as before."""
-        tables: tuple[dict[str, Any], ...] = (self._open, self._trained, self._until, self.by_site, self._meters)
+        tables: tuple[dict[str, Any], ...] = (
+            self._open, self._saved, self._trained, self._until, self.by_site, self._meters,
+        )  # fmt: skip
         meter = self._meters.get(site)
         kept = None if meter is None else meter.copy()
         before = [table.get(site) for table in tables[:-1]] + [kept]
@@ -175,11 +182,16 @@ class Booking:
                 sites[site] = accounts.add(sites.get(site, Totals()), [entry])
         return total, sites
 
-    def watts(self, live: LiveSite) -> float:
-        """What the site draws now, W, without PUE: measured if it measures, else the run's model."""
-        if live.watts is not None and live.site not in self._silent:
-            return live.watts
-        return self._config.watts(live.region, live.phase)
+    def draws(self, live: LiveSite) -> float:
+        """Note what the site draws now; W of its whole region, PUE included.
+
+        It is what the site measures, if it does and is heard from; else what the run's model says.
+        """
+        watts = live.watts
+        if watts is None or live.site in self._silent:
+            watts = self._config.watts(live.region, live.phase)
+        self.drawn.put(live.site, live.region, watts * self._config.regions[live.region].pue)
+        return self.drawn.of(live.region)
 
     def always_on_kg(
         self,
@@ -239,8 +251,12 @@ class Booking:
         )
 
     def _save(self, tx: Transaction, site: str, now: float) -> None:
+        """Keep what is open; but not at every step, when only time has passed: the store knows the run's clock."""
+        interval = self._open[site]
         marks = {job: trained.kept() for job, trained in self._trained.get(site, {}).items()}
-        tx.put_open(self._open[site], now, marks)
+        if self._saved.get(site) != (interval, marks):
+            self._saved[site] = (interval, marks)
+            tx.put_open(interval, now, marks)
 
     def _write(self, tx: Transaction, entry: Entry | None) -> None:
         if entry is not None:

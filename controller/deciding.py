@@ -78,6 +78,7 @@ class Deciding:
         self._rules = rules(config)
         self._windows: dict[str, Window] = {}
         self._learned: dict[str, Learned] = {}
+        self._costs: dict[tuple[str, str], SiteCosts] = {}  # of a site in a region, until it teaches more
         self._last_row = 0
         self.orders = Orders(config.regions, event)
         self.readings: dict[str, Reading] = {}
@@ -117,7 +118,10 @@ class Deciding:
 
     def costs(self, live: LiveSite) -> SiteCosts:
         """What a start, a stop and an exchange cost the site, as far as is known."""
-        return costs(self.learned(live.site), self._config.costs(live.region))
+        key = (live.site, live.region)
+        if key not in self._costs:
+            self._costs[key] = costs(self.learned(live.site), self._config.costs(live.region))
+        return self._costs[key]
 
     def learned(self, site: str) -> Learned:
         """What its ledger has taught of a site."""
@@ -143,6 +147,7 @@ class Deciding:
         if rows:
             self._last_row = rows[-1][0]
             self._learned = learn((entry for _, entry in rows), self._learned)
+            self._costs.clear()
 
     def _view(self, region: str, now: float, live: LiveSite | None) -> View:
         site = None

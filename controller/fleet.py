@@ -207,6 +207,7 @@ class Fleet:
 
     def __init__(self) -> None:
         self._sites: dict[str, LiveSite] = {}
+        self._sorted: tuple[LiveSite, ...] | None = None  # None: sites came or went
 
     def __len__(self) -> int:
         return len(self._sites)
@@ -214,6 +215,7 @@ class Fleet:
     def add(self, site: str, region: str, expected: int = 1, machines: Iterable[LiveMachine] = ()) -> LiveSite:
         """A site that joined anew."""
         self._sites[site] = LiveSite(site, region, expected, {machine.agent: machine for machine in machines})
+        self._sorted = None
         return self._sites[site]
 
     def find(self, site: str) -> LiveSite | None:
@@ -223,6 +225,10 @@ class Fleet:
     def drop(self, site: str) -> None:
         """The site left."""
         self._sites.pop(site, None)
+        self._sorted = None
 
     def __iter__(self) -> Iterator[LiveSite]:
-        return iter(sorted(self._sites.values(), key=lambda live: live.site))
+        """By name. Sites that come or go meanwhile change nothing of it."""
+        if self._sorted is None:
+            self._sorted = tuple(sorted(self._sites.values(), key=lambda live: live.site))
+        return iter(self._sorted)

@@ -99,7 +99,6 @@ class Service:
         )  # fmt: skip
         self.readings, self.verdicts = self.deciding.readings, self.deciding.regions
         self.supplies: dict[str, Supply] = {}  # by region
-        self._draw: dict[str, float] = {}
         self._last_tick: float | None = None  # monotonic
         self._resumed = parts.clock.monotonic()
 
@@ -393,17 +392,13 @@ class Service:
 
     def power(self, region: str) -> float:
         """W the region's sites draw now, PUE included; for the energy simulation, any thread."""
-        return self._draw.get(region, 0.0)
+        return self.booking.drawn.of(region)
 
     def _book(self, tx: Transaction, live: LiveSite, now: float) -> None:
-        before = self._draw.get(live.region, 0.0)
-        totals: dict[str, float] = {}
-        for other in self.fleet:
-            pue = self.config.regions[other.region].pue
-            totals[other.region] = totals.get(other.region, 0.0) + self.booking.watts(other) * pue
-        self._draw = totals
+        before = self.booking.drawn.of(live.region)
+        drawn = self.booking.draws(live)
         supply = self.supplies.get(live.region)
-        share = 1.0 if supply is None else supply.grid_share(totals.get(live.region, 0.0))
+        share = 1.0 if supply is None else supply.grid_share(drawn)
         # What one site draws more, own power does not give: then the others get less of it, too.
         shared = supply is not None and share != supply.grid_share(before)
         for site in [other for other in self.fleet if other.region == live.region] if shared else [live]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -61,14 +60,21 @@ class EnergyTables(ChainTables):
         return [(interval, seen) for interval, seen, _ in self.open_with_marks()]
 
     def open_with_marks(self) -> list[tuple[Interval, float, dict[str, list[int]]]]:
-        """The same, and what was counted of the steps and tokens of the site's job (`controller.trained`)."""
+        """The same, and what was counted of the steps and tokens of the site's job (`controller.trained`).
+
+        A row is written when more than time has changed. Every step books all sites, so each is certain
+        up to the last step.
+        """
+        last = (self._one("SELECT MAX(clock) AS last FROM run") or {})["last"]
         rows = self._all("SELECT * FROM energy_open ORDER BY site")
+        for row in rows:
+            row["seen"] = max(row["seen"], row["seen"] if last is None else last)
         return [(*_interval(row), _more(row).get("marks", {})) for row in rows]
 
     def put_open(self, interval: Interval, seen: float, marks: dict[str, list[int]] | None = None) -> None:
         values: dict[str, Any] = {name: getattr(interval, name) for name in _OPEN}
         parts = {name: getattr(interval, name) for name in ("basis", "draw", "grown")}
-        more = {name: dataclasses.asdict(part) for name, part in parts.items() if part is not None}
+        more = {name: _flat(part) for name, part in parts.items() if part is not None}
         values |= {"curtailed": int(interval.curtailed), "seen": seen}
         values["more"] = json.dumps({**more, "marks": marks or {}}, separators=(",", ":"))
         self._insert("energy_open", values, replace=True)
@@ -105,6 +111,10 @@ class EnergyTables(ChainTables):
 
     def drop_switched(self, site: str) -> None:
         self._db.execute("DELETE FROM switched WHERE site = ?", (site,))
+
+
+def _flat(part: Basis | Draw | Grown) -> dict[str, Any]:
+    return {name: getattr(part, name) for name in part.__slots__}
 
 
 def _more(row: dict[str, Any]) -> dict[str, Any]:

@@ -43,6 +43,7 @@ class Memory:
     rows: list = field(default_factory=list)
     after_rollback: list = field(default_factory=list)
     open: dict = field(default_factory=dict)
+    clock: float = 0.0  # up to which all sites are booked: the run's, which the service sets in the same transaction
 
     def entries(self):
         return list(self.rows)
@@ -57,7 +58,7 @@ class Memory:
         self.open.pop(site, None)
 
     def open_with_marks(self):
-        return list(self.open.values())
+        return [(interval, max(seen, self.clock), marks) for interval, seen, marks in self.open.values()]
 
 
 def site(name, region):
@@ -102,6 +103,7 @@ def book_through(trace, region, events, restarts=()):
         live.phase, last = phases.get(now, live.phase), now
         reading = trace.reading(region, region, now)
         booking.book(tx, live, now, reading, verdict(reading), 1.0)
+        tx.clock = now
         if now in restarts:  # killed and back at once, as at a replay
             booking = Booking(CONFIG)
             booking.restore(tx, now)

@@ -185,3 +185,20 @@ def test_the_open_end_survives_a_kill_with_all_that_it_has_added_up(steady):
     after, _ = steady.service.booking.present(steady.service.replay.now())
     assert after.attributed_kwh == pytest.approx(before.attributed_kwh, rel=1e-9)
     assert {row.method for row in rows_of(steady) if row.phase == "train"} >= {"nvml-total-energy+rapl"}
+
+
+def test_steps_in_which_only_time_passes_write_no_open_row_and_a_killed_controller_still_books_them(steady):
+    steady.ready("a", "job")
+    beat(steady, 0.0, 0.0)
+    steady.tick(0.25)
+
+    def written():
+        return steady.store.call(lambda tx: tx._one("SELECT seen FROM energy_open WHERE site = 'a'"))["seen"]
+
+    before = written()
+    for _ in range(8):
+        steady.tick(0.25)
+    assert written() == before
+    now = steady.service.replay.now()
+    ((_, seen),) = [found for found in steady.store.call(lambda tx: tx.open_intervals()) if found[0].site == "a"]
+    assert seen == now, "it is certain up to the last step"
