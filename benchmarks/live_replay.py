@@ -13,19 +13,13 @@ with the costs that were asked of the sites, and with those that the controller 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
-import json
-import os
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +30,7 @@ import numpy as np
 
 from agent import transfer
 from agent.client import Control, open_http
+from benchmarks.runs import controller, write_zeros
 from controller.accounts import ATTRIBUTED
 from controller.signals.trace import Trace, load_trace
 from controller.store import reading
@@ -45,10 +40,8 @@ from curtail.errors import CurtailError
 from curtail.signing import AgentKey, Signer
 from curtail.simulate import Options, simulate
 from nanochat import checkpoint, delta, weights
-from nanochat.manifest import MANIFEST_NAME, STREAM, Manifest, TokenFile
 from nanochat.presets import preset, weight_shapes
 
-ROOT = Path(__file__).resolve().parent.parent
 PRESET, LENGTH = "d2-test", 16
 REGIONS = ("CAISO_NORTH", "SPP_TX", "NEM_SA")
 WORK, LOAD_S, STOP_S, ROUND_S = 64_025, 100.0, 15.0, 1800.0
@@ -90,44 +83,9 @@ RUNS: tuple[tuple[str, bool, str, dict[str, float]], ...] = (
 
 def write_run(folder: Path, speed: float, policy: str) -> None:
     """Run file, and tokens that are zeros."""
-    (folder / "data").mkdir(parents=True)
-    files = []
-    for part, samples in (("train", 4096), ("validation", 1)):
-        content = bytes(2 * (samples * LENGTH + 1))
-        path = folder / "data" / f"{part}_00000.bin"
-        path.write_bytes(content)
-        files.append(TokenFile(path.name, part, len(content) // 2, hashlib.sha256(content).hexdigest(), len(content)))
-    manifest = Manifest(LENGTH, preset(PRESET).vocab_size, "0" * 64, STREAM, (), tuple(files))
-    (folder / "data" / MANIFEST_NAME).write_text(manifest.to_json())
+    write_zeros(folder, preset(PRESET).vocab_size, LENGTH)
     text = RUN_FILE.format(length=ROUND_S / speed, rate=LENGTH * speed, policy=policy)
     (folder / "run.toml").write_text(text + "".join(REGION.format(name=region) for region in REGIONS))
-
-
-@contextlib.contextmanager
-def controller(folder: Path, trace: Path, speed: float, forecast: bool) -> Iterator[str]:
-    """Address of a controller for the run in `folder`; ended afterwards."""
-    home = folder / "home"
-    command = ["-m", "curtail", "controller", "start", folder / "run.toml", "--home", home, "--trace", trace,
-               "--unit", "g/kWh", "--speed", speed, "--port", "0", "--no-announce"]  # fmt: skip
-    command += ["--forecast"] if forecast else []
-    with open(folder / "controller.log", "wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, *map(str, command)], env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=log, stderr=log
-        )
-    try:
-        end = time.monotonic() + 120
-        while not (home / "controller.json").exists():
-            if process.poll() is not None or time.monotonic() > end:
-                raise SystemExit(f"the controller does not start:\n{(folder / 'controller.log').read_text()}")
-            time.sleep(0.02)
-        yield json.loads((home / "controller.json").read_text())["url"]
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 class Contributions:
@@ -320,7 +278,8 @@ def play(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Figures of one run, and the costs that its controller measured (medians over the sites)."""
     write_run(folder, speed, policy)
-    with controller(folder, trace, speed, forecast) as url:
+    flags = ("--forecast",) if forecast else ()
+    with controller(folder, trace, *flags, speed=speed) as (url, _):
         files = Contributions(folder)
         token = (folder / "home" / "join-token").read_text().strip()
         sites = [Site(region, url, token, files, speed) for region in REGIONS]

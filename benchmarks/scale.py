@@ -23,13 +23,11 @@ import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,6 +39,7 @@ import numpy as np
 
 from agent import transfer
 from agent.client import Control, open_http
+from benchmarks.runs import controller, write_zeros
 from controller.ledger import look
 from controller.store import reading
 from curtail import wire
@@ -48,10 +47,8 @@ from curtail.disk import SystemDisk
 from curtail.errors import CurtailError
 from curtail.signing import AgentKey, Signer
 from nanochat import delta
-from nanochat.manifest import MANIFEST_NAME, STREAM, Manifest, TokenFile
 from nanochat.presets import preset, weight_shapes
 
-ROOT = Path(__file__).resolve().parent.parent
 BATCH, STEPS, TAIL = 1, 1, 8
 JOB = "job"
 RUN_FILE = """
@@ -96,49 +93,13 @@ class Span:
 
 def write_run(folder: Path, name: str, regions: list[str], heartbeat: float, rounds: int) -> None:
     """Run file, a trace that is always curtailed, and tokens that are zeros."""
-    config = preset(name)
-    (folder / "data").mkdir()
-    files = []
-    for part, samples in (("train", 4096), ("validation", 1)):
-        content = bytes(2 * (samples * 16 + 1))
-        path = folder / "data" / f"{part}_00000.bin"
-        path.write_bytes(content)
-        files.append(TokenFile(path.name, part, len(content) // 2, hashlib.sha256(content).hexdigest(), len(content)))
-    manifest = Manifest(16, config.vocab_size, "0" * 64, STREAM, (), tuple(files))
-    (folder / "data" / MANIFEST_NAME).write_text(manifest.to_json())
+    write_zeros(folder, preset(name).vocab_size, 16)
     budget = 16 * 4096 * (rounds + 2)
     text = RUN_FILE.format(preset=name, budget=budget, batch=BATCH, steps=STEPS, heartbeat=heartbeat)
     (folder / "run.toml").write_text(text + "".join(REGION.format(name=region) for region in regions))
     start = datetime(2026, 3, 1, tzinfo=UTC).timestamp()
     rows = [f"{datetime.fromtimestamp(start + 300 * n, UTC).isoformat()}" + ",40" * len(regions) for n in range(300)]
     (folder / "trace.csv").write_text("\n".join([f"point_time,{','.join(regions)}", *rows]) + "\n")
-
-
-@contextlib.contextmanager
-def controller(folder: Path, limit_s: float = 300.0, speed: float = 1.0) -> Iterator[tuple[str, int]]:
-    """(address, process id) of a controller for the run in `folder`; ended afterwards."""
-    home = folder / "home"
-    command = ["-m", "curtail", "controller", "start", folder / "run.toml", "--home", home, "--trace",
-               folder / "trace.csv", "--unit", "g/kWh", "--speed", f"{speed:g}", "--port", "0",
-               "--no-announce"]  # fmt: skip
-    with open(folder / "controller.log", "wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, *map(str, command)], env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=log, stderr=log
-        )
-    try:
-        end = time.monotonic() + limit_s
-        while not (home / "controller.json").exists():
-            if process.poll() is not None or time.monotonic() > end:
-                raise SystemExit(f"the controller does not start:\n{(folder / 'controller.log').read_text()}")
-            time.sleep(0.2)
-        yield json.loads((home / "controller.json").read_text())["url"], process.pid
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 class Deltas:
@@ -467,7 +428,7 @@ def simulate(folder: Path, options: argparse.Namespace) -> Result:
     write_run(folder, options.preset, regions, options.heartbeat, options.rounds)
     (folder / "out").mkdir()
     with contextlib.ExitStack() as stack:
-        url, pid = stack.enter_context(controller(folder))
+        url, pid = stack.enter_context(controller(folder, folder / "trace.csv"))
         deltas = Deltas(folder / "out" / "delta", options.preset)
         vars(transfer)["open"] = deltas.open
         stack.callback(vars(transfer).pop, "open")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -106,6 +107,19 @@ class Manifest:
         if self.packing == BEST_FIT:
             return self.tokens(part) // (self.sequence_len + 1)
         return max(0, self.tokens(part) - 1) // self.sequence_len
+
+    def check_files(self, folder: Path, parts: Collection[str] = PARTS) -> None:
+        """Whether the files of `parts` lie in `folder`, by their sizes alone.
+
+        Raises: DataError: a file is missing or has another size.
+        """
+        for file in self.files:
+            path = folder / file.name
+            if file.part in parts and (not path.is_file() or path.stat().st_size != file.size):
+                raise DataError(
+                    f"the token file {path} is missing or has the wrong size",
+                    "copy it there again, or run `curtail data prepare` again",
+                )
 
     def to_json(self) -> str:
         """The text of `manifest.json`."""

@@ -154,6 +154,25 @@ def preset(name: str) -> GPTConfig:
         raise ConfigError(f"there is no model preset {name!r}", f"use one of {', '.join(sorted(PRESETS))}") from None
 
 
+def preset_for(name: str, vocab_size: int, sequence_len: int) -> GPTConfig:
+    """The configuration called `name`, for data with so many ids and samples of so many tokens.
+
+    Raises: ConfigError: no such preset; or it has another vocabulary, or takes shorter samples only.
+    """
+    config = preset(name)
+    if vocab_size != config.vocab_size:
+        raise ConfigError(
+            f"the data use a tokenizer with {vocab_size} ids, the preset {name} has {config.vocab_size}",
+            f"train the tokenizer with --vocab-size {config.vocab_size}, or choose another model",
+        )
+    if sequence_len > config.sequence_len:
+        raise ConfigError(
+            f"the data have samples of {sequence_len} tokens, the preset {name} takes {config.sequence_len}",
+            f"run `curtail data prepare` with --sequence-len {config.sequence_len}",
+        )
+    return replace(config, sequence_len=sequence_len)
+
+
 def weight_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every weight, in name order; the names are nanochat's state-dict names."""
     width, kv_width = config.n_embd, config.n_kv_head * config.head_dim

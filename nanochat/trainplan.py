@@ -8,13 +8,13 @@ before any process is started. Units: tokens, samples, steps.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from curtail.errors import ConfigError, DataError, Refused, UsageError
 from nanochat.checkpoint import CheckpointMeta
-from nanochat.manifest import Manifest
-from nanochat.presets import GPTConfig, config_for, preset
+from nanochat.manifest import PARTS, Manifest
+from nanochat.presets import GPTConfig, config_for, preset_for
 from nanochat.recipe import Recipe, batch_tokens_for, horizon, recipe_of
 from nanochat.saves import Progress, check_same_run, saved_steps
 from nanochat.schedule import Schedule
@@ -146,41 +146,21 @@ def _check_files(options: TrainOptions, manifest: Manifest) -> None:
             f" {tokenizer.digest:.12}",
             "put the right tokenizer there, or run `curtail data prepare` again",
         )
-    for part in ("train", "validation") if options.eval_every else ("train",):
-        for file in manifest.files_of(part):
-            path = data / file.name
-            if not path.is_file() or path.stat().st_size != file.size:
-                raise DataError(
-                    f"the token file {path} is missing or has the wrong size",
-                    "copy it there again, or run `curtail data prepare` again",
-                )
+    manifest.check_files(data, PARTS if options.eval_every else ("train",))
 
 
 def model_of(options: TrainOptions, manifest: Manifest) -> GPTConfig:
     """The model, fitted to the data's sample length.
 
     Raises:
-        UsageError: not one of preset and depth. ConfigError: no such preset.
-        DataError: the data have another vocabulary or longer samples.
+        UsageError: not one of preset and depth.
+        ConfigError: no such preset, or the data have another vocabulary or longer samples.
     """
     if (options.preset is None) == (options.depth is None):
         raise UsageError("the model is named by --preset or by --depth", "give one of them")
     if options.depth is not None:
         return config_for("lambdas", options.depth, manifest.vocab_size, manifest.sequence_len)
-    config = preset(str(options.preset))
-    if manifest.vocab_size != config.vocab_size:
-        raise DataError(
-            f"the data use a tokenizer with {manifest.vocab_size} ids, the preset {options.preset} has"
-            f" {config.vocab_size}",
-            f"train the tokenizer with --vocab-size {config.vocab_size}, or choose another preset or --depth",
-        )
-    if manifest.sequence_len > config.sequence_len:
-        raise DataError(
-            f"the data have samples of {manifest.sequence_len} tokens, the preset {options.preset} takes"
-            f" {config.sequence_len}",
-            f"run `curtail data prepare` with --sequence-len {config.sequence_len}",
-        )
-    return replace(config, sequence_len=manifest.sequence_len)
+    return preset_for(str(options.preset), manifest.vocab_size, manifest.sequence_len)
 
 
 def check_out(options: TrainOptions, plan: TrainPlan) -> list[str]:

@@ -9,25 +9,20 @@ import typing
 
 import pytest
 
-from curtail import limits, wire, wireaccess
+from curtail import limits, wire
 from curtail.errors import WireError
 from curtail.limits import RULES, Real, Text, Whole
 
 REQUESTS = (
-    wire.JoinRequest, wireaccess.RenewRequest, wire.Heartbeat, wire.LeaveRequest, wire.CheckoutRequest, wire.Progress,
-    wire.CommitRequest, wire.BlobOffer, wire.OverrideRequest, wireaccess.TokenRequest,
-    wireaccess.TokenRevoke, wireaccess.NodeRemove,
+    wire.JoinRequest, wire.RenewRequest, wire.Heartbeat, wire.LeaveRequest, wire.CheckoutRequest, wire.Progress,
+    wire.CommitRequest, wire.BlobOffer, wire.OverrideRequest, wire.TokenRequest,
+    wire.TokenRevoke, wire.NodeRemove,
 )  # fmt: skip
 HASH = "0123456789abcdef" * 4
 
 
 def messages():
-    return {
-        name: kind
-        for module in (wire, wireaccess)
-        for name, kind in vars(module).items()
-        if dataclasses.is_dataclass(kind) and kind.__module__ == module.__name__
-    }
+    return {name: kind for name, kind in vars(wire).items() if dataclasses.is_dataclass(kind)}
 
 
 def plain(hint):

@@ -10,7 +10,7 @@ import pytest
 
 from controller import openapi
 from controller.api import STATUS_OF, create_app
-from curtail import limits, wire, wireaccess
+from curtail import limits, wire
 from curtail.errors import WireError
 
 DOCUMENT = openapi.document("0")
@@ -19,9 +19,7 @@ OPERATIONS = [
     for path, methods in DOCUMENT["paths"].items()
     for method, operation in methods.items()
 ]
-KINDS = {
-    name: kind for module in (wireaccess, wire) for name, kind in vars(module).items() if dataclasses.is_dataclass(kind)
-}
+KINDS = {name: kind for name, kind in vars(wire).items() if dataclasses.is_dataclass(kind)}
 
 
 def test_every_route_is_in_the_document_and_no_other():

@@ -1,8 +1,4 @@
-"""Bodies of the part of the HTTP contract that is about access: authority, credentials, tokens, nodes.
-
-The paths are in `curtail.wire`, which also encodes and decodes these. Durations
-are in seconds, times Unix seconds.
-"""
+"""Access: the controller's authority, credentials, tokens and nodes. Times are Unix seconds."""
 
 from __future__ import annotations
 

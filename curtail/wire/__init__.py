@@ -1,0 +1,91 @@
+"""Every path and body of the HTTP contract between agents, jobs and the controller.
+
+Bodies are JSON objects of frozen dataclasses, one module for each area of the
+contract; `encode` and `decode` are strict in both directions. Weights and token
+files travel as raw bytes named by their SHA-256, never as JSON. Nothing here
+opens a connection. Durations are in seconds, so that the two ends need not
+agree on the time of day. What a field may hold is in `curtail.limits`.
+"""
+
+from __future__ import annotations
+
+from curtail.wire.access import (
+    CaCerts,
+    NodeInfo,
+    NodeList,
+    NodeRemove,
+    NodeRemoved,
+    RenewRequest,
+    TokenInfo,
+    TokenList,
+    TokenReply,
+    TokenRequest,
+    TokenRevoke,
+)
+from curtail.wire.answers import Ack, Problem
+from curtail.wire.codec import decode, encode, hints_of
+from curtail.wire.fleet import Crew, Heartbeat, HeartbeatReply, JoinReply, JoinRequest, LeaveRequest, Power, counts
+from curtail.wire.paths import (
+    BLOB,
+    BLOB_COMMIT,
+    BLOBS,
+    CACERTS,
+    CHECKOUT,
+    COMMIT,
+    CREDENTIAL,
+    HEALTH,
+    HEARTBEAT,
+    JOIN,
+    LEAVE,
+    MAX_BODY,
+    NODE_REMOVE,
+    NODES,
+    OVERRIDE,
+    PART,
+    PART_BYTES,
+    PREFIX,
+    PROGRESS,
+    PROTOCOL,
+    RUN,
+    STATUS,
+    TOKEN_REVOKE,
+    TOKENS,
+)
+from curtail.wire.rounds import (
+    Assignment,
+    CheckoutReply,
+    CheckoutRequest,
+    CommitRequest,
+    Progress,
+    ProgressReply,
+    Receipt,
+    RunInfo,
+)
+from curtail.wire.status import (
+    CostsStatus,
+    EnergyStatus,
+    EventStatus,
+    KeptStatus,
+    LateStatus,
+    OverrideRequest,
+    OverrideStatus,
+    PlanStatus,
+    RegionStatus,
+    RoundStatus,
+    SiteStatus,
+    Status,
+)
+from curtail.wire.transfer import BlobOffer, BlobStatus
+
+__all__ = [
+    "BLOB", "BLOBS", "BLOB_COMMIT", "CACERTS", "CHECKOUT", "COMMIT", "CREDENTIAL", "HEALTH", "HEARTBEAT", "JOIN",
+    "LEAVE", "MAX_BODY", "NODES", "NODE_REMOVE", "OVERRIDE", "PART", "PART_BYTES", "PREFIX", "PROGRESS", "PROTOCOL",
+    "RUN", "STATUS", "TOKENS", "TOKEN_REVOKE",
+    "Ack", "Assignment", "BlobOffer", "BlobStatus", "CaCerts", "CheckoutReply", "CheckoutRequest", "CommitRequest",
+    "CostsStatus", "Crew", "EnergyStatus", "EventStatus", "Heartbeat", "HeartbeatReply", "JoinReply", "JoinRequest",
+    "KeptStatus", "LateStatus", "LeaveRequest", "NodeInfo", "NodeList", "NodeRemove", "NodeRemoved",
+    "OverrideRequest", "OverrideStatus", "PlanStatus", "Power", "Problem", "Progress", "ProgressReply", "Receipt",
+    "RegionStatus", "RenewRequest", "RoundStatus", "RunInfo", "SiteStatus", "Status", "TokenInfo", "TokenList",
+    "TokenReply", "TokenRequest", "TokenRevoke",
+    "counts", "decode", "encode", "hints_of",
+]  # fmt: skip
