@@ -40,10 +40,7 @@ def fetch_data(
     """
     folder, blobs = data_folder(cache, manifest_sha256), cache / "tokens"
     for path in (folder, blobs):
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise disk_error("create", path, error) from error
+        disk.folder("DATA_FOLDER", path)
     manifest_path = folder / MANIFEST_NAME
     if not manifest_path.exists() or file_sha256(manifest_path) != manifest_sha256:
         download(control, manifest_sha256, manifest_path, disk, clock=clock, stop=stop, kind=DataError)

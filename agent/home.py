@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from curtail.disk import Disk, disk_error
+from curtail.disk import Disk, clear_leftovers, disk_error
 from curtail.errors import Refused
 from curtail.signing import AgentKey
 
@@ -110,12 +110,12 @@ class Home:
         return identity
 
     def remember(self, identity: Identity, credential: str, disk: Disk) -> None:
-        """Keep what a join gave.
+        """Keep what a join gave, the credential last: where it is lacking or old, the key gets another one.
 
         Raises: DiskError.
         """
-        disk.replace("CREDENTIAL", self.credential_file, credential.encode(), 0o600)
         self._write_identity(identity, disk)
+        disk.replace("CREDENTIAL", self.credential_file, credential.encode(), 0o600)
 
     def note(self, identity: Identity, disk: Disk) -> None:
         """Keep what changed without a join.
@@ -142,14 +142,14 @@ class Home:
 
 
 @contextlib.contextmanager
-def open_home(path: Path) -> Iterator[Home]:
+def open_home(path: Path, disk: Disk) -> Iterator[Home]:
     """The agent's folder, made if needed, held against other agents while the block runs.
 
     Raises: Refused: another agent runs in it. DiskError.
     """
     path = path.resolve()  # jobs run in another working folder
+    disk.folder("AGENT_HOME", path, 0o700)
     try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(path / "agent.lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise disk_error("use the folder", path, error) from error
@@ -167,6 +167,7 @@ def open_home(path: Path) -> Iterator[Home]:
             os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         except OSError as error:
             raise disk_error("write", path / "agent.lock", error) from error
+        clear_leftovers(path)
         yield Home(path)
     finally:
         os.close(descriptor)

@@ -64,10 +64,7 @@ def save(folder: Path, kept: Kept, base_digest: str, disk: Disk) -> None:
     Args: base_digest: of the version that the weights were trained from; its state stays.
     Raises: DiskError.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise disk_error("create", folder, error) from error
+    disk.folder("INNER_FOLDER", folder)
     metadata = {"format": FORMAT, "tokens": str(kept.tokens), "weights": kept.digest}
     arrays: dict[str, np.ndarray] = from_tensors(kept.state)
     arrays |= {_RESIDUAL + name: array for name, array in kept.residual.items()}

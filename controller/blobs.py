@@ -158,7 +158,7 @@ class Uploads:
                     shutil.rmtree(folder)
                 if not data.exists():
                     self._check_room(size)
-                    folder.mkdir(parents=True, exist_ok=True)
+                    folder.mkdir(exist_ok=True)
                     with open(data, "wb") as file:
                         file.truncate(size)
         except OSError as error:
@@ -278,8 +278,8 @@ class Uploads:
             )
 
     def _free(self) -> int:
+        self._disk.folder("BLOBS", self._incoming)  # what is finished here is moved up into a folder that is safe
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             return shutil.disk_usage(self.folder).free
         except OSError as error:
             raise disk_error("measure", self.folder, error) from error

@@ -20,7 +20,7 @@ from controller.backup import STORE, wanted
 from controller.ledger import look
 from controller.store import Store, reading
 from curtail.clock import Clock, SystemClock
-from curtail.disk import disk_error, fsync_folder
+from curtail.disk import SystemDisk, disk_error, fsync_folder
 from curtail.errors import DataError, Refused
 
 EVENT = "restore"
@@ -35,8 +35,9 @@ def restore(source: Path, home: Path, clock: Clock) -> Contents:
     if home.is_symlink() or (home.exists() and (not home.is_dir() or any(home.iterdir()))):
         raise Refused(f"{home} is not empty", "give a new folder; move the old one away if the run is to have its name")
     beside = home.absolute().with_name(f".{home.absolute().name}.{os.getpid()}.restoring")
+    SystemDisk().folder("RESTORED_BESIDE", beside.parent, 0o700)
     try:
-        beside.mkdir(mode=0o700, parents=True)
+        beside.mkdir(mode=0o700)
         contents = unpack(source, beside)
         _place_secrets(beside)
         check(source, beside)

@@ -13,8 +13,8 @@ import shutil
 from pathlib import Path
 
 from controller.removals import Removals
-from curtail.disk import disk_error, fsync_folder
-from curtail.errors import CheckpointError
+from curtail.disk import SystemDisk, disk_error, fsync_folder
+from curtail.errors import CheckpointError, CurtailError
 from nanochat import checkpoint, weights
 
 
@@ -32,9 +32,10 @@ class Versions:
     def prepare(self, version: int) -> Path:
         """An empty folder in which to make `version`; what a crash left there is gone."""
         making = self.folder / f".making-v{version:06d}"
+        SystemDisk().folder("VERSIONS", self.folder)
         try:
             shutil.rmtree(making, ignore_errors=True)
-            making.mkdir(parents=True)
+            making.mkdir()
         except OSError as error:
             raise disk_error("create", making, error) from error
         return making
@@ -61,8 +62,10 @@ class Versions:
 
     def verify(self, version: int, digest: str) -> None:
         """Read all of a version. Raises: CheckpointError: it is not what the store says."""
-        _, found = checkpoint.read_checkpoint(self.path(version), verify=False)
+        words, remedy = f"version {version} in {self.path(version)} is damaged", "restore the folder from a backup"
+        try:
+            _, found = checkpoint.read_checkpoint(self.path(version), verify=False)
+        except CurtailError as error:
+            raise CheckpointError(f"{words}: {error.message}", remedy) from error
         if weights.digest(found) != digest:
-            raise CheckpointError(
-                f"version {version} in {self.path(version)} is damaged", "restore the folder from a backup"
-            )
+            raise CheckpointError(words, remedy)

@@ -36,7 +36,16 @@ class Disk(Protocol):
         ...
 
     def remove(self, op: str, path: Path) -> None:
-        """Delete `path`; a file that is not there is no error."""
+        """Delete `path`, durably; a file that is not there is no error. Raises: DiskError."""
+        ...
+
+    def folder(self, op: str, path: Path, mode: int = 0o777) -> None:
+        """Make the folder `path` and those above it, durably; one that is there is no error.
+
+        Without this a power loss can take a folder away with all that was made durable in it.
+        Args: mode: of all that is made; what is there keeps its own.
+        Raises: DiskError.
+        """
         ...
 
 
@@ -82,9 +91,36 @@ class SystemDisk:
 
     def remove(self, op: str, path: Path) -> None:
         try:
-            path.unlink(missing_ok=True)
+            path.unlink()
+            fsync_folder(path.parent)
+        except FileNotFoundError:
+            return
         except OSError as error:
             raise disk_error("delete", path, error) from error
+
+    def folder(self, op: str, path: Path, mode: int = 0o777) -> None:
+        missing = []
+        try:
+            for above in (path, *path.parents):
+                if above.is_dir():
+                    break
+                missing.append(above)
+            for made in reversed(missing):
+                made.mkdir(mode=mode, exist_ok=True)
+                with contextlib.suppress(PermissionError):  # a folder that we may write to, but not read
+                    fsync_folder(made.parent)
+        except OSError as error:
+            raise disk_error("create", path, error) from error
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Delete what writes left in `folder` that a crash or a power loss cut off; what cannot be deleted stays.
+
+    Only while nobody else writes there.
+    """
+    for left in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            left.unlink()
 
 
 def fsync_folder(folder: Path) -> None:

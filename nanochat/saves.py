@@ -84,8 +84,9 @@ def save(
     """
     final = folder_of(out, progress.step)
     aside = final.with_name(f".{final.name}.{os.getpid()}")
+    disk.folder("TRAIN_FOLDER", final.parent)
     try:
-        aside.mkdir(parents=True)
+        aside.mkdir()
     except OSError as error:
         raise disk_error("create", aside, error) from error
     try:

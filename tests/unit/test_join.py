@@ -12,10 +12,11 @@ import pytest
 
 from agent import jobfolder
 from agent.client import Control
-from agent.decide import BROKEN_S, DRAIN_S, View, backoff_s, next_event, retry_s
+from agent.decide import BROKEN_S, DRAIN_S, View, backoff_s, beat_s, next_event, retry_s
 from agent.jobfolder import JobStatus
-from agent.join import TERMINATE_S, Edges, JoinOptions, Stop, run
+from agent.join import Edges, JoinOptions, Stop, run
 from agent.lifecycle import NEXT, Event, State
+from agent.ownjob import TERMINATE_S
 from curtail import wire
 from curtail.discovery import Found
 from curtail.errors import AuthError, Refused, Unreachable, UsageError
@@ -29,6 +30,7 @@ class World:
         self.t = 100.0
         self.plan = []
         self.granted, self.valid_s, self.reason, self.finished = False, 15.0, "MCI 130 is not below 100 g/kWh", False
+        self.chance = 0.0
         self.up, self.known, self.stale = True, {"good"}, False
         self.tokens, self.crew = {"ct0.t.good"}, None
         self.hold_s = 0.0
@@ -111,6 +113,7 @@ class World:
             local_address=lambda url: "10.0.0.5",
             say=self.lines.append,
             notifier=self.notifier,
+            chance=lambda: self.chance,
         )
         return run(JoinOptions(**(values | {"home": home} | options)), edges, self.stop)
 
@@ -271,6 +274,28 @@ def test_retries_are_never_more_than_a_heartbeat_or_five_seconds_apart():
     assert [retry_s(n, 9.0) for n in range(1, 6)] == [1.0, 2.0, 4.0, 5.0, 5.0]
     assert [retry_s(n, 2.0) for n in range(1, 4)] == [1.0, 2.0, 2.0]
     assert retry_s(1, 0.1) == retry_s(5, 0.1) == 0.1
+
+
+def test_a_thousand_agents_that_lost_the_controller_at_one_moment_do_not_come_back_at_one_moment():
+    chances = [n / 1000 for n in range(1000)]
+    for failures in (1, 2, 5):
+        pauses = [retry_s(failures, 2.0, chance) for chance in chances]
+        longest = retry_s(failures, 2.0)
+        assert max(pauses) == longest and min(pauses) >= longest / 2
+        crowd = max(sum(start <= pause < start + 0.05 for pause in pauses) for start in pauses)
+        assert crowd <= 110, "in no twentieth of a second more than a ninth of them"
+    beats = [beat_s(2.0, chance) for chance in chances]
+    assert max(beats) == 2.0 and 1.8 <= min(beats) < 1.81, "never later than the controller expects"
+
+
+@pytest.mark.parametrize(("chance", "pause"), [(0.0, 2.0), (1.0, 1.8)])
+def test_an_agent_spreads_its_heartbeats_by_chance(world, tmp_path, chance, pause):
+    world.chance = chance
+    world.at(30.0, interrupt(world))
+    world.run(tmp_path)
+    times = [at for at, _ in world.beats if 105.0 < at < 125.0]
+    assert len(times) >= 9
+    assert [b - a for a, b in itertools.pairwise(times)] == pytest.approx([pause] * (len(times) - 1))
 
 
 def test_a_job_that_does_not_drain_is_ended_first_politely(world, tmp_path):
