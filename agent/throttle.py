@@ -1,8 +1,9 @@
 """When a controller that asked for patience (429, Retry-After) may be asked again.
 
 Decides how long nothing is sent, with a random share on top, so that all who were
-told the same do not come back at the same moment. Pure: time and chance are
-arguments. Heartbeats are counted on their own, as the controller does it. Seconds.
+told the same do not come back at the same moment; and, to the same end, how pauses
+after failures and between heartbeats are spread. Pure: time and chance are arguments.
+Heartbeats are counted on their own, as the controller does it. Seconds.
 """
 
 from __future__ import annotations
@@ -18,6 +19,18 @@ UNSAID_S = 1.0
 
 SHARE = 0.5
 """The most that chance adds, as a part of what was asked for."""
+
+
+BETWEEN = 0.5
+"""The most that chance takes off a pause after a failure."""
+
+
+def spread(seconds: float, chance: float, most: float = BETWEEN) -> float:
+    """A pause that is not the same for all. Never longer than `seconds`, which others may count on.
+
+    Args: chance: from 0 to 1. most: the part of it that chance may take off.
+    """
+    return seconds * (1.0 - most * chance)
 
 
 @dataclass(slots=True)

@@ -1,9 +1,10 @@
-"""Connections that do not keep their side: heads that never end, answers that nobody reads, too many at once.
+"""Connections that do not keep their side: heads that never end, answers that nobody reads.
 
 uvicorn bounds the size of what it buffers, and how long a connection may idle
 after an answer. It does not bound how long a head may take, how long a refused
 body goes on, or how long a reader may stall. These limits end the connection
-without a word: whoever meets them is not listening. Seconds.
+without a word: whoever meets them is not listening. How many there may be is counted
+in `controller.gate`. Seconds.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from controller.listen import BACKLOG
 from curtail import limits
 
 log = logging.getLogger("curtail.connections")
@@ -48,14 +50,10 @@ class Connection(H11Protocol):
         self._waits = ""  # for what: a key of `DEADLINES`
         self._deadline: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
-        self.most = most_connections()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin, unless there are too many: those that are there go on."""
+        """Begin; over TLS its handshake is done."""
         super().connection_made(transport)
-        if len(self.connections) > self.most:
-            transport.abort()
-            return
         self._arm("head")
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -157,6 +155,6 @@ def options() -> dict[str, Any]:
         "proxy_headers": False,  # else whoever is on this machine chooses the address that is counted
         "timeout_keep_alive": IDLE_S,
         "h11_max_incomplete_event_size": limits.MAX_HEADERS,
-        "backlog": 1024,
+        "backlog": BACKLOG,
         "lifespan": "off",
     }

@@ -25,6 +25,13 @@ log = logging.getLogger("curtail.controller")
 LOOK_S = 6 * 3600.0
 """Between two looks at the end of the certificate."""
 
+BACKLOG = 1024
+"""Connections that wait to be taken: all agents at once, after the controller was away. The system may allow fewer
+(net.core.somaxconn); those beyond it try again after a second, by TCP's own rules."""
+
+ADDRESS_SHARE = 0.5
+"""Of all connections, what one address may hold: a thousand agents and their jobs, and others find room beside them."""
+
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 """Hosts that mean all addresses, and the one under which this machine reaches itself then."""
 
@@ -90,7 +97,7 @@ def listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-        listener.listen(128)
+        listener.listen(BACKLOG)
     except (OSError, OverflowError) as error:
         listener.close()
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

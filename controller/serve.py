@@ -30,7 +30,7 @@ from controller.blobs import Uploads
 from controller.certificates import Identity, ensure, own_names
 from controller.commands import SystemRunner
 from controller.energy import EnergySimulation, LiveClock, ReplayClock, preload
-from controller.listen import BANNER, Face, choose, listen, renewing
+from controller.listen import ADDRESS_SHARE, BANNER, Face, choose, listen, renewing
 from controller.microgrid import plants
 from controller.room import DiskRoom
 from controller.service import TICK_LIMIT_S, Parts, Service
@@ -73,6 +73,7 @@ class StartOptions:
     insecure: bool = False  # plain HTTP beyond loopback
     advertise: tuple[str, ...] = ()  # further names and addresses at which it is reached
     open_status: bool = False  # the status needs no token
+    address_share: float = ADDRESS_SHARE  # of all connections, what one address beyond loopback may hold
 
 
 def start(options: StartOptions) -> int:
@@ -159,7 +160,7 @@ def _run(
                 pulse = Pulse(notifier, clock, lambda: unhealthy(service, energy))
                 warn_of_sqlite()
                 notifier.ready()
-                return _serve(app, face, identity, renewed, listener, pulse)
+                return _serve(app, face, identity, renewed, listener, pulse, options.address_share)
         finally:
             notifier.stopping()
             upkeep.stop()
@@ -226,10 +227,11 @@ def _serve(
     renewed: Callable[[], Identity],
     listener: socket.socket,
     pulse: Pulse,
+    share: float,
 ) -> int:
     import uvicorn
 
-    from controller import connections
+    from controller import connections, gate
 
     connections.raise_file_handles()
     config = uvicorn.Config(
@@ -237,7 +239,7 @@ def _serve(
         log_level="warning",
         access_log=False,
         server_header=False,
-        **connections.options(),
+        **gate.options(),
         callback_notify=pulse.beat if pulse.notifier.every else None,
         timeout_notify=max(1, int(pulse.notifier.every)),
         ssl_certfile=identity.files.certificate if face.tls else None,
@@ -257,7 +259,7 @@ def _serve(
     if config.ssl is not None:
         config.ssl.minimum_version = ssl.TLSVersion.TLSv1_3
     with renewing(config.ssl, identity, renewed) if config.ssl is not None else contextlib.nullcontext():
-        server.run(sockets=[listener])
+        server.run(sockets=[gate.Gate(listener, gate.caps(connections.most_connections(), share))])
     return 130 if signal.SIGINT in received else 0
 
 

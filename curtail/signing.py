@@ -2,8 +2,9 @@
 
 A signature covers method, path, the body's hash, the epoch, the time and a number
 used once, so that a request that was seen cannot be sent again, by anybody, to
-any effect. Keys are Ed25519. What is checked is here, what is remembered is the
-controller's store. Times are Unix seconds.
+any effect. Keys are Ed25519. What is checked is here; what is remembered, the
+controller keeps: `controller.auth` in its store, `controller.replay` in memory. Times
+are Unix seconds.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import itertools
 import re
 import secrets
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 from curtail.errors import AuthError
 
@@ -69,9 +71,9 @@ class AgentKey:
 
         return base64.b64encode(self._key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)).decode()
 
-    def header(self, method: str, path: str, body: bytes, fence: int, now: float) -> str:
-        """The value of `HEADER` for one request at the Unix time `now`."""
-        nonce, time = secrets.token_hex(16), int(now)
+    def header(self, method: str, path: str, body: bytes, fence: int, now: float, nonce: str | None = None) -> str:
+        """The value of `HEADER` for one request at the Unix time `now`. `nonce`: 32 hex digits; None: at random."""
+        nonce, time = nonce or secrets.token_hex(16), int(now)
         signature = self._key.sign(_message(method, path, body, fence, time, nonce))
         return f"v1;time={time};nonce={nonce};fence={fence};sig={base64.b64encode(signature).decode()}"
 
@@ -84,16 +86,20 @@ class Signer:
         wall: this machine's Unix time.
         ahead_s: by how much the controller's is ahead of it, as its latest answer said: the times of day of the
             two need not agree.
+    What it signs is numbered, so that the controller can tell what came before without a list of all of it.
     """
 
     key: AgentKey
     wall: Callable[[], float]
     fence: int = 0
     ahead_s: float = 0.0
+    _life: str = field(default_factory=lambda: secrets.token_hex(8))
+    _count: Iterator[int] = field(default_factory=lambda: itertools.count(1))  # from any thread
 
     def header(self, method: str, path: str, body: bytes) -> str:
         """The value of `HEADER` for one request."""
-        return self.key.header(method, path, body, self.fence, self.wall() + self.ahead_s)
+        nonce = f"{self._life}{next(self._count):016x}"
+        return self.key.header(method, path, body, self.fence, self.wall() + self.ahead_s, nonce)
 
 
 def read_stamp(header: str | None) -> Stamp:

@@ -28,7 +28,10 @@ class ChainTables(Tables):
 
     def unchained(self) -> str | None:
         """A record that no link of the chain names, in words; None if there is none."""
+        due = self._due()
         for kind, table in TABLES.items():
+            if kind in due:
+                continue
             row = self._one(
                 f"SELECT t.id AS id FROM {table} AS t LEFT JOIN chain AS c ON c.kind = ? AND c.record = t.id"
                 " WHERE c.seq IS NULL ORDER BY t.id LIMIT 1",
@@ -39,13 +42,21 @@ class ChainTables(Tables):
         return None
 
     def begin_chain(self) -> int:
-        """Chain what an older curtail wrote, if there is no chain yet; how many records that were."""
-        if self.chain_head()[0]:
-            return 0
+        """Chain what an older curtail wrote and did not chain; how many records that were.
+
+        That is all where there is no chain yet, and else the kinds that a migration named; once.
+        """
+        before = self.chain_head()[0]
+        kinds = self._due() if before else set(TABLES)
         for kind, table in TABLES.items():
-            for row in self._all(f"SELECT id FROM {table} ORDER BY id"):
+            for row in self._all(f"SELECT id FROM {table} ORDER BY id") if kind in kinds else ():
                 self._link(kind, row["id"])
-        return self.chain_head()[0]
+        self._db.execute("DELETE FROM chain_due")
+        return self.chain_head()[0] - before
+
+    def _due(self) -> set[str]:
+        """Kinds of which the next start of the controller chains the rows that are there."""
+        return {row["kind"] for row in self._all("SELECT kind FROM chain_due")}
 
     def _add(self, kind: str, values: dict[str, Any], ignore: bool = False) -> int | None:
         """Insert a record and chain it; its id, None if it was there already and is to be passed over."""

@@ -139,12 +139,14 @@ class Store:
 def reading(path: Path) -> Iterator[Transaction]:
     """One moment of the store at `path`, to be read only; also while a controller writes to it.
 
-    Raises: NotFound: there is none. CurtailError: it is damaged, or of another schema.
+    Raises: NotFound: there is none. CurtailError: it is damaged, empty, or of another schema.
     """
     if not path.is_file():
         raise NotFound(
             f"there is no store {path}", "name the folder that was given to `curtail controller start --home`"
         )
+    if path.stat().st_size == 0:
+        raise CurtailError(f"the store {path} is empty", RESTORE)
     try:
         connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
         with contextlib.closing(connection):

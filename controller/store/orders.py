@@ -1,30 +1,30 @@
-"""Tables of what people order."""
+"""What people order: rows that are added and chained, never changed (`controller.chain`)."""
 
 from __future__ import annotations
 
-from controller.rows import OverrideRow
-from controller.store.tables import Tables
+from controller.rows import OrderRow
+from controller.store.chain import ChainTables
 
 
-class OrderTables(Tables):
-    """overrides."""
+class OrderTables(ChainTables):
+    """orders."""
 
-    def add_override(self, row: OverrideRow) -> None:
-        self._insert("overrides", {name: getattr(row, name) for name in OverrideRow.__slots__})
+    def add_order(self, row: OrderRow) -> int:
+        """Its id."""
+        number = self._add("order", {name: getattr(row, name) for name in OrderRow.__slots__})
+        assert number is not None, "nothing is passed over here"
+        return number
 
-    def end_overrides(self, region: str, now: float) -> None:
-        """Those that are in force for the region end at `now`."""
-        sql = "UPDATE overrides SET ended = ? WHERE region = ? AND ended IS NULL AND until > ?"
-        self._db.execute(sql, (now, region, now))
+    def orders(self) -> list[tuple[int, OrderRow]]:
+        """All that was ever ordered and how it ended, with ids, in order."""
+        return [(row["id"], _order(row)) for row in self._all("SELECT * FROM orders ORDER BY id")]
 
-    def standing_overrides(self, now: float) -> list[OverrideRow]:
-        """Those that are in force at `now`, at most one for each region."""
-        rows = self._all(
-            "SELECT * FROM overrides WHERE ended IS NULL AND since <= ? AND until > ? ORDER BY id", now, now
-        )
-        return [OverrideRow(**{name: row[name] for name in OverrideRow.__slots__}) for row in rows]
+    def open_orders(self) -> list[tuple[int, OrderRow]]:
+        """Orders of which nobody noted an end yet, with ids; at most one for each region."""
+        ended = "SELECT of_order FROM orders WHERE of_order IS NOT NULL"
+        rows = self._all(f"SELECT * FROM orders WHERE of_order IS NULL AND id NOT IN ({ended}) ORDER BY id")
+        return [(row["id"], _order(row)) for row in rows]
 
-    def overrides(self) -> list[OverrideRow]:
-        """All that were ever placed, in order."""
-        rows = self._all("SELECT * FROM overrides ORDER BY id")
-        return [OverrideRow(**{name: row[name] for name in OverrideRow.__slots__}) for row in rows]
+
+def _order(row: dict[str, object]) -> OrderRow:
+    return OrderRow(**{name: row[name] for name in OrderRow.__slots__})  # type: ignore[arg-type]

@@ -161,6 +161,22 @@ MIGRATIONS = (
         by_whom TEXT NOT NULL, reason TEXT NOT NULL, placed_wall REAL NOT NULL, ended REAL
     ) STRICT;
     """,
+    """
+    CREATE TABLE orders (
+        id INTEGER PRIMARY KEY, of_order INTEGER REFERENCES orders (id), act TEXT NOT NULL, region TEXT NOT NULL,
+        at REAL NOT NULL, until REAL, by_whom TEXT NOT NULL, reason TEXT NOT NULL, wall REAL
+    ) STRICT;
+    CREATE UNIQUE INDEX orders_ended ON orders (of_order) WHERE of_order IS NOT NULL;
+    INSERT INTO orders SELECT id, NULL, CASE train WHEN 1 THEN 'train' ELSE 'pause' END, region, since, until, by_whom,
+        reason, placed_wall FROM overrides ORDER BY id;
+    INSERT INTO orders (of_order, act, region, at, until, by_whom, reason, wall)
+        SELECT id, CASE WHEN ended IS NULL THEN 'expired' ELSE 'ended' END, region, COALESCE(ended, until), NULL, '',
+            '', NULL FROM overrides
+        WHERE ended IS NOT NULL OR until <= (SELECT clock FROM run) ORDER BY COALESCE(ended, until), id;
+    DROP TABLE overrides;
+    CREATE TABLE chain_due (kind TEXT PRIMARY KEY) STRICT;
+    INSERT INTO chain_due VALUES ('order');
+    """,
 )
 """One script per schema version; never changed once released, only added to."""
 

@@ -18,9 +18,9 @@ from controller import tokens
 from controller.api import Door, create_app
 from controller.auth import LIFE_S
 from curtail import wire
-from curtail.signing import HEADER, AgentKey
+from curtail.signing import HEADER, SKEW_S, AgentKey, Signer
 from curtail.token import parse_token
-from curtail.wireaccess import NodeRemove, RenewRequest, TokenRequest, TokenRevoke
+from curtail.wire import NodeRemove, RenewRequest, TokenRequest, TokenRevoke
 
 INFO = wire.RunInfo("run", "n", 1, "p", {}, "m", "t", 8, 100, 4, 4, "{}", "int8", False, 20, 600.0)
 SHA = "0" * 64
@@ -50,6 +50,9 @@ ROLES = {
 }
 """Who may ask what; a test holds it against the application's routes."""
 
+SIGNED = {wire.HEARTBEAT, wire.LEAVE, wire.CHECKOUT, wire.PROGRESS, wire.COMMIT, wire.BLOB_COMMIT}
+"""What takes the machine's key beside its credential: all that changes what the run does or books."""
+
 GUARDED = sorted(way for way, role in ROLES.items() if role in ("agent", "viewer", "operator"))
 
 
@@ -71,7 +74,7 @@ class Site:
         shown = self.credential if credential == "own" else credential
         return found | ({"authorization": f"Bearer {shown}"} if shown else {})
 
-    def post(self, path, message, signed=False, credential="own", **headers):
+    def post(self, path, message, signed=True, credential="own", **headers):
         body = wire.encode(message)
         made = self.headers("POST", path, body, credential=credential)
         if not signed:
@@ -170,7 +173,7 @@ def test_no_role_does_what_another_may(net, pair):
         for role, text in shown.items():
             status = net.show(text, method, path).status_code
             assert (status != 403) == (role in allowed), f"{role} at {path}: {status}"
-            unsigned = role in allowed and way[1] in (wire.COMMIT, wire.BLOB_COMMIT)
+            unsigned = role in allowed and way[1] in SIGNED
             assert (status == 401) == unsigned, f"{role} at {path}: {status}"
 
 
@@ -330,6 +333,59 @@ def test_a_commit_counts_only_signed_in_time_once_and_as_it_was(net, pair, world
     assert net.ask("POST", path, headers=good).status_code == 401, "sent again"
     old = bearer | {HEADER: a.key.header("POST", path, b"", 0, now)}
     assert net.ask("POST", path, headers=old).status_code == 409, "another epoch"
+
+
+def messages(site):
+    """What a machine says of its site, with the path."""
+    values = (site.name, 1, "job")
+    return (
+        (wire.HEARTBEAT, wire.Heartbeat(site.agent, site.name, 1, "TRAINING", "train", "job", 9000.0, "")),
+        (wire.CHECKOUT, wire.CheckoutRequest(*values, None, None, False)),
+        (wire.PROGRESS, wire.Progress(*values, 1, 1, 1, 1.0, 1.0)),
+        (wire.LEAVE, wire.LeaveRequest(site.agent, site.name, 1, "bye")),
+    )
+
+
+def test_a_stolen_credential_alone_says_nothing_of_its_site(net, pair, world):
+    a, b = pair
+    world.tick()
+    before = [event.text for event in world.store.call(lambda tx: tx.last_events(100))]
+    for path, message in messages(a):
+        body, now = wire.encode(message), world.clock.wall()
+        bearer = {"authorization": f"Bearer {a.credential}", "content-type": "application/json"}
+        for header in (None, b.key.header("POST", path, body, 1, now), a.key.header("POST", path, b"{}", 1, now),
+                       a.key.header("POST", path, body, 1, now - 301)):  # fmt: skip
+            headers = bearer | ({HEADER: header} if header else {})
+            assert net.ask("POST", path, content=body, headers=headers).status_code == 401, path
+    live = world.service.fleet.find("a")
+    assert (live.phase, live.job, live.checked_out_job, live.working_on) == ("paused", None, None, None)
+    assert not world.who("a").left_run, "nothing of it counted"
+    assert [event.text for event in world.store.call(lambda tx: tx.last_events(100))] == before
+
+
+def test_what_a_machine_said_cannot_be_sent_again(net, pair, world):
+    a, _ = pair
+    world.tick()
+    signer = Signer(a.key, world.clock.wall, 1)
+    said = []
+    for path, message in messages(a)[:3]:
+        body = wire.encode(message)
+        headers = {"authorization": f"Bearer {a.credential}", HEADER: signer.header("POST", path, body)}
+        said.append((path, {"content": body, "headers": headers}))
+    first, *others = said
+    for path, request in (*others, first):
+        assert net.ask("POST", path, **request).status_code in (200, 409), "they may overtake each other"
+    for path, request in said:
+        again = net.ask("POST", path, **request)
+        assert again.status_code == 401 and "came before" in again.text
+    restarted = Net(world)
+    try:
+        world.clock.t += SKEW_S + 1
+        for path, request in said:
+            late = restarted.ask("POST", path, **request)
+            assert late.status_code == 401 and "behind" in late.text, "what was forgotten is too old"
+    finally:
+        restarted.close()
 
 
 # -- names -----------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sqlite3
 
@@ -9,9 +10,10 @@ import pytest
 
 from controller import ledgerfile
 from controller.chain import canonical, follow, following, genesis
-from controller.columns import COLUMNS, TABLES, header
+from controller.columns import COLUMNS, EDITIONS, TABLES, header
 from controller.ledgercommands import export, look, verify
 from controller.rows import SettledRow
+from curtail import wire
 from curtail.errors import CurtailError, DataError, NotFound, UsageError
 
 
@@ -30,6 +32,9 @@ def booked(world):
             tx.add_settled(SettledRow(number, "marginal", 1, 55.5, 0.001, 'later, "quoted"', "2026-01", 1e6))
 
     world.store.call(settle)
+    for action, seconds in (("pause", 60.0), ("train", 1.0), ("clear", 1.0)):
+        request = wire.OverrideRequest("B", action, seconds, 'kim, "k"', "a trial")
+        world.store.call(lambda tx, r=request: world.service.override(tx, r))
     return world
 
 
@@ -108,7 +113,7 @@ def test_records_cut_off_at_the_end_are_found_against_a_head_that_was_noted(book
     head = look(booked.home, None).head
     damage(
         booked.home,
-        "DELETE FROM settled WHERE id = 2; DELETE FROM chain WHERE seq = (SELECT MAX(seq) FROM chain)",
+        "DELETE FROM orders WHERE id = 4; DELETE FROM chain WHERE seq = (SELECT MAX(seq) FROM chain)",
     )
     assert look(booked.home, None).problem == "", "a chain alone cannot show that"
     with pytest.raises(CurtailError, match="does not pass through"):
@@ -219,8 +224,36 @@ def test_the_columns_of_an_export_are_stable():
         "coverage_share", "machine_mean_w", "machine_kwh", "gpu_kwh", "host_kwh", "pue", "grid_share", "grid_kwh",
         "mci_g_per_kwh", "mci_raw_g_per_kwh", "source", "point", "point_s", "threshold_g_per_kwh", "in_window",
         "consequential_kg", "tokens", "steps", "network_bytes", "flags", "reason", "reading", "settlement", "basis",
-        "revision", "settled_kg", "model", "asked", "asked_s", "hash",
+        "revision", "settled_kg", "model", "asked", "asked_s", "order", "ends_order", "action", "at", "at_s", "until",
+        "until_s", "by", "ordered", "ordered_s", "hash",
     ]  # fmt: skip
+    before = header(("energy", "reading", "settlement"))
+    assert before == [name for name in header() if name in before], "files of an older curtail can be verified"
+
+
+def test_a_csv_file_from_before_orders_were_chained_still_holds(booked):
+    def links(tx):
+        # as an older curtail wrote it: the records before the first order
+        return list(itertools.takewhile(lambda link: link.kind != "order", tx.links()))
+
+    older = booked.store.call(links)
+    run = booked.store.call(lambda tx: tx.run()).id
+    text = "".join(ledgerfile.write(run, older, older[-1].hash, "csv", EDITIONS[1]))
+    assert "ends_order" not in text
+    assert ledgerfile.check(text.encode(), "file").head == older[-1].hash
+    assert ledgerfile.check(text.replace(",train,", ",pause,", 1).encode(), "file").problem
+
+
+def test_an_order_and_its_end_are_records_and_none_is_hidden_or_made_up_later(booked, copies):
+    found = [link.record for link in booked.store.call(lambda tx: list(tx.links())) if link.kind == "order"]
+    assert [(r["order"], r.get("ends_order"), r["action"]) for r in found] == [
+        (1, None, "pause"), (2, 1, "replaced"), (3, None, "train"), (4, 3, "cleared"),
+    ]  # fmt: skip
+    assert found[0]["by"] == 'kim, "k"' and found[0]["until_s"] == found[0]["at_s"] + 60.0
+    assert "(order 3) is missing" in copies("DELETE FROM orders WHERE id = 3")
+    assert "(order 3) does not fit its hash" in copies("UPDATE orders SET until = until + 3600 WHERE id = 3")
+    added = "INSERT INTO orders SELECT NULL, NULL, 'train', 'A', at, at + 9, 'kim', 'x', wall FROM orders WHERE id = 1"
+    assert copies(added) == "order 5 is not in the chain"
 
 
 def test_a_ledger_that_was_changed_is_not_exported(booked, tmp_path):
@@ -270,6 +303,41 @@ def test_a_store_from_before_the_chain_keeps_its_rows_and_readings(tmp_path):
         assert "coverage_share" not in links[0].record, "columns that old rows lack are not in their hash"
     finally:
         store.close()
+
+
+def test_orders_of_a_store_from_before_they_were_chained_are_chained_once_with_their_ends(tmp_path):
+    from controller.store import MIGRATIONS, Store, migrate
+
+    before = next(number for number, script in enumerate(MIGRATIONS) if "CREATE TABLE orders" in script)
+    connection = sqlite3.connect(tmp_path / "state.db", isolation_level=None)
+    migrate(connection, tmp_path, MIGRATIONS[:before])
+    connection.execute("INSERT INTO run VALUES (1, 'r', '', '', '', '', 8, 'RUNNING', 0, 0, 500.0, 0, 0, 9, 'PAUSED',"
+                       " 0, '{}', NULL, NULL)")  # fmt: skip
+    reading = {"reading": 1, "region": "A", "point_s": 0.0, "source": "t", "reason": "why"}
+    connection.execute("INSERT INTO readings VALUES (1, 'A', 0.0, NULL, 't', 'why')")
+    first = following(genesis("r"), 1, "reading", reading)
+    connection.execute("INSERT INTO chain VALUES (1, 'reading', 1, ?)", (first,))
+    connection.executemany(
+        "INSERT INTO overrides VALUES (NULL, 'A', ?, ?, ?, 'kim', 'why', 7.0, ?)",
+        [(0, 100.0, 200.0, 150.0), (1, 150.0, 300.0, None), (1, 400.0, 600.0, None)],
+    )
+    connection.close()
+    store = Store(tmp_path / "state.db")
+    store.open()
+    try:
+        assert look(tmp_path, None).problem == "", "not yet chained is not the same as smuggled in"
+        assert store.call(lambda tx: tx.begin_chain()) == 5
+        rows = [(row.act, row.of_order, row.at, row.until) for _, row in store.call(lambda tx: tx.orders())]
+        assert rows == [
+            ("pause", None, 100.0, 200.0), ("train", None, 150.0, 300.0), ("train", None, 400.0, 600.0),
+            ("ended", 1, 150.0, None), ("expired", 2, 300.0, None),
+        ]  # fmt: skip
+        assert [number for number, _ in store.call(lambda tx: tx.open_orders())] == [3]
+        assert (found := look(tmp_path, first)).problem == "" and (found.records, found.passed) == (6, "yes")
+    finally:
+        store.close()
+    damage(tmp_path, "INSERT INTO orders SELECT NULL, NULL, 'train', 'A', 1, 2, 'x', 'x', 1")
+    assert look(tmp_path, None).problem == "order 6 is not in the chain"
 
 
 def test_a_changed_byte_of_the_stores_file_is_found_or_touches_no_record(booked, tmp_path):

@@ -11,28 +11,15 @@ import threading
 import h11
 import pytest
 import uvicorn
+from doubles import FakeClock
 
-from controller import connections, guard
+from controller import connections, gate, guard
 from controller.guard import GRACE_S, LEAST_RATE, SILENCE_S, Guard, Pace, TooSlow, inspect, is_control
 from controller.rates import CONTROL, HEARTBEATS, STRANGERS, Rates
 from curtail import limits, wire
 
 PART = wire.PART.format(sha256="0" * 64, number=0)
 DEADLINE_S = 20.0
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.t = 0.0
-
-    def wall(self) -> float:
-        return self.t
-
-    def monotonic(self) -> float:
-        return self.t
-
-    def sleep(self, seconds: float) -> None:
-        self.t += seconds
 
 
 def scope(method="POST", path=wire.HEARTBEAT, headers=(), query=b"", address="10.0.0.1"):
@@ -146,7 +133,7 @@ def test_a_thousand_agents_behind_one_address_join_at_once_and_beat_for_an_hour_
 
 
 def test_the_guard_answers_429_with_the_time_and_lets_pass_what_has_its_rate():
-    clock, answered, passed = Clock(), [], []
+    clock, answered, passed = FakeClock(), [], []
 
     async def app(scope, receive, send):
         passed.append(1)
@@ -190,7 +177,7 @@ def test_parts_and_downloads_are_counted_only_for_who_shows_no_good_credential()
     async def nothing(*message):
         return {"type": "http.disconnect"}
 
-    guarded = Guard(app, answer, Clock())
+    guarded = Guard(app, answer, FakeClock())
 
     async def ask(path, credential, count):
         for _ in range(count):
@@ -274,7 +261,7 @@ class Served:
     def __init__(self, app):
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
-        config = uvicorn.Config(app, log_level="critical", access_log=False, **connections.options())
+        config = uvicorn.Config(app, log_level="critical", access_log=False, **gate.options())
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.listener]})
         self.thread.start()
@@ -373,30 +360,6 @@ def test_a_head_that_is_too_large_is_answered_with_400_at_once(served):
     with served.connect() as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nX-A: " + b"a" * (limits.MAX_HEADERS + 100))
         assert rest(connection).startswith(b"HTTP/1.1 400")
-
-
-def test_one_connection_too_many_is_ended_and_those_that_are_there_go_on(short, monkeypatch):
-    monkeypatch.setattr(connections, "most_connections", lambda: 2)
-    monkeypatch.setitem(connections.DEADLINES, "head", DEADLINE_S)
-
-    async def app(scope, receive, send):
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
-        await send({"type": "http.response.body", "body": b""})
-
-    made = Served(app)
-    try:
-        with made.connect() as first, made.connect() as second:
-            for connection in (first, second):
-                connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n")
-            while len(made.server.server_state.connections) < 2:
-                threading.Event().wait(0.01)
-            with made.connect() as third:
-                assert rest(third) == b""
-            for connection in (first, second):
-                connection.sendall(b"\r\n")
-                assert connection.recv(100).startswith(b"HTTP/1.1 200")
-    finally:
-        made.stop()
 
 
 def test_the_number_of_connections_leaves_file_handles_for_the_rest(monkeypatch):

@@ -1,0 +1,41 @@
+"""What it costs that machines sign what they say: seconds of CPU to sign a heartbeat, to check it, and to know replays.
+
+    PYTHONPATH=. python benchmarks/signatures.py
+"""
+
+from __future__ import annotations
+
+import time
+
+from controller.replay import Replays
+from curtail import signing, wire
+from curtail.signing import AgentKey, Signer
+
+COUNT = 5000
+KEYS = 1000
+
+
+def main() -> None:
+    """Sign and check `COUNT` heartbeats of `KEYS` machines, in turn."""
+    keys = [AgentKey() for _ in range(KEYS)]
+    signers, public = [Signer(key, time.time, 1) for key in keys], [key.public for key in keys]
+    body = wire.encode(wire.Heartbeat("a" * 32, "site", 1, "TRAINING", "train", "job", 900.0, ""))
+    began = time.process_time()
+    headers = [signers[n % KEYS].header("POST", wire.HEARTBEAT, body) for n in range(COUNT)]
+    signed = time.process_time()
+    now = time.time()
+    stamps = [signing.read_stamp(header) for header in headers]
+    for n, stamp in enumerate(stamps):
+        signing.check(stamp, public[n % KEYS], "POST", wire.HEARTBEAT, body, now)
+    checked = time.process_time()
+    replays = Replays()
+    for n, stamp in enumerate(stamps):
+        replays.take(public[n % KEYS], stamp, now)
+    taken = time.process_time()
+    each = 1e6 / COUNT
+    print(f"sign {(signed - began) * each:.0f} us, check {(checked - signed) * each:.0f} us,", end=" ")
+    print(f"replay {(taken - checked) * each:.1f} us, {replays.count()} lives remembered")
+
+
+if __name__ == "__main__":
+    main()
