@@ -1,7 +1,8 @@
 """Control messages to the controller: one typed call per path of `curtail.wire`.
 
 Decides how answers and failures become values and `CurtailError`s; it does not
-retry and moves no weights (`agent.transfer` does). The `httpx.Client` is handed
+retry, but for a request whose signature bore a wrong time, and moves no weights
+(`agent.transfer` does). The `httpx.Client` is handed
 in, with the controller's address as its base; who may answer there is decided
 in `curtail.connect`. Every call has a timeout, in seconds. What makes a
 contribution count is signed with the agent's key.
@@ -21,13 +22,19 @@ import httpx
 
 from agent.link import Link
 from agent.throttle import Throttle
-from curtail import limits, signing, wire, wireaccess
+from curtail import limits, signing, wire
 from curtail.clock import Clock, SystemClock
 from curtail.connect import CONNECT_S, MISTRUST_REMEDY, REPLY_S, check_url, is_loopback, mistrust, open_http
 from curtail.errors import AuthError, CurtailError, DiskError, NotFound, Refused, Throttled, Unreachable, WireError
 
-COMMIT_S = 120.0
-"""Longest wait where the controller hashes or reads whole weights before it answers."""
+MOST_BYTES = 2_200_000_000
+"""Where a caller does not say how large a file is: the weights of d20."""
+
+READ_BYTES_S = 20e6
+"""A controller that hashes or reads a file before it answers does so at this rate at least: bytes per second."""
+
+SAME_S = 60.0
+"""Seconds by which two looks at the controller's time of day may differ with nobody having set a clock."""
 
 Reply = TypeVar("Reply")
 
@@ -87,7 +94,7 @@ class Control:
         self.credential = reply.credential
         return reply
 
-    def renew(self, request: wireaccess.RenewRequest) -> wire.JoinReply:
+    def renew(self, request: wire.RenewRequest) -> wire.JoinReply:
         """A new credential by the agent's key alone; it is used from now on.
 
         Raises: AuthError: no machine with this key joined. Unreachable.
@@ -107,12 +114,12 @@ class Control:
         Raises: AuthError, Refused (another agent speaks for the site), Unreachable.
         """
         beat = dataclasses.replace(beat, note=limits.clean(beat.note))
-        return self._post(wire.HEARTBEAT, beat, wire.HeartbeatReply, timeout_s)
+        return self._post(wire.HEARTBEAT, beat, wire.HeartbeatReply, timeout_s, signed=True)
 
     def leave(self, request: wire.LeaveRequest, timeout_s: float = 5.0) -> wire.Ack:
         """Stop for good."""
         request = dataclasses.replace(request, reason=limits.clean(request.reason))
-        return self._post(wire.LEAVE, request, wire.Ack, timeout_s)
+        return self._post(wire.LEAVE, request, wire.Ack, timeout_s, signed=True)
 
     def run_info(self) -> wire.RunInfo:
         """What is fixed for the whole run."""
@@ -123,33 +130,33 @@ class Control:
 
         Raises: Refused: the fence is old.
         """
-        return self._post(wire.CHECKOUT, request, wire.CheckoutReply)
+        return self._post(wire.CHECKOUT, request, wire.CheckoutReply, signed=True)
 
     def progress(self, progress: wire.Progress, timeout_s: float = 5.0) -> wire.ProgressReply:
         """Tell how far the round is; hear whether it should end."""
-        return self._post(wire.PROGRESS, progress, wire.ProgressReply, timeout_s)
+        return self._post(wire.PROGRESS, progress, wire.ProgressReply, timeout_s, signed=True)
 
-    def commit(self, request: wire.CommitRequest) -> wire.Receipt:
-        """Hand in a contribution whose blob is already there; a repeat gets the first receipt.
+    def commit(self, request: wire.CommitRequest, size: int = MOST_BYTES) -> wire.Receipt:
+        """Hand in a contribution whose blob, of `size` bytes, is already there; a repeat gets the first receipt.
 
         Raises: Refused: another base, fence or round.
         """
-        return self._post(wire.COMMIT, request, wire.Receipt, COMMIT_S, signed=True)
+        return self._post(wire.COMMIT, request, wire.Receipt, reading_s(size), signed=True)
 
     def offer_blob(self, offer: wire.BlobOffer) -> wire.BlobStatus:
         """Reserve room for a file; hear which parts are missing.
 
         Raises: DiskError: the controller has no room.
         """
-        return self._post(wire.BLOBS, offer, wire.BlobStatus, COMMIT_S)
+        return self._post(wire.BLOBS, offer, wire.BlobStatus, reading_s(offer.size))
 
-    def commit_blob(self, sha256: str) -> None:
-        """All parts are there: check the whole and keep it.
+    def commit_blob(self, sha256: str, size: int) -> None:
+        """All parts are there, `size` bytes: check the whole and keep it.
 
         Raises: Refused: a part is missing or the content has another hash.
         """
         path = wire.BLOB_COMMIT.format(sha256=sha256)
-        self.send("POST", path, headers=self._signature("POST", path, b""), timeout_s=COMMIT_S)
+        self._send_signed(path, b"", {}, reading_s(size))
 
     def status(self) -> wire.Status:
         """The snapshot every view is made of."""
@@ -229,9 +236,24 @@ class Control:
     def _post(
         self, path: str, message: Any, kind: type[Reply], timeout_s: float = REPLY_S, signed: bool = False
     ) -> Reply:
-        content = wire.encode(message)
-        headers = {"Content-Type": "application/json"} | (self._signature("POST", path, content) if signed else {})
+        content, headers = wire.encode(message), {"Content-Type": "application/json"}
+        if signed:
+            return wire.decode(kind, self._send_signed(path, content, headers, timeout_s))
         return wire.decode(kind, self.send("POST", path, content=content, headers=headers, timeout_s=timeout_s))
+
+    def _send_signed(self, path: str, content: bytes, headers: dict[str, str], timeout_s: float) -> bytes:
+        """Send it with a signature; a second time where the refusal told that the time it was signed with was wrong."""
+        believed = 0.0 if self.signer is None else self.signer.ahead_s
+        for again in (False, True):
+            signature = self._signature("POST", path, content)
+            try:
+                return self.send(
+                    "POST", path, content=content or None, headers=headers | signature, timeout_s=timeout_s
+                )
+            except AuthError:
+                if again or self.signer is None or abs(self.signer.ahead_s - believed) < SAME_S:
+                    raise
+        raise AssertionError("the second answer is final")
 
     def _signature(self, method: str, path: str, body: bytes) -> dict[str, str]:
         return {} if self.signer is None else {signing.HEADER: self.signer.header(method, path, body)}
@@ -246,6 +268,15 @@ class Control:
 
     def _get(self, path: str, kind: type[Reply], timeout_s: float = REPLY_S) -> Reply:
         return wire.decode(kind, self.send("GET", path, timeout_s=timeout_s))
+
+
+def reading_s(size: int) -> float:
+    """Longest wait for an answer for which the controller first reads `size` bytes.
+
+    No longer than that takes: a connection that was lost without a word is noticed by this alone, and a round does
+    not wait.
+    """
+    return REPLY_S + size / READ_BYTES_S
 
 
 def _refusal(response: httpx.Response) -> CurtailError:

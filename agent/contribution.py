@@ -10,6 +10,7 @@ of `Clock.monotonic`.
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -161,7 +162,7 @@ class Contributor:
         """Upload the file and commit it; False: it was not accepted, or nobody answered for too long."""
         speaker, clock = self.speaker, self.speaker.clock
         with speaker.seconds("encode"):
-            sha256 = file_sha256(path)
+            sha256, size = file_sha256(path), path.stat().st_size
         request = self._request(made, sha256)
         number = request.round
         lost: float | None = None
@@ -175,7 +176,7 @@ class Contributor:
                         if sent is None:
                             sent = upload(speaker.control, path, sha256, clock=clock, patience=0)
                         # Only this is repeated once the file is there: after a merge the controller drops the file.
-                        receipt = speaker.control.commit(request)
+                        receipt = speaker.control.commit(request, size)
                     again = " (again)" if receipt.repeated else ""
                     speaker.log(f"round {number}: committed {request.tokens} tokens, sent {sent} bytes{again}")
                     return True
@@ -192,7 +193,7 @@ class Contributor:
                     if failures == 1:
                         speaker.log(f"round {number}: {WAITING}, {speaker.outage_s:.0f} s at most: {error}")
                     speaker.tell_handing_in(lost + speaker.outage_s, WAITING)
-                    clock.sleep(pause_s(failures))
+                    clock.sleep(pause_s(failures, random.random()))
         finally:
             speaker.tell_handing_in(clock.monotonic())
 

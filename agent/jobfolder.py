@@ -22,6 +22,8 @@ from curtail.disk import disk_error, last_line
 CONTROL = "control.json"
 STATUS = "status.json"
 LOG = "job.log"
+OF_TORCHRUN = "torchrun"
+"""A folder for torchrun's own files: which rank failed, and how."""
 
 
 @dataclass(frozen=True, slots=True)

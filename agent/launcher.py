@@ -2,7 +2,7 @@
 
 Decides the command, its environment and how it is ended: a drain through the
 control file, SIGTERM to the process group, SIGKILL after a grace. When to do
-which is decided by `agent.join`. A job never outlives its agent: the kernel
+which is decided by `agent.life`. A job never outlives its agent: the kernel
 kills it when the thread that started it ends, so start jobs from the main
 thread. Units: seconds.
 """
@@ -136,6 +136,8 @@ def job_argv(ranks: int, python: str = sys.executable, place: Place | None = Non
     """The command of a job: torchrun without restarts, on this machine only or as one of a crew.
 
     In a crew the rendezvous is static: it alone keeps the order of the machines, so that the lead holds rank 0.
+    What torchrun writes for itself lies in the job folder, where the command runs: in the system's temporary
+    folder, where it would be, nobody deletes it after a torchrun that was killed.
     """
     meeting = ["--standalone", "--local-addr", "127.0.0.1"]  # else the host's full name, which may not resolve
     if place is not None and place.size > 1:
@@ -154,6 +156,7 @@ def job_argv(ranks: int, python: str = sys.executable, place: Place | None = Non
         *meeting,
         *("--nproc-per-node", str(ranks)),
         *("--max-restarts", "0"),
+        *("--log-dir", jobfolder.OF_TORCHRUN),
         *("-m", "agent.job"),
     ]
 

@@ -13,13 +13,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from agent.client import Control
+from agent.throttle import spread
 from curtail import wire
 from curtail.clock import Clock, SystemClock
+from curtail.connect import REPLY_S
 from curtail.disk import Disk, SystemDisk, disk_error, file_sha256
 from curtail.errors import CheckpointError, CurtailError, DataError, NotFound, Refused, Unreachable, WireError
 
@@ -29,8 +32,11 @@ PARALLEL = 4
 PIECE = 1024 * 1024
 """Bytes read at a time."""
 
-PART_S = 120.0
-"""Longest silence while one part is sent or a download flows: 16 MiB at 140 kB/s."""
+PART_BYTES_S = 140e3
+"""The slowest line on which a part arrives in time, in bytes per second: 16 MiB in two minutes."""
+
+SILENCE_S = 30.0
+"""Longest silence while a download flows; then the line is lost, and the download goes on over another one."""
 
 PATIENCE = 6
 """Failures in a row before a transfer gives up; the pauses between them add up to 15 s."""
@@ -42,9 +48,9 @@ class Stopped(CurtailError):
     """The caller's `stop` ended the transfer; what was moved so far is kept for the next one."""
 
 
-def pause_s(failures: int, most: float = 5.0) -> float:
-    """Seconds to wait after so many failures in a row: 0.5, 1, 2, 4, then `most`."""
-    return min(0.5 * 2.0 ** (failures - 1), most)
+def pause_s(failures: int, chance: float = 0.0, most: float = 5.0) -> float:
+    """Seconds to wait after so many failures in a row: 0.5, 1, 2, 4, then `most`; `chance` takes some of it off."""
+    return spread(min(0.5 * 2.0 ** (failures - 1), most), chance)
 
 
 def upload(
@@ -79,7 +85,7 @@ def upload(
                 _check(stop)
                 sent += _send_parts(control, path, status, missing[first : first + PARALLEL])
                 failures = 0
-            control.commit_blob(sha256)
+            control.commit_blob(sha256, size)
             return sent
         except Unreachable:
             failures += 1
@@ -93,7 +99,7 @@ def upload(
                 if file_sha256(path) != sha256:
                     raise CheckpointError(f"{path} changed while it was uploaded", "start again") from None
                 raise
-        clock.sleep(pause_s(failures + mismatches))
+        clock.sleep(pause_s(failures + mismatches, random.random()))
 
 
 def _send_parts(control: Control, path: Path, status: wire.BlobStatus, numbers: list[int]) -> int:
@@ -122,7 +128,7 @@ def _send_part(control: Control, path: Path, status: wire.BlobStatus, number: in
         wire.PART.format(sha256=status.sha256, number=number),
         content=data if control.link is None else control.link.pieces(data),
         headers=headers,
-        timeout_s=PART_S,
+        timeout_s=REPLY_S + len(data) / PART_BYTES_S,  # for what is still in this machine's buffers
     )
     return len(data)
 
@@ -172,7 +178,7 @@ def download(
             failures = 1 if cut.got else failures + 1
             if failures > patience:
                 raise cut.error from None
-        clock.sleep(pause_s(failures + wrong))
+        clock.sleep(pause_s(failures + wrong, random.random()))
 
 
 class _Cut(Exception):
@@ -190,7 +196,7 @@ def _receive(control: Control, sha256: str, part: Path, size: int | None, stop: 
     got = 0
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-", "If-Range": f'"{sha256}"'} if have else {})
     try:
-        with control.stream("GET", wire.BLOB.format(sha256=sha256), headers=headers, timeout_s=PART_S) as response:
+        with control.stream("GET", wire.BLOB.format(sha256=sha256), headers=headers, timeout_s=SILENCE_S) as response:
             if response.status_code != 206 and have:  # the whole file comes again
                 digest, have = hashlib.sha256(), 0
             with open(part, "r+b" if have else "wb") as file:

@@ -30,6 +30,9 @@ KINDS: dict[str, tuple[bool, bool, tuple[float, float]]] = {
 }
 """Every kind of fault. A kill is SIGKILL, a stop SIGSTOP; what was killed is started again as systemd would."""
 
+COMMON = ("kill agent", "kill job")
+"""What strikes again once every kind has struck: of 16 faults 7 are kills then, as 27 of 62 in ft-diloco's run."""
+
 EARLIEST, LATEST = 0.03, 0.85
 """Faults begin in this part of the measured time, so that what they cost falls into it."""
 
@@ -51,7 +54,7 @@ class Fault:
 def plan(
     seed: int, sites: Sequence[str], duration: float, count: int, kinds: Sequence[str] = tuple(KINDS)
 ) -> list[Fault]:
-    """`count` faults within `duration` seconds, in order: every kind once, in a random order, then any.
+    """`count` faults within `duration` seconds, in order: every kind once, in a random order, then the common ones.
 
     Raises: ValueError: a kind that is not known, or no site.
     """
@@ -59,7 +62,8 @@ def plan(
         raise ValueError(f"sites are needed, and kinds out of {', '.join(KINDS)}")
     draw = random.Random(seed)
     chosen = draw.sample(list(kinds), len(kinds))[:count]
-    chosen += [draw.choice(list(kinds)) for _ in range(count - len(chosen))]
+    common = [kind for kind in COMMON if kind in kinds] or list(kinds)
+    chosen += [draw.choice(common) for _ in range(count - len(chosen))]
     moments = sorted(draw.uniform(EARLIEST, LATEST) * duration for _ in range(count))
     draw.shuffle(chosen)
     return [_fault(draw, at, kind, sites) for at, kind in zip(moments, chosen, strict=True)]

@@ -35,6 +35,14 @@ SPEED, PERIOD_S = 60.0, 60.0
 
 START = datetime(2026, 3, 1, 10, tzinfo=UTC).timestamp()
 RESTART_S = 1.0
+SLACK = 1.1
+"""Deadline of a round over what its steps take at their pace."""
+
+CLOSE_S = 45.0
+"""All agents, and then the controller, have so long to end in order."""
+
+AT_ONCE = 3
+"""Sites that start at the same time at the beginning."""
 DISK_BYTES = 512 * 1024 * 1024
 SLOW_BYTES_S, FLIP_EVERY = 20_000.0, 2_000
 JUMPS_S = (-7200.0, -60.0, 45.0, 3600.0)
@@ -51,22 +59,51 @@ path = "{data}"
 token_budget = {budget}
 batch_samples = {batch}
 [rounds]
-length = "10 s"
-inner_steps = 10000
-grace = "8 s"
+length = "{length:g} s"
+inner_steps = {steps}
+grace = "{grace:g} s"
+overlap = {overlap}
 [policy]
 threshold = "100 g/kWh"
 max_reading_age = "3600 s"
 permit = "30 s"
 [fleet]
-heartbeat = "500 ms"
-lost_after = "6 s"
+heartbeat = "{heartbeat:g} s"
+lost_after = "{lost_after:g} s"
 """
 REGION = """
 [regions.{region}]
 power_train = "2 kW"
 power_idle = "500 W"
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How the sites train. Seconds."""
+
+    pace_s: float = 0.0  # of an inner step; 0: as fast as the cores can
+    length_s: float = 10.0  # of a round; where steps are paced, what its steps take
+    overlap: bool = False
+    heartbeat_s: float = 0.5
+    lost_after_s: float = 6.0
+    grace_s: float = 8.0
+    lead_s: float = 60.0  # from the controller's start to the measured time, by the clock of the trace
+
+    @classmethod
+    def as_by_default(cls, pace_s: float, length_s: float, overlap: bool, lead_s: float) -> Form:
+        """The times of the fleet and the grace as a run file has them that does not name them."""
+        return cls(pace_s, length_s, overlap, 2.0, 15.0, 30.0, lead_s)
+
+    @property
+    def steps(self) -> int:
+        """Most inner steps of a round; paced they end it, not its length: leases are used up and leave no pieces."""
+        return 10_000 if self.pace_s <= 0 else max(1, round(self.length_s / self.pace_s))
+
+    @property
+    def deadline_s(self) -> float:
+        """What the run file calls the length of a round."""
+        return self.length_s * (SLACK if self.pace_s > 0 else 1.0)
 
 
 @dataclass(slots=True)
@@ -85,8 +122,8 @@ class Process:
 class ChaosFleet:
     """A controller and one agent for each of `sites`; every site has a region of its own name in capitals."""
 
-    def __init__(self, folder: Path, data: Path, sites: Sequence[str], faults: Sequence[Fault], lead_s: float) -> None:
-        self.folder, self.sites, self.mark = folder, tuple(sites), uuid.uuid4().hex
+    def __init__(self, folder: Path, data: Path, sites: Sequence[str], faults: Sequence[Fault], form: Form) -> None:
+        self.folder, self.sites, self.mark, self.form = folder, tuple(sites), uuid.uuid4().hex, form
         self.home = folder / "controller"
         self.processes: dict[str, Process] = {}
         self.proxies: dict[str, Proxy] = {}
@@ -96,13 +133,17 @@ class ChaosFleet:
         # what is looked at is on loopback and holds no secret
         self._http = httpx.Client(trust_env=False, timeout=2.0, verify=False)
         folder.mkdir(parents=True)
-        self._write(data, faults, lead_s)
+        self._write(data, faults)
 
     # -- what they read ----------------------------------------------------------
 
-    def _write(self, data: Path, faults: Sequence[Fault], lead_s: float) -> None:
-        regions = [site.upper() for site in self.sites]
-        text = RUN_FILE.format(preset=PRESET, data=data, budget=10**8 * BATCH * SEQUENCE, batch=BATCH)
+    def _write(self, data: Path, faults: Sequence[Fault]) -> None:
+        regions, form, lead_s = [site.upper() for site in self.sites], self.form, self.form.lead_s
+        text = RUN_FILE.format(
+            preset=PRESET, data=data, budget=10**8 * BATCH * SEQUENCE, batch=BATCH, length=form.deadline_s,
+            steps=form.steps, overlap=str(form.overlap).lower(), heartbeat=form.heartbeat_s,
+            lost_after=form.lost_after_s, grace=form.grace_s,
+        )  # fmt: skip
         (self.folder / "run.toml").write_text(text + "".join(REGION.format(region=region) for region in regions))
         last = max((fault.at + fault.seconds for fault in faults), default=0.0) + lead_s + 3600.0
         rows = [f"point_time,{','.join(regions)}"]
@@ -115,10 +156,11 @@ class ChaosFleet:
     # -- start, supervise, end ------------------------------------------------------
 
     def start(self) -> None:
-        """Start the controller, then the agents, each behind its proxy."""
+        """Start the controller, then the agents, each behind its proxy, a few at a time: starts need cores."""
         url = self._start_controller()
         self.port = httpx.URL(url).port or 0
-        for site in self.sites:
+        for number, site in enumerate(self.sites):
+            self.wait(f"site {site} may start", lambda number=number: self._training() > number - AT_ONCE, 120.0)
             proxy = self.proxies[site] = Proxy(("127.0.0.1", self.port))
             home = self.disk(self.folder / f"agent-{site}")
             command = [
@@ -127,6 +169,10 @@ class ChaosFleet:
                 "--token-file", str(self.home / "join-token"),
             ]  # fmt: skip
             self._spawn(site, command)
+
+    def _training(self) -> int:
+        status = self.status()
+        return 0 if status is None else sum(site.state == "TRAINING" for site in status.sites)
 
     def _start_controller(self) -> str:
         self.disk(self.home)
@@ -154,7 +200,9 @@ class ChaosFleet:
         return folder
 
     def _spawn(self, name: str, command: list[str]) -> None:
-        variables = {MARK: self.mark, "CURTAIL_CHAOS_CLOCK": str(self.clock(name))}
+        variables = {
+            MARK: self.mark, "CURTAIL_CHAOS_CLOCK": str(self.clock(name)), "CURTAIL_CHAOS_PACE": f"{self.form.pace_s:g}"
+        }  # fmt: skip
         process = self.processes.setdefault(name, Process(name, command, variables))
         keep = {key: value for key, value in os.environ.items() if not key.startswith("CURTAIL_")}
         paths = {"PYTHONPATH": f"{ROOT / 'benchmarks' / 'chaos_clock'}{os.pathsep}{ROOT}", "PYTHONUNBUFFERED": "1"}
@@ -192,18 +240,17 @@ class ChaosFleet:
 
     def close(self) -> list[str]:
         """End everything in order; what is left afterwards that nothing answers for."""
-        for name in [*self.sites, CONTROLLER]:
-            process = self.processes.get(name)
-            if process is None or process.popen is None:
-                continue
-            process.popen.send_signal(signal.SIGCONT)
-            process.popen.send_signal(signal.SIGTERM)
-        for process in self.processes.values():
-            if process.popen is not None:
+        for names in (self.sites, (CONTROLLER,)):  # the jobs still hand in what they have
+            living = [p.popen for name, p in self.processes.items() if name in names and p.popen is not None]
+            for popen in living:
+                popen.send_signal(signal.SIGCONT)
+                popen.send_signal(signal.SIGTERM)
+            end = time.monotonic() + CLOSE_S
+            for popen in living:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.popen.wait(30.0)
-                process.popen.kill()
-                process.popen.wait()
+                    popen.wait(max(0.1, end - time.monotonic()))
+                popen.kill()
+                popen.wait()
         for proxy in self.proxies.values():
             proxy.close()
         self._http.close()

@@ -1,10 +1,12 @@
-"""Makes the wall clock of a process jump: for the chaos run, on PYTHONPATH of the processes it starts.
+"""What the chaos run changes inside the processes it starts, which have this folder on their PYTHONPATH.
 
-`time.time()` gives the machine's time plus the seconds that the file named by CURTAIL_CHAOS_CLOCK holds;
-no file, no jump. Monotonic time stays as it is, as on a machine whose clock somebody sets.
+The wall clock jumps: `time.time()` gives the machine's time plus the seconds that the file named by
+CURTAIL_CHAOS_CLOCK holds; no file, no jump. Monotonic time stays as it is, as on a machine whose clock
+somebody sets. And with CURTAIL_CHAOS_PACE the training steps of a job are paced (`chaos_pace`).
 """
 
 import os
+import sys
 import time
 
 _path = os.environ.get("CURTAIL_CHAOS_CLOCK", "")
@@ -21,3 +23,7 @@ def _jumping() -> float:
 
 if _path:
     time.time = _jumping
+if "CURTAIL_JOB" in os.environ and float(os.environ.get("CURTAIL_CHAOS_PACE", "0")) > 0:
+    from chaos_pace import PacedTrainer
+
+    sys.meta_path.insert(0, PacedTrainer(float(os.environ["CURTAIL_CHAOS_PACE"])))

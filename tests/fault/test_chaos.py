@@ -4,6 +4,7 @@ import pytest
 
 from benchmarks.chaos import run
 from benchmarks.chaos_faults import CONTROLLER, Fault
+from benchmarks.chaos_fleet import Form
 
 pytestmark = pytest.mark.fault
 
@@ -19,7 +20,7 @@ FAULTS = [
 
 
 def test_after_faults_of_many_kinds_all_sites_train_again_and_every_ledger_is_exact(tmp_path, packed_data):
-    result = run(tmp_path / "struck", packed_data, ["a", "b"], FAULTS, SECONDS, lead_s=5.0)
+    result = run(tmp_path / "struck", packed_data, ["a", "b"], FAULTS, SECONDS, Form(lead_s=5.0))
     assert result.problems == []
     assert result.tokens > 0 and result.facts["bits flipped"] > 0
     assert result.facts["starts"] == {"controller": 2, "a": 1, "b": 2}

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from benchmarks.chaos import Course, trains
-from benchmarks.chaos_faults import CONTROLLER, KINDS, plan, stale
+from benchmarks.chaos_faults import COMMON, CONTROLLER, KINDS, plan, stale
 from benchmarks.chaos_proxy import Proxy, Weather
 
 
@@ -60,10 +60,13 @@ def through(proxy, data):
 def test_a_plan_has_every_kind_once_before_any_comes_twice_and_is_drawn_from_its_seed():
     faults = plan(3, ["a", "b"], 600.0, len(KINDS))
     assert {fault.kind for fault in faults} == set(KINDS)
+    again = [fault.kind for fault in plan(3, ["a", "b"], 600.0, len(KINDS) + 4)]
+    assert set(again) == set(KINDS) and sum(kind in COMMON for kind in again) == len(COMMON) + 4
     assert faults == plan(3, ["a", "b"], 600.0, len(KINDS)) != plan(4, ["a", "b"], 600.0, len(KINDS))
     assert [fault.at for fault in faults] == sorted(fault.at for fault in faults)
     assert all(0.0 < fault.at < 600.0 for fault in faults)
-    for fault in plan(5, ["a", "b"], 600.0, 200):
+    many = [fault for seed in range(20) for fault in plan(seed, ["a", "b"], 600.0, len(KINDS))]
+    for fault in many:
         at_site, at_controller, (shortest, longest) = KINDS[fault.kind]
         assert (fault.target == CONTROLLER and at_controller) or (fault.target in ("a", "b") and at_site)
         assert shortest <= fault.seconds <= longest
@@ -106,7 +109,9 @@ def test_tokens_between_two_versions_are_on_a_line():
             self.tokens, self.version, self.sites = tokens, version, ()
 
     course = Course()
-    for now, tokens, version in ((0.0, 100, 1), (5.0, 100, 1), (10.0, 300, 2)):
+    for now, tokens, version in ((-5.0, 0, 0), (0.0, 100, 1), (5.0, 100, 1), (10.0, 300, 2)):
         course.see(now, Snapshot(tokens, version))
+        course.see(now, None)
+    assert [point[0] for point in course.points] == [0.0, 10.0], "the first look tells no moment of a version"
     assert [course.tokens(at) for at in (0.0, 5.0, 10.0, 20.0)] == [100.0, 200.0, 300.0, 300.0]
     assert not trains(Snapshot(1, 1), ["a"]) and not trains(None, ["a"])

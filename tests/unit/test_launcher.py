@@ -6,6 +6,7 @@ import itertools
 import os
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -57,6 +58,25 @@ def test_the_command_is_torchrun_on_this_machine():
     assert argv[:3] == ["python3", "-m", "torch.distributed.run"]
     assert argv[-2:] == ["-m", "agent.job"]
     assert "--standalone" in argv and argv[argv.index("--nproc-per-node") + 1] == "2"
+
+
+def test_what_torchrun_writes_lies_in_the_job_folder_and_goes_away_with_it(tmp_path, monkeypatch):
+    from torch.distributed.run import config_from_args, parse_args
+
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+
+    def spawn(argv, env, cwd, log):
+        monkeypatch.chdir(cwd)
+        config, _, _ = config_from_args(parse_args(argv[3:]))
+        assert Path(config.logs_specs.root_log_dir).resolve().parent == cwd
+        config.logs_specs.reify({0: {}})  # makes the folders of an attempt
+        return FakeProcess()
+
+    job = start_job(spec(tmp_path), Orders(1.0, False, ""), spawn, {})
+    assert list((job.spec.folder / jobfolder.OF_TORCHRUN).glob("*/attempt_0/0"))
+    assert list(temporary.iterdir()) == []
 
 
 def test_a_machine_of_several_keeps_its_rank_and_meets_the_others_at_the_lead():
