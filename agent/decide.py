@@ -2,7 +2,7 @@
 
 Decides which event happened, given the permit, the job and the time, and how
 long the agent pauses after failures. It finds out nothing and acts on nothing:
-`agent.join` does both. Units: seconds of `Clock.monotonic`.
+`agent.life` does both. Units: seconds of `Clock.monotonic`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from agent.lifecycle import WITH_HOOK, WITH_JOB, Event, State
+from agent.throttle import spread
 
 DRAIN_S = 60.0
 """How long a job may take to finish its step, and to leave once what it has is handed in.
@@ -24,6 +25,9 @@ finished it still hands in."""
 RETRY_MOST_S = 5.0
 """Longest pause between heartbeats that fail; a shorter heartbeat bounds it further, for the controller
 counts a site as lost after as little as two heartbeats."""
+
+BEAT_SPREAD = 0.1
+"""The part of a heartbeat that chance may take off."""
 
 BACKOFF_S, BACKOFF_MOST_S = 2.0, 60.0
 """Pause after a failed job or on_resume; doubles with each failure in a row."""
@@ -107,6 +111,14 @@ def backoff_s(failures: int) -> float:
     return min(BACKOFF_S * 2.0 ** (failures - 1), BACKOFF_MOST_S)
 
 
-def retry_s(failures: int, heartbeat_s: float) -> float:
-    """Pause after so many failed heartbeats in a row; at most a heartbeat, and at most 5 s."""
-    return min(min(heartbeat_s, 1.0) * 2.0 ** (failures - 1), heartbeat_s, RETRY_MOST_S)
+def retry_s(failures: int, heartbeat_s: float, chance: float = 0.0) -> float:
+    """Pause after so many failed heartbeats in a row; at most a heartbeat, and at most 5 s.
+
+    Args: chance: from 0 to 1, spreads the agents that find the controller back.
+    """
+    return spread(min(min(heartbeat_s, 1.0) * 2.0 ** (failures - 1), heartbeat_s, RETRY_MOST_S), chance)
+
+
+def beat_s(heartbeat_s: float, chance: float) -> float:
+    """Pause between two heartbeats. Those that were once answered at the same moment do not stay together."""
+    return spread(heartbeat_s, chance, BEAT_SPREAD)

@@ -1,7 +1,7 @@
 """The life of one agent as a table: (state, event) -> state.
 
 Decides which event is allowed when, and what kind of power the site draws in
-each state; it starts nothing and asks nobody. `agent.join` finds out which
+each state; it starts nothing and asks nobody. `agent.life` finds out which
 event happened and acts on the new state. A forbidden event raises
 `RefusedTransition` and changes nothing.
 """

@@ -7,6 +7,7 @@ is how a person or the system ends an agent. Units: seconds.
 from __future__ import annotations
 
 import os
+import random
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -66,6 +67,7 @@ class Edges:
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     say: Callable[[str], None] = _say
     notifier: Notifier = field(default_factory=Notifier)
+    chance: Callable[[], float] = random.random  # spreads what many agents would do at the same moment
 
 
 @dataclass(slots=True)

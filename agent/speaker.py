@@ -10,6 +10,7 @@ is under way, its thread alone touches the base copy. Units: seconds of
 from __future__ import annotations
 
 import contextlib
+import random
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from agent import jobfolder
 from agent.client import Control
 from agent.jobfolder import JobStatus
 from agent.phases import Phases
+from agent.throttle import spread
 from agent.transfer import Stop, Stopped, download, pause_s
 from curtail import wire
 from curtail.clock import Clock
@@ -163,7 +165,7 @@ class Speaker:
             except Unreachable as error:
                 failures += 1
                 self.log(str(error))
-                self.wait(pause_s(failures))
+                self.wait(pause_s(failures, random.random()))
         return None
 
     def checkout(self, closing: bool = False) -> wire.CheckoutReply:
@@ -184,7 +186,7 @@ class Speaker:
         try:
             return self.control.checkout(request)
         except Unreachable as error:
-            return wire.CheckoutReply("wait", error.message, 1.0, None)
+            return wire.CheckoutReply("wait", error.message, spread(1.0, random.random()), None)
 
     def next(self, shapes: Shapes, closing: bool = False, stop: Stop | None = None) -> Next:
         """Ask what to do next and fetch what that needs; `wait` also means: ask again.

@@ -34,10 +34,10 @@ if str(ROOT) not in sys.path:
 import httpx  # noqa: E402
 
 from agent.client import Control  # noqa: E402
-from benchmarks.scale import controller, write_run  # noqa: E402
+from benchmarks.runs import controller  # noqa: E402
+from benchmarks.scale import write_run  # noqa: E402
 from controller.ledger import look  # noqa: E402
 from curtail import wire  # noqa: E402
-from curtail.errors import CurtailError  # noqa: E402
 from curtail.signing import AgentKey, Signer  # noqa: E402
 
 REGIONS, SPEED, PERIOD_S = 10, 30.0, 300.0
@@ -89,7 +89,7 @@ class Agent:
         """Say hello, or farewell and hello. Raises: CurtailError."""
         self.beats += 1
         if (self.beats + self.number) % REJOIN_EVERY == 0:
-            self.control.leave(wire.LeaveRequest(self.site, self.fence, "the soak"))
+            self.control.leave(wire.LeaveRequest(f"{self.number:032x}", self.site, self.fence, "the soak"))
             self.join()
             return
         self.control.heartbeat(
@@ -141,9 +141,9 @@ class Soak:
         began = time.monotonic()
         try:
             agent.beat()
-        except CurtailError as error:
+        except Exception as error:  # a bug of this script, too, would go down with its lane in silence
             with self._lock:
-                self.failures.append(f"{agent.site}: {error}")
+                self.failures.append(f"{agent.site}: {type(error).__name__}: {error}")
         with self._lock:
             self._took.append(time.monotonic() - began)
 
@@ -207,7 +207,7 @@ def soak(folder: Path, agents: int, seconds: float, heartbeat: float) -> dict[st
     """One soak in `folder`; all that was seen."""
     write_run(folder, "d2-test", [f"R{n}" for n in range(REGIONS)], heartbeat, 1)
     trace(folder / "trace.csv", seconds)
-    with controller(folder, speed=SPEED) as (url, pid):
+    with controller(folder, folder / "trace.csv", speed=SPEED) as (url, pid):
         all_agents = Soak(url, pid, folder / "home", agents, heartbeat)
         joined_s = all_agents.join_all()
         all_agents.run(seconds)

@@ -17,7 +17,7 @@ from curtail.clock import Clock
 from curtail.config import RunConfig
 from curtail.errors import NotFound, Refused
 from curtail.signing import Stamp
-from curtail.wireaccess import NodeList, NodeRemove, NodeRemoved, TokenReply, TokenRequest
+from curtail.wire import NodeList, NodeRemove, NodeRemoved, TokenReply, TokenRequest
 
 
 class Access:

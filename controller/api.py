@@ -29,10 +29,11 @@ from controller import openapi, tokens
 from controller.auth import Caller, Forbidden, Role
 from controller.blobs import PIECE, RangeRefused, Uploads, check_name, parse_range, read_pieces
 from controller.guard import Guard, Refusal, TooSlow
+from controller.replay import Replays
 from controller.rows import BlobRow, MachineRow
 from controller.service import Service
 from controller.store import Transaction
-from curtail import __version__, limits, signing, wire, wireaccess
+from curtail import __version__, limits, signing, wire
 from curtail.clock import Clock
 from curtail.errors import AuthError, CurtailError, DiskError, NotFound, Refused, UsageError, WireError
 from curtail.wire import PART_BYTES
@@ -99,7 +100,7 @@ def create_app(
     app.add_exception_handler(HTTPException, _no_such_path)
     app.add_exception_handler(RequestValidationError, _bad_parameter)
     app.add_exception_handler(Exception, _broken)
-    writing = CapacityLimiter(WRITERS)
+    writing, replays = CapacityLimiter(WRITERS), Replays()
 
     async def transact(use_case: Callable[[Transaction], Result]) -> Result:
         return await asyncio.wrap_future(service.store.submit(use_case))
@@ -118,7 +119,7 @@ def create_app(
         return machine
 
     async def signed_by(request: Request, body: bytes) -> MachineRow:
-        """The machine that sent a request which it must have signed, and never sent before."""
+        """The machine that sent a request which it must have signed, and never sent before, whatever broke since."""
         who = await asked_by(request)
         stamp = _signature(request, body, who.key, service.clock.wall())
         await transact(lambda tx: service.access.signed(tx, who, stamp))
@@ -127,9 +128,12 @@ def create_app(
     async def answer(
         request: Request, kind: type[Body], use_case: Callable[[Transaction, MachineRow, Body], Any]
     ) -> Response:
-        """What `use_case` says to a site's message of this kind."""
+        """What `use_case` says to a site's message of this kind, which its machine must have signed."""
         who = await asked_by(request)
-        body = wire.decode(kind, await _body(request))
+        raw = await _body(request)
+        now = service.clock.wall()
+        replays.take(who.key, _signature(request, raw, who.key, now), now)
+        body = wire.decode(kind, raw)
         return _json(await transact(lambda tx: use_case(tx, who, body)))
 
     @app.post(wire.JOIN)
@@ -142,7 +146,7 @@ def create_app(
     @app.post(wire.CREDENTIAL)
     async def credential(request: Request) -> Response:
         raw = await _body(request)
-        body = wire.decode(wireaccess.RenewRequest, raw)
+        body = wire.decode(wire.RenewRequest, raw)
         row = await transact(lambda tx: tx.machine(body.site, body.agent))
         if row is None or not row.key:
             raise AuthError("no machine with this key joined here", "join with a join token")
@@ -153,7 +157,7 @@ def create_app(
     async def cacerts() -> Response:
         if not door.authority:
             raise NotFound("this controller has no authority")
-        return _json(wireaccess.CaCerts(door.authority))
+        return _json(wire.CaCerts(door.authority))
 
     @app.post(wire.HEARTBEAT)
     async def heartbeat(request: Request) -> Response:
@@ -258,13 +262,13 @@ def create_app(
     @app.post(wire.TOKENS)
     async def token_create(request: Request) -> Response:
         by = await caller(request, Role.OPERATOR)
-        body = wire.decode(wireaccess.TokenRequest, await _body(request))
+        body = wire.decode(wire.TokenRequest, await _body(request))
         return _json(await transact(lambda tx: service.access.create_token(tx, body, door.pin, by)))
 
     @app.post(wire.TOKEN_REVOKE)
     async def token_revoke(request: Request) -> Response:
         by = await caller(request, Role.OPERATOR)
-        body = wire.decode(wireaccess.TokenRevoke, await _body(request))
+        body = wire.decode(wire.TokenRevoke, await _body(request))
         return _json(await transact(lambda tx: service.access.revoke_token(tx, body.id, by)))
 
     @app.get(wire.NODES)
@@ -275,7 +279,7 @@ def create_app(
     @app.post(wire.NODE_REMOVE)
     async def node_remove(request: Request) -> Response:
         by = await caller(request, Role.OPERATOR)
-        body = wire.decode(wireaccess.NodeRemove, await _body(request))
+        body = wire.decode(wire.NodeRemove, await _body(request))
         return _json(await transact(lambda tx: service.access.remove_node(tx, body, by)))
 
     @app.post(wire.OVERRIDE)

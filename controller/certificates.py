@@ -83,8 +83,8 @@ def ensure(home: Path, names: Iterable[str], now: float, disk: Disk) -> Identity
     """
     files = Files(home / "tls")
     moment = datetime.fromtimestamp(now, UTC)
+    disk.folder("TLS_FOLDER", files.folder, 0o700)
     try:
-        files.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.chmod(files.folder, 0o700)
     except OSError as error:
         raise disk_error("use the folder", files.folder, error) from error

@@ -1,7 +1,7 @@
 """The columns of the ledger's records: how they are called in the store, in an export, and of what type.
 
-A record is a row of the energy ledger, a reading it rests on, or a settlement. The
-names of the export carry the unit; they are stable, and the hash chain is made over
+A record is a row of the energy ledger, a reading it rests on, a settlement, or what a
+person ordered. The names of the export carry the unit; they are stable, and the hash chain is made over
 them (`controller.chain`). A column that is added later is left out where a row has
 no value in it, so that the hashes of older rows stay what they are.
 """
@@ -82,13 +82,30 @@ SETTLED = _columns(
     ("asked", "asked_s", float, "asked"),
 )
 
-TABLES: Mapping[str, str] = MappingProxyType({"energy": "energy", "reading": "readings", "settlement": "settled"})
+ORDER = _columns(
+    ("id", "order", int),
+    ("of_order", "ends_order", int),
+    ("act", "action", str),
+    ("region", "region", str),
+    ("at", "at_s", float, "at"),
+    ("until", "until_s", float, "until"),
+    ("by_whom", "by", str),
+    ("reason", "reason", str),
+    ("wall", "ordered_s", float, "ordered"),
+)
+
+TABLES: Mapping[str, str] = MappingProxyType(
+    {"energy": "energy", "reading": "readings", "settlement": "settled", "order": "orders"}
+)
 """Kind of record -> its table in the store. Each of them has an INTEGER PRIMARY KEY `id`."""
 
 COLUMNS: Mapping[str, tuple[Column, ...]] = MappingProxyType(
-    {"energy": ENERGY, "reading": READING, "settlement": SETTLED}
+    {"energy": ENERGY, "reading": READING, "settlement": SETTLED, "order": ORDER}
 )
 """Kind of record -> its columns."""
+
+EDITIONS: tuple[tuple[str, ...], ...] = (tuple(COLUMNS), ("energy", "reading", "settlement"))
+"""The kinds whose columns an export as CSV has: that of today, and those of files from before."""
 
 
 def record(kind: str, row: Mapping[str, Any]) -> dict[str, Value]:
@@ -96,10 +113,10 @@ def record(kind: str, row: Mapping[str, Any]) -> dict[str, Value]:
     return {c.name: row[c.stored] for c in COLUMNS[kind] if row[c.stored] is not None and row[c.stored] != ""}
 
 
-def header() -> list[str]:
+def header(kinds: tuple[str, ...] = EDITIONS[0]) -> list[str]:
     """The names of all columns of an export as CSV, in order; kinds share the columns that have one name."""
     names = ["seq", "record"]
-    for kind in COLUMNS:
+    for kind in kinds:
         for column in COLUMNS[kind]:
             for name in (column.moment, column.name):
                 if name and name not in names:

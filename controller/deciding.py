@@ -87,16 +87,16 @@ class Deciding:
         self.price: Price | None = None
         self.aim: Aim | None = None
 
-    def restore(self, tx: Transaction, now: float) -> None:
+    def restore(self, tx: Transaction) -> None:
         """Continue after a restart: orders, and what the sites cost. No verdict is trusted."""
-        self.orders.restore(tx, now)
+        self.orders.restore(tx)
         self._learn(tx)
 
     def step(self, tx: Transaction, run: RunRow, now: float) -> None:
         """Read, and decide anew on all sites together."""
         for region in self._rules:
             self._read(tx, region, now)
-        self.orders.expire(tx, now)
+        self.orders.expire(tx, now, self._clock.wall())
         self._learn(tx)
         mono, lost_after = self._clock.monotonic(), self._config.fleet.lost_after
         here = [live for live in self._fleet if live.heard(mono, lost_after) or self._away(live.site)]

@@ -17,7 +17,7 @@ from controller.store import Store, Transaction
 from curtail.disk import Disk, disk_error
 from curtail.errors import AuthError
 from curtail.token import Token, parse_token
-from curtail.wireaccess import TokenRequest
+from curtail.wire import TokenRequest
 
 JOIN, OPERATOR = "join-token", "operator-token"
 ROLE_OF = {JOIN: Role.AGENT, OPERATOR: Role.OPERATOR}

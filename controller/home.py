@@ -24,12 +24,15 @@ from controller.store.upkeep import RESTORE
 from controller.versions import Versions
 from curtail.clock import Clock
 from curtail.config import RunConfig, config_from_json
-from curtail.disk import disk_error, file_sha256
+from curtail.disk import SystemDisk, clear_leftovers, disk_error, file_sha256
 from curtail.errors import ConfigError, CurtailError, DataError, Refused
 from nanochat import presets
 from nanochat.checkpoint import MODEL_FILE, read_meta
 from nanochat.manifest import MANIFEST_NAME, Manifest
 from nanochat.recipe import Recipe, recipe_of
+
+STORE = "state.db"
+FIRST = "v000000"
 
 FIXED = ("run", "model", "training")
 """Sections of the run file that cannot change once a run has begun; data may move but not change."""
@@ -47,10 +50,10 @@ class Data:
 def lock(home: Path) -> IO[str]:
     """Hold the folder for this process; keep the result.
 
-    Raises: Refused: another controller runs there. DiskError.
+    Raises: Refused: another controller runs there. CurtailError: its store is lost. DiskError.
     """
+    SystemDisk().folder("HOME", home, 0o700)
     try:
-        home.mkdir(parents=True, exist_ok=True)
         file = open(home / "lock", "w")  # noqa: SIM115 (held open for the life of the process)
     except OSError as error:
         raise disk_error("use the folder", home, error) from error
@@ -59,19 +62,37 @@ def lock(home: Path) -> IO[str]:
     except OSError as error:
         file.close()
         raise Refused(f"another controller already uses {home}", "stop it, or choose another --home") from error
+    try:
+        check_store_is_there(home)
+    except CurtailError:
+        file.close()
+        raise
+    for folder in (home, home / "tls"):
+        clear_leftovers(folder)
     return file
+
+
+def check_store_is_there(home: Path) -> None:
+    """Refuse a folder that has versions of a run, but no store that knows them.
+
+    A run that began anew there would, in time, replace what is left of the old one. Version 0
+    alone is what a first start leaves that was killed before its row was written.
+    Raises: CurtailError.
+    """
+    store = home / STORE
+    if store.is_file() and store.stat().st_size > 0:
+        return
+    orphans = sorted(path.name for path in (home / "versions").glob("v*") if path.name != FIRST)
+    if orphans:
+        state = "empty" if store.is_file() else "missing"
+        raise CurtailError(f"{home} holds {orphans[-1]} of a run, but its store {store} is {state}", RESTORE)
 
 
 def load_data(config: RunConfig) -> Data:
     """The run's data. Raises: NotFound, DataError: no manifest there, or a file is missing or has another size."""
     folder = Path(config.data.path)
     manifest = Manifest.load(folder)
-    for file in manifest.files:
-        path = folder / file.name
-        if not path.is_file() or path.stat().st_size != file.size:
-            raise DataError(
-                f"the token file {path} is missing or has the wrong size", "run `curtail data prepare` again"
-            )
+    manifest.check_files(folder)
     if manifest.samples("train") < config.training.batch_samples:
         raise DataError(
             f"the data in {folder} hold {manifest.samples('train')} samples, a batch needs"
@@ -84,20 +105,7 @@ def load_data(config: RunConfig) -> Data:
 
 def model_for(config: RunConfig, manifest: Manifest) -> presets.GPTConfig:
     """The model of the run. Raises: ConfigError: it does not fit the data."""
-    model = presets.preset(config.model.preset)
-    if manifest.vocab_size != model.vocab_size:
-        raise ConfigError(
-            f"the data use a tokenizer with {manifest.vocab_size} ids, the preset {config.model.preset} has"
-            f" {model.vocab_size}",
-            f"train the tokenizer with --vocab-size {model.vocab_size}, or choose another preset",
-        )
-    if manifest.sequence_len > model.sequence_len:
-        raise ConfigError(
-            f"the data have samples of {manifest.sequence_len} tokens, the preset {config.model.preset} takes"
-            f" {model.sequence_len}",
-            f"run `curtail data prepare` with --sequence-len {model.sequence_len}",
-        )
-    return dataclasses.replace(model, sequence_len=manifest.sequence_len)
+    return presets.preset_for(config.model.preset, manifest.vocab_size, manifest.sequence_len)
 
 
 def recipe_for(config: RunConfig) -> Recipe:
@@ -265,7 +273,7 @@ def _data_blobs(data: Data) -> list[BlobRow]:
 
 def _link_data(home: Path, folder: Path) -> None:
     """HOME/data leads to the data, so that `curtail eval HOME/versions/...` finds tokenizer and text."""
-    link, temp = home / "data", home / f".data.{os.getpid()}"
+    link, temp = home / "data", home / f".data.{os.getpid()}.tmp"
     try:
         temp.unlink(missing_ok=True)
         temp.symlink_to(folder, target_is_directory=True)

@@ -105,7 +105,7 @@ def export(home: Path, out: Path, form: str, disk: Disk | None = None) -> int:
         if finding.problem:
             raise CurtailError(f"the ledger in {home} was changed: {finding.problem}", "see curtail ledger verify")
         data = "".join(ledgerfile.write(_run(tx), tx.links(), finding.head, form)).encode()
-    (disk or SystemDisk()).replace("ledger-export", out, data)
+    (disk or SystemDisk()).replace("LEDGER_EXPORT", out, data)
     print(f"{finding.records} records are in {out}, head {finding.head}", file=sys.stderr)
     return 0
 

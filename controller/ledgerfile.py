@@ -17,7 +17,7 @@ from itertools import zip_longest
 from typing import Any
 
 from controller.chain import FORMAT, Finding, Link, follow
-from controller.columns import COLUMNS, Value, header
+from controller.columns import COLUMNS, EDITIONS, Value, header
 from curtail.errors import DataError
 
 FORMS = ("csv", "json")
@@ -31,6 +31,7 @@ class Export:
     run: str
     links: tuple[Link, ...]
     form: str
+    kinds: tuple[str, ...] = EDITIONS[0]  # whose columns it has
 
 
 def moment(seconds: float) -> str:
@@ -41,9 +42,9 @@ def moment(seconds: float) -> str:
         return ""
 
 
-def write(run: str, links: Iterable[Link], head: str, form: str) -> Iterator[str]:
-    """The lines of the file, each with its line feed. `links` must have their records."""
-    return _csv(run, links, head) if form == "csv" else _json(run, links, head)
+def write(run: str, links: Iterable[Link], head: str, form: str, kinds: tuple[str, ...] = EDITIONS[0]) -> Iterator[str]:
+    """The lines of the file, each with its line feed. `links` must have their records, of these kinds."""
+    return _csv(run, links, head, kinds) if form == "csv" else _json(run, links, head)
 
 
 def _row(link: Link) -> dict[str, Value]:
@@ -59,8 +60,8 @@ def _row(link: Link) -> dict[str, Value]:
     return {**out, "hash": link.hash}
 
 
-def _csv(run: str, links: Iterable[Link], head: str) -> Iterator[str]:
-    names, count = header(), 0
+def _csv(run: str, links: Iterable[Link], head: str, kinds: tuple[str, ...]) -> Iterator[str]:
+    names, count = header(kinds), 0
     yield _line(names)
     for link in links:
         count += 1
@@ -107,14 +108,15 @@ def _read_csv(text: str, name: str) -> Export:
     except csv.Error as error:
         raise DataError(f"{name} is damaged: {error}") from None
     names = rows[0] if rows else []
-    if names != header():
+    kinds = next((edition for edition in EDITIONS if names == header(edition)), None)
+    if kinds is None:
         raise DataError(f"line 1 of {name} does not name the columns of a ledger", "it is damaged, or another file")
     links = []
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != len(names):
             raise DataError(f"line {number} of {name} has {len(row)} columns, not {len(names)}")
         links.append(_link(dict(zip(names, row, strict=True)), f"line {number} of {name}"))
-    return Export(words[0], tuple(links), "csv")
+    return Export(words[0], tuple(links), "csv", kinds)
 
 
 def _read_json(text: str, name: str) -> Export:
@@ -159,7 +161,7 @@ def check(data: bytes, name: str, head: str | None = None) -> Finding:
     finding = follow(export.run, export.links, head)
     if finding.problem:
         return finding
-    lines = "".join(write(export.run, export.links, finding.head, export.form)).splitlines(keepends=True)
+    lines = "".join(write(export.run, export.links, finding.head, export.form, export.kinds)).splitlines(keepends=True)
     for number, (written, found) in enumerate(
         zip_longest(lines, data.decode("utf-8").splitlines(keepends=True)), start=1
     ):

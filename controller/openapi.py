@@ -15,7 +15,7 @@ from typing import Any
 
 from controller import guard, rates
 from controller.auth import Role
-from curtail import limits, signing, wire, wireaccess
+from curtail import limits, signing, wire
 from curtail.limits import Real, Rule, Text, Whole
 
 AGENT, VIEWER, OPERATOR = Role.AGENT, Role.VIEWER, Role.OPERATOR
@@ -60,18 +60,18 @@ class Operation:
 OPERATIONS = (
     Operation("post", wire.JOIN, "Be admitted with a join token.", (), wire.JoinRequest, wire.JoinReply, True,
               (401, 403, 404, 409, 507)),
-    Operation("post", wire.CREDENTIAL, "A new credential by the machine's key alone.", (), wireaccess.RenewRequest,
+    Operation("post", wire.CREDENTIAL, "A new credential by the machine's key alone.", (), wire.RenewRequest,
               wire.JoinReply, True, (401, 409, 507)),
-    Operation("get", wire.CACERTS, "The certificate of the controller's authority.", (), None, wireaccess.CaCerts,
+    Operation("get", wire.CACERTS, "The certificate of the controller's authority.", (), None, wire.CaCerts,
               also=(404,)),
     Operation("post", wire.HEARTBEAT, "Say what the machine does; hear whether it may train.", (AGENT,),
-              wire.Heartbeat, wire.HeartbeatReply, also=(409, 507)),
-    Operation("post", wire.LEAVE, "Stop for good.", (AGENT,), wire.LeaveRequest, wire.Ack, also=(409, 507)),
+              wire.Heartbeat, wire.HeartbeatReply, True, (409, 507)),
+    Operation("post", wire.LEAVE, "Stop for good.", (AGENT,), wire.LeaveRequest, wire.Ack, True, (409, 507)),
     Operation("get", wire.RUN, "What is fixed for the whole run.", (AGENT,), None, wire.RunInfo),
     Operation("post", wire.CHECKOUT, "Ask for work.", (AGENT,), wire.CheckoutRequest, wire.CheckoutReply,
-              also=(409, 507)),
+              True, (409, 507)),
     Operation("post", wire.PROGRESS, "Tell how far the round is.", (AGENT,), wire.Progress, wire.ProgressReply,
-              also=(409, 507)),
+              True, (409, 507)),
     Operation("post", wire.COMMIT, "Hand in a contribution; a repeat gets the first receipt.", (AGENT,),
               wire.CommitRequest, wire.Receipt, True, (409, 507)),
     Operation("post", wire.BLOBS, "Reserve room for a file; hear which parts are missing.", (AGENT,), wire.BlobOffer,
@@ -81,14 +81,14 @@ OPERATIONS = (
               wire.BlobStatus, True, (404, 409, 507)),
     Operation("get", wire.BLOB, "A file, or the rest of it.", (AGENT,), None, None, also=(404, 416)),
     Operation("get", wire.STATUS, "The snapshot that every view is made of.", (VIEWER, OPERATOR), None, wire.Status),
-    Operation("get", wire.TOKENS, "All tokens, without their secrets.", (OPERATOR,), None, wireaccess.TokenList),
-    Operation("post", wire.TOKENS, "Make a token.", (OPERATOR,), wireaccess.TokenRequest, wireaccess.TokenReply,
+    Operation("get", wire.TOKENS, "All tokens, without their secrets.", (OPERATOR,), None, wire.TokenList),
+    Operation("post", wire.TOKENS, "Make a token.", (OPERATOR,), wire.TokenRequest, wire.TokenReply,
               also=(404, 409, 507)),
     Operation("post", wire.TOKEN_REVOKE, "Nobody gets in with this token any more.", (OPERATOR,),
-              wireaccess.TokenRevoke, wire.Ack, also=(404, 507)),
-    Operation("get", wire.NODES, "All machines that joined.", (OPERATOR,), None, wireaccess.NodeList),
-    Operation("post", wire.NODE_REMOVE, "Forget a machine, or all of a site.", (OPERATOR,), wireaccess.NodeRemove,
-              wireaccess.NodeRemoved, also=(404, 507)),
+              wire.TokenRevoke, wire.Ack, also=(404, 507)),
+    Operation("get", wire.NODES, "All machines that joined.", (OPERATOR,), None, wire.NodeList),
+    Operation("post", wire.NODE_REMOVE, "Forget a machine, or all of a site.", (OPERATOR,), wire.NodeRemove,
+              wire.NodeRemoved, also=(404, 507)),
     Operation("post", wire.OVERRIDE, "Order all sites of a region to train or to pause, for a time.", (OPERATOR,),
               wire.OverrideRequest, wire.Ack, also=(404, 409, 507)),
     Operation("get", wire.HEALTH, "Can the controller do its work?"),

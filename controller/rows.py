@@ -168,17 +168,17 @@ class KeptRow:
 
 
 @dataclass(frozen=True, slots=True)
-class OverrideRow:
-    """A person's order for a region."""
+class OrderRow:
+    """What a person ordered for a region, or that it ended. Such rows are only added, and are in the hash chain."""
 
+    of_order: int | None  # the id of the order that this ends; None: it is one
+    act: str  # train, pause; cleared, replaced, expired: why an order ended; ended: an older curtail did not say why
     region: str
-    train: int  # 1: train, 0: pause
-    since: float
-    until: float
-    by_whom: str
+    at: float  # from when on it counts
+    until: float | None  # of an order: when it runs out by itself
+    by_whom: str  # "": nobody, it ran out
     reason: str
-    placed_wall: float
-    ended: float | None  # taken back, or followed by another; None: it runs out by itself
+    wall: float | None  # when it was said; None: an older curtail did not keep it
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,7 +113,7 @@ class Service:
         self.switches.restore(tx, self._moment(run))
         fleet = self.config.fleet
         self.rounds.resume(tx, self.even.wall(), fleet.lost_after)
-        self.deciding.restore(tx, run.clock)
+        self.deciding.restore(tx)
         # No persisted regime is trusted: the first tick decides anew.
         tx.set_run(regime=Regime.PAUSED.value, regime_since=run.clock)
         self._event(tx, "controller", f"the controller started at version {tx.latest_version().version}")

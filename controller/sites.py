@@ -23,7 +23,7 @@ from curtail.clock import Clock
 from curtail.config import RunConfig
 from curtail.errors import NotFound
 from curtail.signing import fingerprint
-from curtail.wireaccess import NodeInfo, NodeList
+from curtail.wire import NodeInfo, NodeList
 
 Release = Callable[[Transaction, str, float, str], None]
 """Gives back what a site holds: (transaction, site, Unix time, reason)."""
@@ -100,7 +100,8 @@ class Sites:
         machine = live.machines[row.agent] = LiveMachine.of(row)
         machine.seen = live.seen = now
         of = "" if site.machines == 1 else f", one of {site.machines} machines"
-        self._event(tx, "site", f"{site.site} joined from {row.machine} in {site.region}, epoch {site.fence}{of}")
+        whence = f"{row.machine} in {site.region} with token {token.id}"
+        self._event(tx, "site", f"{site.site} joined from {whence}, epoch {site.fence}{of}")
         return site.fence, credential
 
     def leave(self, tx: Transaction, who: MachineRow, reason: str) -> None:
@@ -173,6 +174,8 @@ class Sites:
 
     def gather(self, tx: Transaction, live: LiveSite) -> None:
         """Look which machines of the site are here, and form a new crew if need be."""
+        if live.expected == 1:
+            return  # no crew: this is asked for every site at every step
         crew = live.gather(self._clock.monotonic(), self._lost_after, auth.new_id())
         if crew is None:
             return

@@ -13,7 +13,7 @@ from controller.auth import Caller, Forbidden, Role
 from controller.rows import TokenRow
 from controller.store import Transaction
 from curtail.errors import AuthError, NotFound, Refused, UsageError
-from curtail.wireaccess import TokenInfo, TokenList, TokenReply, TokenRequest
+from curtail.wire import TokenInfo, TokenList, TokenReply, TokenRequest
 
 LONGEST_NOTE = 200
 MOST_USES = 1_000_000

@@ -7,6 +7,7 @@ for each kind of failure. Commands are in `curtail.cli`. An exception that is no
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import sys
@@ -17,6 +18,8 @@ from curtail.errors import CurtailError
 PACKAGES = ("agent", "controller", "nanochat", "rustbpe")
 INTERRUPTED = 130
 """128 + SIGINT, as shells report it."""
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 def main() -> None:
@@ -30,6 +33,8 @@ def run(arguments: list[str]) -> int:
         check_packages()
         from curtail.cli import invoke
 
+        if sys.stdout is None:  # closed by who started us
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for as long as the process lives)
         code = invoke(arguments)
         sys.stdout.flush()
         return code
@@ -39,13 +44,27 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader (head, less) has seen enough. Python would complain once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader (head, less) has seen enough.
+        drop_output()
         return 1
+    except OSError as error:
+        # Errors of files are told with the file's name where they happen; what has none is the output itself.
+        if error.filename is not None or error.errno not in NO_ROOM:
+            raise
+        drop_output()
+        complain(CurtailError(f"cannot write the output: {error.strerror}", "free some space, or send it elsewhere"))
+        return CurtailError.exit_code
+
+
+def drop_output() -> None:
+    """What is still to be printed goes nowhere: else Python complains once more when it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def complain(error: CurtailError) -> None:
     """One line on stderr, whatever the message holds."""
+    if sys.stderr is None:  # closed by who started us; the exit code says it
+        return
     text = " ".join(str(error).split())
     encoding = sys.stderr.encoding or "ascii"
     print(f"curtail: {text}".encode(encoding, "replace").decode(encoding), file=sys.stderr)

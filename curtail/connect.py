@@ -14,7 +14,7 @@ import ipaddress
 import ssl
 from typing import TYPE_CHECKING
 
-from curtail import __version__, wire, wireaccess
+from curtail import __version__, wire
 from curtail.errors import AuthError, Unreachable, UsageError, WireError
 from curtail.token import Token
 
@@ -103,7 +103,7 @@ def fetch_authority(url: str, pin: str) -> str:
         why = str(error) or type(error).__name__
         raise Unreachable(f"no controller answers at {url} ({why})", "check the address and that it runs") from error
     try:
-        pem = wire.decode(wireaccess.CaCerts, body).pem
+        pem = wire.decode(wire.CaCerts, body).pem
     except WireError:
         raise WireError(f"{url} does not answer like a curtail controller", "check the address") from None
     found = pin_of(pem)

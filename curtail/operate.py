@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from curtail import wire
 from curtail.disk import SystemDisk
 from curtail.errors import CurtailError, NotFound, Refused, Unreachable, WireError
-from curtail.wireaccess import (
+from curtail.wire import (
     NodeList,
     NodeRemove,
     NodeRemoved,
@@ -188,7 +188,9 @@ def _pin(home: Path) -> str | None:
 
 
 def create(home: Path, request: TokenRequest, out: Path | None, as_json: bool) -> int:
-    """Carry out `curtail token create`; returns the exit code. Raises: CurtailError."""
+    """Carry out `curtail token create`; returns the exit code. Raises: CurtailError; no token is made then."""
+    if out is not None:
+        _check_new(out)
     with open_desk(home) as desk:
         made = desk.create(request)
     if out is not None:
@@ -201,6 +203,17 @@ def create(home: Path, request: TokenRequest, out: Path | None, as_json: bool) -
     if not as_json:
         print(f"token {made.id}; hand it over as a file or in CURTAIL_TOKEN, never in a command", file=sys.stderr)
     return 0
+
+
+def _check_new(out: Path) -> None:
+    """Before a token is made: can it be kept there? A token that was shown once is never written over.
+
+    Raises: Refused, NotFound.
+    """
+    if out.exists() or out.is_symlink():
+        raise Refused(f"{out} is there already", "give another name, or remove it")
+    if not out.absolute().parent.is_dir():
+        raise NotFound(f"the folder {out.absolute().parent} does not exist", "create it first")
 
 
 def rotate(home: Path) -> int:

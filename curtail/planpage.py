@@ -41,7 +41,7 @@ def write_plot(path: Path, title: str, told: str, pictures: Sequence[Picture], d
         data = alone(pictures, title).encode()
     else:
         data = to_png(alone(pictures, title))
-    (disk or SystemDisk()).replace("plot", path, data)
+    (disk or SystemDisk()).replace("PLOT", path, data)
 
 
 def page(title: str, told: str, pictures: Sequence[Picture]) -> str:

@@ -40,9 +40,9 @@ def run_report(
     figures = look(home)
     disk = disk or SystemDisk()
     drawn = [] if png_folder is None else draw(figures)  # first what may fail before anything is written
-    disk.replace("report", out, page(figures, __version__).encode())
+    disk.replace("REPORT", out, page(figures, __version__).encode())
     if json_file is not None:
-        disk.replace("report-json", json_file, as_json(figures).encode())
+        disk.replace("REPORT_JSON", json_file, as_json(figures).encode())
     if png_folder is not None:
         _write_all(disk, png_folder, drawn)
     print(f"the report of {figures.name} is in {out}", file=sys.stderr)
@@ -64,7 +64,7 @@ def _write_all(disk: Disk, folder: Path, files: list[tuple[str, bytes]]) -> None
     except OSError as error:
         raise disk_error("make the folder", folder, error) from error
     for name, data in files:
-        disk.replace("report-png", folder / name, data)
+        disk.replace("REPORT_PNG", folder / name, data)
     print(f"{len(files)} pictures are in {folder}", file=sys.stderr)
 
 

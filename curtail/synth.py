@@ -35,6 +35,9 @@ class Level:
 CURTAILED = Level(50.0, 30.0)  # 20 to 80
 ORDINARY = Level(500.0, 150.0)  # 350 to 650: a gas or coal plant is at the margin
 
+MOST_READINGS = 2_000_000
+"""Nineteen years of five minutes; more is a slip of the pen, and would fill the memory."""
+
 RIPPLE_MEMORY = 0.7
 """Share of the ripple that carries over to the next reading, so that a course looks like one."""
 
@@ -92,8 +95,13 @@ def _value(level: Level, ripple: float) -> float:
 def _check(regions: Sequence[str], segments: Sequence[Segment], period_s: float, start: datetime) -> None:
     if not regions or len(set(regions)) != len(regions) or any("," in region for region in regions):
         raise UsageError("a trace needs regions, each named once and without commas", "give for example NORTH SOUTH")
-    if not segments or period_s < 1 or any(seconds <= 0 for seconds, _ in segments):
+    # not `<= 0`: nan is refused, too
+    if not segments or period_s < 1 or not all(seconds > 0 for seconds, _ in segments):
         raise UsageError("a trace needs segments and a period that last", "give seconds above 0, the period at least 1")
+    if sum(seconds for seconds, _ in segments) / period_s > MOST_READINGS:
+        raise UsageError(
+            f"the trace would have more than {MOST_READINGS:,} readings", "shorten it, or lengthen --period"
+        )
     for _, curtailed in segments:
         if strangers := sorted(set(curtailed) - set(regions)):
             raise UsageError(f"a segment names the unknown region {strangers[0]!r}", f"known are {', '.join(regions)}")

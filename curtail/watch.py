@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -25,6 +26,7 @@ from curtail.connect import open_with_token
 from curtail.errors import AuthError, CurtailError, Refused, Unreachable, UsageError, WireError
 from curtail.lifeline import unwinding_on_signals
 from curtail.token import parse_token
+from curtail.viewer import GET_ONE, explaining, place, recall, remember
 
 if TYPE_CHECKING:
     import httpx
@@ -98,7 +100,7 @@ def fetch(http: httpx.Client, url: str) -> wire.Status:
         except WireError:
             raise WireError(f"{url} answers with HTTP {response.status_code}", "is it a curtail controller?") from None
         if response.status_code in (401, 403):
-            raise AuthError(problem.message, "give a viewer's token: `curtail token create --role viewer`")
+            raise AuthError(problem.message, GET_ONE)
         raise Refused(problem.message, problem.remedy or None)
     try:
         return wire.decode(wire.Status, response.content)
@@ -127,6 +129,9 @@ def show(
     interval: float,
     token: str | None = None,
     server_name: str | None = None,
+    state: Path | None = None,
+    keep: bool = False,
+    insecure: bool = False,
 ) -> int:
     """Carry out `curtail status`; returns the exit code.
 
@@ -135,12 +140,28 @@ def show(
         interval: seconds between snapshots.
         token: a viewer's; needed where the controller does not show the status to everybody.
         server_name: the name that the controller's certificate must hold, if not the host of `url`.
+        state: this user's folder, where tokens are remembered; None: nothing is.
+        keep: remember `token`, if it is good.
+        insecure: plain HTTP to another address than loopback is wanted.
     Raises: CurtailError: the first snapshot cannot be had.
     """
     url = check_url(url)
     _tolerate(sys.stdout)
-    with open_with_token(url, parse_token(token) if token else None, server_name) as http:
-        status = fetch(http, url)
+    if keep and not token:
+        raise UsageError("there is no token to remember", "give one with --token-file or in CURTAIL_TOKEN")
+    recalled = recall(state, url) if state is not None and not token else None
+    token = token or recalled
+    if token is None and url.startswith("https:"):
+        raise AuthError(f"{url} shows the run only to who has a token", GET_ONE)
+    used = place(state, url) if state is not None and recalled is not None else None
+    with contextlib.ExitStack() as stack:
+        with explaining(used):
+            http = stack.enter_context(
+                open_with_token(url, parse_token(token) if token else None, server_name, insecure)
+            )
+            status = fetch(http, url)
+        if keep and token and state is not None:
+            print(f"the token is remembered in {remember(state, url, token)}", file=sys.stderr)
         if as_json:
             return _print_json(http, url, status, bool(watch), interval)
         if watch and not is_screen(sys.stdout):

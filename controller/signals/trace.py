@@ -85,7 +85,8 @@ def load_trace(path: Path, unit: str, columns: Iterable[str] | None = None) -> T
     except FileNotFoundError as error:
         raise NotFound(f"there is no trace file {path}", "give the path of a CSV file with --trace") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the trace file {path}: {error}") from error
+        words = getattr(error, "strerror", None) or error
+        raise DataError(f"cannot read the trace file {path}: {words}") from error
     rows = csv.reader(text.splitlines())
     header = next(rows, None)
     if not header or header[0].strip() != "point_time":

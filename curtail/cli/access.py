@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from curtail.cli.arguments import check_name, seconds
+from curtail.cli.arguments import AsJson, check_name, seconds
 from curtail.cli.root import node_app, token_app
 
 HOME = typer.Option(help="Folder of the controller's state; it may be running.")
@@ -29,7 +29,9 @@ def token_create(
         typer.Option(help="Only for this site; then a wiped machine may take its old place.", show_default=False),
     ] = None,
     region: Annotated[str | None, typer.Option(help="Only for sites in this region.", show_default=False)] = None,
-    uses: Annotated[int, typer.Option(min=0, help="Machines that may join with it; 0: no limit. For agents.")] = 1,
+    uses: Annotated[
+        int, typer.Option(min=0, max=1_000_000, help="Machines that may join with it; 0: no limit. For agents.")
+    ] = 1,
     expires: Annotated[
         str | None,
         typer.Option(help="How long it is good, as 90 min, 12 h, 30 d, never.", show_default=False),
@@ -39,11 +41,11 @@ def token_create(
         Path | None,
         typer.Option(help="Write it to this file, for its owner only, instead of stdout.", show_default=False),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: AsJson = False,
 ) -> int:
     """Make a token. It is shown once."""
     from curtail.operate import create
-    from curtail.wireaccess import TokenRequest
+    from curtail.wire import TokenRequest
 
     for kind, name in (("site", site), ("region", region)):
         if name:
@@ -63,7 +65,7 @@ def token_create(
 @token_app.command("list")
 def token_list(
     home: Annotated[Path, HOME],
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: AsJson = False,
 ) -> int:
     """List the tokens that were made, without their secrets."""
     from curtail.operate import list_tokens
@@ -93,7 +95,7 @@ def token_rotate(home: Annotated[Path, HOME]) -> int:
 @node_app.command("list")
 def node_list(
     home: Annotated[Path, HOME],
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: AsJson = False,
 ) -> int:
     """List the machines that joined."""
     from curtail.operate import list_nodes

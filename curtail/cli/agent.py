@@ -8,7 +8,9 @@ import typer
 from curtail.cli.arguments import (
     DryRun,
     RunsAs,
+    ServerName,
     SystemWide,
+    TokenFile,
     UnitName,
     check_name,
     default_state,
@@ -16,6 +18,7 @@ from curtail.cli.arguments import (
     samples_at_once,
 )
 from curtail.cli.root import agent_app, agent_service_app, check_words
+from curtail.errors import UsageError
 
 
 @agent_app.command("join")
@@ -32,13 +35,8 @@ def agent_join(
             help="Folder of the agent's state; by default ~/.local/state/curtail/agent-SITE.", show_default=False
         ),
     ] = None,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="File with the join token, - for stdin; else CURTAIL_TOKEN in the environment.", show_default=False
-        ),
-    ] = None,
-    ranks: Annotated[int, typer.Option(min=0, help="Processes of a job; 0: one for each GPU, or one.")] = 0,
+    token_file: TokenFile = None,
+    ranks: Annotated[int, typer.Option(min=0, max=4096, help="Processes of a job; 0: one for each GPU, or one.")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of each process; 0: the cores, split.")] = 0,
     device_batch_samples: Annotated[
         str, typer.Option(help="Samples that a process takes through the model at once; auto: as the run file says.")
@@ -73,13 +71,7 @@ def agent_join(
         ),
     ] = None,
     hook_limit: Annotated[float, typer.Option(min=1, help="Seconds that each of these may take.")] = 300.0,
-    server_name: Annotated[
-        str | None,
-        typer.Option(
-            help="The name in the controller's certificate, where it is not the host of its address.",
-            show_default=False,
-        ),
-    ] = None,
+    server_name: ServerName = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Plain HTTP to another machine, where the whole network is trusted.")
     ] = False,
@@ -120,6 +112,8 @@ def agent_service_install(
 ) -> int:
     """Write the systemd unit of an agent. Nothing is started."""
     words = check_words(("agent", "join"), arguments)
+    if any(word in ("-", "--token-file=-") for word in arguments):
+        raise UsageError("a unit has no stdin to read a token from", "give --token-file the name of a file")
     from curtail.service import Wanted, install
     from curtail.units import AGENT
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import sys
@@ -14,6 +15,7 @@ import typer
 from curtail.errors import AuthError, NotFound, UsageError
 
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+HOST = re.compile(r"[A-Za-z0-9._-]{1,253}")
 LONGEST_TOKEN = 4096
 """Characters; a token file that is longer is another file, given by mistake."""
 
@@ -25,6 +27,20 @@ class Unit(StrEnum):
     POUNDS = "lb/MWh"
 
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="File with the token to join or to look with, - for stdin; else CURTAIL_TOKEN in the environment.",
+        show_default=False,
+    ),
+]
+ServerName = Annotated[
+    str | None,
+    typer.Option(
+        help="The name in the controller's certificate, where it is not the host of its address.", show_default=False
+    ),
+]
 UnitName = Annotated[str, typer.Option(help="Name of the unit.")]
 SystemWide = Annotated[bool, typer.Option("--system", help="For the whole machine; needs root.")]
 RunsAs = Annotated[
@@ -51,6 +67,22 @@ def check_name(kind: str, name: str) -> str:
     return name
 
 
+def check_host(name: str) -> str:
+    """`name`, if it is a host name or an address, as a certificate can hold it.
+
+    Raises: UsageError: a URL, a port, or something else.
+    """
+    if HOST.fullmatch(name):
+        return name
+    try:
+        ipaddress.ip_address(name)  # IPv6
+    except ValueError:
+        raise UsageError(
+            f"--advertise cannot be {name!r}", "give a host name or an address, without https:// and without a port"
+        ) from None
+    return name
+
+
 def read_token(file: Path | None) -> str | None:
     """The token from `file` (-: stdin), else from CURTAIL_TOKEN, else None. Never from a flag: others can read those.
 
@@ -62,6 +94,8 @@ def read_token(file: Path | None) -> str | None:
         text = (sys.stdin.read(LONGEST_TOKEN + 1) if file == Path("-") else file.read_text(encoding="utf-8")).strip()
     except FileNotFoundError:
         raise NotFound(f"there is no token file {file}", "the controller writes it to HOME/join-token") from None
+    except IsADirectoryError:
+        raise AuthError(f"cannot read the token file {file}: it is a folder", "name the file in it") from None
     except OSError as error:
         raise AuthError(
             f"cannot read the token file {file}: {error.strerror}", "check its owner and its mode"

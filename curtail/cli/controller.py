@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from curtail.cli.arguments import DryRun, RunsAs, SystemWide, Unit, UnitName
+from curtail.cli.arguments import DryRun, RunsAs, SystemWide, Unit, UnitName, check_host
 from curtail.cli.root import check_words, controller_app, controller_service_app
 
 
@@ -39,14 +39,20 @@ def controller_start(
     open_status: Annotated[
         bool, typer.Option("--open-status", help="Show the status without a token beyond loopback, too.")
     ] = False,
+    address_share: Annotated[
+        float,
+        typer.Option(min=0.01, max=1.0, help="Part of all connections that one address may hold; loopback may more."),
+    ] = 0.5,
 ) -> int:
     """Start the controller of a run, or go on with it."""
     from controller.serve import StartOptions, start
 
+    for name in advertise or ():
+        check_host(name)
     options = StartOptions(
         home=home, run_file=run_file, trace=trace, unit=unit.value if unit else None, speed=speed, host=host, port=port,
         announce=announce, forecast=forecast, tls=tls, insecure=insecure, advertise=tuple(advertise or ()),
-        open_status=open_status,
+        open_status=open_status, address_share=address_share,
     )  # fmt: skip
     return start(options)
 

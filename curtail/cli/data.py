@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from curtail.cli.arguments import AsJson
 from curtail.cli.root import data_app, tokenizer_app
 
 
@@ -42,7 +43,7 @@ def tokenizer_eval(
         list[Path] | None,
         typer.Option(help="A further text to measure, UTF-8; give it once for each.", show_default=False),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: AsJson = False,
 ) -> int:
     """Measure bytes per token, beside GPT-2's and cl100k's.
 

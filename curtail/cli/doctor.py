@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from curtail.cli.arguments import read_token
+from curtail.cli.arguments import ServerName, TokenFile, read_token
 from curtail.cli.root import app
 
 
@@ -24,17 +24,8 @@ def doctor(
         int | None,
         typer.Option(min=1, max=65535, help="With an agent's folder: the port for its site.", show_default=False),
     ] = None,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(help="File with a token of the controller; else CURTAIL_TOKEN.", show_default=False),
-    ] = None,
-    server_name: Annotated[
-        str | None,
-        typer.Option(
-            help="The name in the controller's certificate, where it is not the host of its address.",
-            show_default=False,
-        ),
-    ] = None,
+    token_file: TokenFile = None,
+    server_name: ServerName = None,
     torch: Annotated[bool, typer.Option(help="Try torch and gloo, too; takes some seconds.")] = True,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> int:

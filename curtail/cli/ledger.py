@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from curtail.cli.arguments import Unit
+from curtail.cli.arguments import AsJson, Unit
 from curtail.cli.root import app, ledger_app
 
 
@@ -64,7 +64,7 @@ def ledger_settle(
     unit: Annotated[
         Unit | None, typer.Option(help="Unit of the trace's numbers; with --trace.", show_default=False)
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: AsJson = False,
 ) -> int:
     """Settle the energy ledger by what its signal's source says of the past now.
 

@@ -78,7 +78,7 @@ def invoke(arguments: list[str]) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":
             typer.echo(error.format_message(), err=True)
             return UsageError.exit_code
-        message = error.format_message().strip().rstrip(".")
+        message = error.format_message().strip().rstrip(".").replace("Value error, ", "")
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "curtail"
         raise UsageError(message[:1].lower() + message[1:], f"see {command} --help") from None

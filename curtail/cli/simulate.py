@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from curtail.cli.arguments import Unit
+from curtail.cli.arguments import AsJson, Unit
 from curtail.cli.root import app
 from curtail.errors import UsageError
 
@@ -72,7 +72,7 @@ def simulate(
         typer.Option(help="Also draw it, to this file: .html, .svg or .png.", show_default=False),
     ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Also list every change of a site, and why.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: AsJson = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print the result as CSV.")] = False,
 ) -> int:
     """Plan a run: when would it finish, at what kg, with which sites.

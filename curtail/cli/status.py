@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from curtail.cli.arguments import read_token
+from curtail.cli.arguments import ServerName, TokenFile, default_state, read_token
 from curtail.cli.root import app
+from curtail.errors import UsageError
 
 
 @app.command()
@@ -21,27 +22,36 @@ def status(
         bool | None, typer.Option(help="Keep showing; the default on a terminal.", show_default=False)
     ] = None,
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between snapshots.")] = 0.5,
-    token_file: Annotated[
+    token_file: TokenFile = None,
+    server_name: ServerName = None,
+    remember: Annotated[
+        bool, typer.Option("--remember", help="Keep the token, readable by this user only, for the next time.")
+    ] = False,
+    home: Annotated[
         Path | None,
         typer.Option(
-            help="File with a viewer's token, - for stdin; else CURTAIL_TOKEN. Beyond loopback.", show_default=False
-        ),
-    ] = None,
-    server_name: Annotated[
-        str | None,
-        typer.Option(
-            help="The name in the controller's certificate, where it is not the host of its address.",
-            show_default=False,
+            help="On the controller's machine: the run's folder, in place of address and token.", show_default=False
         ),
     ] = None,
 ) -> int:
     """Show what a run does: regime, regions, sites, loss, energy."""
     from curtail.watch import show
 
+    if home is not None:
+        from curtail.viewer import at_home
+
+        if url is not None or token_file is not None or remember:
+            raise UsageError("--home brings an address and a token of its own", "leave the others out")
+        where, operator = at_home(home)
+        # this machine talks to itself, and how it listens is what its operator chose
+        return show(where, as_json=json, watch=watch, interval=interval, token=operator, insecure=True)
     address = url or os.environ.get("CURTAIL_URL")
     if not address:
         from curtail.discovery import find_controller
 
         address = find_controller().url
     token = read_token(token_file)
-    return show(address, as_json=json, watch=watch, interval=interval, token=token, server_name=server_name)
+    return show(
+        address, as_json=json, watch=watch, interval=interval, token=token, server_name=server_name,
+        state=default_state(), keep=remember,
+    )  # fmt: skip

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from curtail.cli.arguments import Unit, check_name
+from curtail.cli.arguments import AsJson, Unit, check_name
 from curtail.cli.root import signal_app, trace_app
 from curtail.errors import UsageError
 
@@ -88,7 +88,7 @@ def trace_show(
 @signal_app.command("check")
 def signal_check(
     run_file: Annotated[Path, typer.Argument(help="The run file; its section [signal] names the source.")],
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: AsJson = False,
 ) -> int:
     """Ask the signal of a run once: source, value, unit, age and verdict for every region.
 

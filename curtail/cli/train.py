@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from curtail.cli.arguments import samples_at_once
+from curtail.cli.arguments import AsJson, samples_at_once
 from curtail.cli.root import app, bench_app
 from curtail.errors import UsageError
 
@@ -68,7 +68,7 @@ def train(
         str, typer.Option(help="Attention backend; auto: the first one that works. docs/training.md lists them.")
     ] = "auto",
     fp8: Annotated[bool, typer.Option("--fp8", help="Multiply in 8-bit floats; on Hopper and later.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: AsJson = False,
 ) -> int:
     """Train a model on this machine alone, the plain data-parallel way.
 
@@ -114,7 +114,7 @@ def bench_train(
     loss: Annotated[
         Loss, typer.Option(help="fused: block by block, as training does; plain: all logits at once.")
     ] = Loss.FUSED,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: AsJson = False,
 ) -> int:
     """Measure how fast a model trains here: tokens per second, MFU, memory.
 
@@ -152,7 +152,7 @@ def evaluate(
         int | None, typer.Option(min=1, help="With --core: questions of each set; by default all.", show_default=False)
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Sequences that go through the model at once.")] = 16,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: AsJson = False,
     csv: Annotated[
         Path | None, typer.Option(help="With --core: also write the scores to this file.", show_default=False)
     ] = None,

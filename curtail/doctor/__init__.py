@@ -58,6 +58,7 @@ def checks(asked: Asked) -> Iterator[tuple[str, Check]]:
         yield "secrets", lambda: folder.secrets(home or Path("/nowhere"), tokens)
     if home is not None and folder.kind_of(home) is Kind.CONTROLLER:
         yield "port", lambda: [network.port("port", asked.host, asked.port, _tenant(home))]
+        yield "backlog", network.backlog
     url = asked.url
     if url is not None:
         yield "controller", lambda: network.controller(url, _trust(asked))

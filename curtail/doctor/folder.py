@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from controller.backup import SECRETS
+from controller.home import check_store_is_there
 from controller.ledger import look
 from controller.room import free_bytes, judge, low_water
 from controller.store import reading
@@ -46,6 +47,9 @@ def kind_of(home: Path) -> Kind:
 
 def state(home: Path) -> list[Finding]:
     """Whose it is, and whether this user can write there."""
+    if home.exists() and not home.is_dir():
+        return [fail("folder", f"{home} is a file", "give the folder that is used with --home")]
+    check_store_is_there(home)
     kind = kind_of(home)
     if not home.is_dir():
         return [warn("folder", f"{home} does not exist yet", "it is made at the first start; or give another --home")]
@@ -60,7 +64,19 @@ def state(home: Path) -> list[Finding]:
         return [fail("folder", f"{strangers} belongs to another user", f"chown -R {owner} {home}")]
     if not os.access(home, os.W_OK | os.X_OK):
         return [fail("folder", f"{home} cannot be written", f"chmod u+rwx {home}; is the disk mounted read-only?")]
-    return [fine("folder", f"{kind} in {home}")]
+    return [fine("folder", f"{kind} in {home}"), *_open_to_others(home)]
+
+
+def _open_to_others(home: Path) -> list[Finding]:
+    """A folder that others may look into, or put files into. A new one has mode 0700; an older one keeps its own."""
+    mode = stat.S_IMODE(home.stat().st_mode)
+    if mode & 0o022:
+        words = f"{home} has mode {mode:04o}: others can replace what is in it, keys and tokens too"
+        return [fail("folder", words, f"chmod 700 {home}")]
+    if mode & 0o055:
+        words = f"{home} has mode {mode:04o}: other users of this machine can look into it"
+        return [warn("folder", words, f"chmod 700 {home}, if nobody else needs what is in it")]
+    return []
 
 
 def secrets(home: Path, more: tuple[Path, ...] = ()) -> list[Finding]:

@@ -12,6 +12,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from controller.listen import BACKLOG
 from curtail import wire
 from curtail.connect import check_url, fetch_authority, mistrust, open_http
 from curtail.doctor.finding import Finding, fail, fine, warn
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import httpx
 
 CONNECT_S = 3.0
+SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
 CLOCK_S = 5.0
 """Seconds between two clocks that nobody need mind; the header of an answer says whole seconds only."""
 
@@ -52,6 +54,18 @@ def port(what: str, host: str, number: int, used_by: str = "", binding: Callable
             return fail(what, f"{where} needs rights that this user lacks", "choose a port from 1024 on")
         return fail(what, f"cannot listen on {where}: {error.strerror or error}", "check the address")
     return fine(what, f"{where} is free")
+
+
+def backlog(limit: Path = SOMAXCONN) -> list[Finding]:
+    """May as many connections wait for the controller as come back at once after it was away? Linux only."""
+    try:
+        allowed = int(limit.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return []
+    if allowed < BACKLOG:
+        words = f"the system lets {allowed} connections wait, the controller asks for {BACKLOG}"
+        return [warn("backlog", words, f"sysctl -w net.core.somaxconn={BACKLOG}, if there are hundreds of agents")]
+    return [fine("backlog", f"{BACKLOG} connections may wait to be taken")]
 
 
 def rendezvous(

@@ -244,7 +244,7 @@ NONE_WHOLE = ("none of the 1 checkpoints", "give another folder with --out")
 TRAINING: dict[str, tuple[Damage, tuple[object, ...], int, tuple[str, ...]]] = {
     "no data": (gone("data"), (), NOT_FOUND, ("no manifest.json in", "`curtail data prepare`")),
     "too small a data set": (nothing, ("--batch-samples", 10**6), FAILURE, ("training samples", "import more text")),
-    "vocab mismatch": (nothing, ("--preset", "d4-test"), FAILURE, ("512 ids", "4096", "--vocab-size 4096")),
+    "vocab mismatch": (nothing, ("--preset", "d4-test"), USAGE, ("512 ids", "4096", "--vocab-size 4096")),
     "empty tokens": (cut("data/train_00000.bin", 0), (), FAILURE, ("train_00000.bin", "wrong size", "copy it")),
     "truncated manifest": (cut("data/manifest.json"), (), FAILURE, ("manifest.json", "make it again")),
     "another tokenizer": (copied("other/tokenizer.json", TOKENIZER), (), FAILURE, ("were made with the tokenizer",)),

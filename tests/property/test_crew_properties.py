@@ -1,6 +1,6 @@
 """Machines of one site that die, come back, leave and lose messages at random: does it always train again?
 
-The controller's side is real (`controller.fleet`), the agents follow the rules of `agent.join` and `agent.decide`,
+The controller's side is real (`controller.fleet`), the agents follow the rules of `agent.life` and `agent.decide`,
 and jobs behave like torchrun: a part that ends ends the others soon, and a part that waits for others waits long.
 """
 

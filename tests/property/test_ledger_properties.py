@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -15,10 +16,12 @@ from controller.accounts import PHASES, Totals, add
 from controller.booking import Booking
 from controller.chain import Finding, Link, follow, following, genesis
 from controller.fleet import LiveMachine, LiveSite
+from controller.orders import Orders
 from controller.signals.trace import Trace, load_trace
 from curtail.config import parse_config
+from curtail.errors import NotFound
 from curtail.policy import Verdict
-from curtail.wire import Power
+from curtail.wire import OverrideRequest, Power
 
 RECORDED = Path(__file__).resolve().parents[3] / "shared" / "data" / "mci_2026-01-11_18h.csv"
 CONFIG = parse_config(
@@ -245,7 +248,7 @@ def test_undisturbed_counters_are_booked_to_the_joule(steps):
 
 
 RECORD = st.tuples(
-    st.sampled_from(("energy", "reading", "settlement")),
+    st.sampled_from(("energy", "reading", "settlement", "order")),
     st.dictionaries(st.sampled_from(("site", "reason", "kwh", "t")), st.one_of(st.text(max_size=5), st.floats(0, 9))),
 )
 
@@ -286,6 +289,56 @@ def test_any_change_of_a_chain_but_a_cut_at_its_end_is_found(records, data):
     swapped[place], swapped[other] = swapped[other], swapped[place]
     assert bool(follow("run", swapped).problem) == (place != other)
     assert follow("another run", links).problem
+
+
+class Ordered:
+    """What orders ask of a transaction, without a file."""
+
+    def __init__(self):
+        self.rows, self.events, self.after_rollback = [], [], []
+
+    def add_order(self, row):
+        self.rows.append(row)
+        return len(self.rows)
+
+    def open_orders(self):
+        ended = {row.of_order for row in self.rows}
+        return [(n, row) for n, row in enumerate(self.rows, 1) if row.of_order is None and n not in ended]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(("train", "pause", "clear", "wait", "restart")),
+            st.sampled_from("AB"),
+            st.floats(1.0, 500.0),
+        ),
+        max_size=40,
+    )
+)
+def test_what_was_in_force_at_any_time_follows_from_the_records_of_orders_alone(steps):
+    tx, now, held = Ordered(), 1000.0, []
+    orders = Orders("AB", lambda *event: None)
+    for what, region, seconds in steps:
+        if what == "restart":
+            orders = Orders("AB", lambda *event: None)
+            orders.restore(tx)
+        elif what == "wait":
+            now += seconds
+            orders.expire(tx, now, 0.0)
+        else:
+            with contextlib.suppress(NotFound):  # there was nothing to take back
+                orders.place(tx, OverrideRequest(region, what, seconds, "kim", "why"), now, 0.0)
+        held.append({name: order.train for name in "AB" if (order := orders.of(name, now)) is not None})
+        ends = [row.of_order for row in tx.rows if row.of_order is not None]
+        assert len(ends) == len(set(ends)), "an order ends once"
+        ended = {row.of_order: row.at for row in tx.rows if row.of_order is not None}
+        told = {
+            row.region: row.act == "train"
+            for number, row in enumerate(tx.rows, 1)
+            if row.of_order is None and row.at <= now < ended.get(number, row.until)
+        }
+        assert told == held[-1]
 
 
 def test_the_phases_of_the_ledger_are_all_booked():

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from doubles import FakeClock
 
 from controller import auth, tokens
 from controller.aggregate import merge
@@ -37,30 +38,13 @@ from curtail.errors import CurtailError
 from curtail.policy import Forecast
 from curtail.reading import Reading, unknown
 from curtail.signing import HEADER, AgentKey, Signer
-from curtail.wireaccess import TokenRequest
+from curtail.wire import TokenRequest
 from nanochat import checkpoint, delta, weights
 from nanochat.presets import GPTConfig, to_json, weight_shapes
 
 MODEL = GPTConfig(sequence_len=8, vocab_size=64, n_layer=1, n_head=1, n_kv_head=1, n_embd=16)
 BATCH = 4
 STEP_TOKENS = BATCH * MODEL.sequence_len
-
-
-class FakeClock:
-    """Time stands still until the test moves it."""
-
-    def __init__(self) -> None:
-        self.t = 1_000_000.0
-        self.set_by = 0.0  # s by which somebody set the wall clock
-
-    def wall(self) -> float:
-        return self.t + self.set_by
-
-    def monotonic(self) -> float:
-        return self.t
-
-    def sleep(self, seconds: float) -> None:
-        self.t += seconds
 
 
 class SetReadings:
@@ -336,7 +320,7 @@ def besieged(tmp_path_factory):
     """No rate limits it: they would answer most of what is sent."""
     import uvicorn
 
-    from controller import blobs, connections, rates
+    from controller import blobs, gate, rates
     from controller.api import Door, create_app
 
     with pytest.MonkeyPatch.context() as patch:
@@ -357,7 +341,7 @@ def besieged(tmp_path_factory):
         info = wire.RunInfo("run", "n", 1, "p", {}, "0" * 64, "t", 8, 100, 4, 4, "{}", "int8", False, 20, 600.0)
         app = create_app(world.service, world.uploads, info, lambda: None, Door("PEM", None, False))
         listener = socket.create_server(("127.0.0.1", 0))
-        config = uvicorn.Config(app, log_level="critical", access_log=False, **connections.options())
+        config = uvicorn.Config(app, log_level="critical", access_log=False, **gate.options())
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

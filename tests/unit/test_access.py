@@ -11,7 +11,7 @@ from curtail.disk import SystemDisk
 from curtail.errors import AuthError, NotFound, Refused, UsageError
 from curtail.signing import Stamp
 from curtail.token import parse_token
-from curtail.wireaccess import NodeRemove, TokenRequest
+from curtail.wire import NodeRemove, TokenRequest
 
 OPERATOR = Caller(Role.OPERATOR, "test")
 
@@ -325,6 +325,13 @@ def test_a_removed_machine_leaves_no_trace_and_its_samples_go_back(world, make):
     assert world.status().round is None and world.status().sites == ()
     world.check()
     assert join(world, make(), agent="two", key="new").fence == 2
+
+
+def test_the_log_says_with_which_token_a_machine_joined(world, make):
+    token = make()
+    join(world, token)
+    said = [event.text for event in world.status().events]
+    assert any(f"a joined from host in A with token {parse_token(token).id}" in text for text in said)
 
 
 def test_one_machine_of_several_is_named_by_its_agents_id(world, make):

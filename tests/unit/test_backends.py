@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from doubles import TickingClock
 
 from curtail import training
 from curtail.errors import ConfigError
@@ -264,21 +265,10 @@ def test_what_a_model_runs_with_is_one_line():
 # -- the benchmark -----------------------------------------------------------
 
 
-class Ticking:
-    """A clock on which everything takes a second."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def monotonic(self):
-        self.now += 1.0
-        return self.now
-
-
 def test_every_backend_is_measured_or_says_why_not(monkeypatch):
     monkeypatch.setitem(BACKENDS, "cpu", (Backend("new", raising), MATH))
     asked = Asked(steps=1, batch_samples=2, device_batch_samples=1, threads=1, device="cpu", fused_loss=False)
-    refusal, math = measure_backends(FULL, asked, Ticking())
+    refusal, math = measure_backends(FULL, asked, TickingClock())
     assert isinstance(refusal, NotMeasured) and isinstance(math, Speed)
     assert refusal.attention == "new" and "no kernel image" in refusal.reason
     assert (math.attention, math.windows, math.loss, math.fp8) == ("math", "none", "plain", False)

@@ -15,6 +15,7 @@ import typer.main
 import curtail
 from curtail import __main__ as entry
 from curtail import cli
+from curtail.cli import arguments as taken
 from curtail.errors import AuthError, CurtailError, NotFound, UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,6 +113,12 @@ TRAINED = ["controller", "start", "run.toml", "--home", "h", "--trace", "t.csv",
         (["train", "--data", "d", "--out", "x", "--device-batch-samples", "0"], 2, "give a number of samples, or auto"),
         (["bench", "train"], 2, "the model is named by --preset or by --depth"),
         (["eval", "/no/where"], 3, "there is no checkpoint in /no/where"),
+        (
+            ["controller", "start", "run.toml", "--home", "h", "--advertise", "https://a.example:8765"],
+            2,
+            "--advertise cannot be 'https://a.example:8765'",
+        ),
+        (["token", "create", "--home", "h", "--role", "chef"], 2, "invalid value for '--role': 'chef' is not one of"),
         (["sample", "/no/where", "def "], 3, "there is no checkpoint in /no/where"),
         (["data", "import", "/no/where", "--out", "/tmp/x"], 3, "/no/where does not exist"),
         (["trace", "synth", "--out", "x", "--region", "A", "--segment", "x"], 2, "'x' is no segment"),
@@ -171,6 +178,24 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert process.wait(30) in (0, 1)
 
 
+def listing(redirect: str) -> tuple[int, str]:
+    """The exit code of a command whose stdout is redirected by the shell, and what it said on stderr."""
+    command = f'"{sys.executable}" -m curtail --version {redirect}'
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    return done.returncode, done.stderr
+
+
+def test_a_closed_stdout_is_no_error() -> None:
+    assert listing(">&-") == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_an_output_without_room_is_one_line() -> None:
+    code, said = listing("> /dev/full")
+    assert code == 1
+    assert said == "curtail: cannot write the output: No space left on device: free some space, or send it elsewhere\n"
+
+
 def test_a_strangers_package_stops_the_program(tmp_path: Path) -> None:
     (tmp_path / "agent").mkdir()
     (tmp_path / "agent" / "__init__.py").touch()
@@ -220,6 +245,17 @@ def test_names_of_sites_and_regions() -> None:
     for name in ("", "x" * 65, "a b", "a/b", "ä", "a\n"):
         with pytest.raises(UsageError):
             cli.check_name("site", name)
+
+
+@pytest.mark.parametrize("name", ["train.example.org", "10.0.0.7", "2001:db8::1", "node_7"])
+def test_what_a_controller_may_be_called(name: str) -> None:
+    assert taken.check_host(name) == name
+
+
+@pytest.mark.parametrize("name", ["a.example:8765", "https://a.example", "x y", "", "2001:db8::1]"])
+def test_a_controllers_name_is_no_url_and_has_no_port(name: str) -> None:
+    with pytest.raises(UsageError, match="without a port"):
+        taken.check_host(name)
 
 
 def test_the_state_folder_follows_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

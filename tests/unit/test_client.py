@@ -6,6 +6,7 @@ import dataclasses
 
 import httpx
 import pytest
+from doubles import FakeClock
 
 from agent import throttle
 from agent.client import Control, check_url, open_http
@@ -114,22 +115,8 @@ def test_a_proxy_from_the_environment_is_not_used_on_loopback(monkeypatch):
 # -- a controller that asks for patience ---------------------------------------------
 
 
-class Clock:
-    def __init__(self):
-        self.t = 100.0
-
-    def wall(self):
-        return self.t
-
-    def monotonic(self):
-        return self.t
-
-    def sleep(self, seconds):
-        self.t += seconds
-
-
 def test_after_a_429_nothing_is_sent_for_the_time_it_says_and_heartbeats_count_apart():
-    asked, clock = [], Clock()
+    asked, clock = [], FakeClock()
 
     def handler(request):
         asked.append(request.url.path)

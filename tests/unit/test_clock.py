@@ -1,26 +1,13 @@
 """A machine's clock that is set while a round runs moves no deadline."""
 
 import pytest
+from doubles import FakeClock
 
 from curtail.clock import EvenClock
 
 
-class SetClock:
-    def __init__(self) -> None:
-        self.t, self.set_by = 100.0, 5000.0
-
-    def wall(self) -> float:
-        return self.t + self.set_by
-
-    def monotonic(self) -> float:
-        return self.t
-
-    def sleep(self, seconds: float) -> None:
-        self.t += seconds
-
-
 def test_an_even_clock_goes_on_as_it_began_when_the_wall_clock_is_set():
-    below = SetClock()
+    below = FakeClock(100.0, set_by=5000.0)
     even = EvenClock(below)
     assert even.wall() == 5100.0
     below.set_by -= 3600.0

@@ -113,3 +113,57 @@ def test_no_file_and_no_toml_are_clear_errors(tmp_path: Path):
     (tmp_path / "bad.toml").write_text("[run\n")
     with pytest.raises(ConfigError, match="no valid TOML"):
         load_config(tmp_path / "bad.toml")
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "sentence"),
+    [
+        ("training", "token_budget", 99999999999999999999999, r"token_budget is too large: at most 9007199254740991"),
+        ("training", "token_budget", 2**53, r"token_budget is too large: at most 9007199254740991"),
+        ("training", "token_budget", -(10**400), r"token_budget is too small: at least 1 "),
+        ("rounds", "inner_steps", 10**30, r"inner_steps is too large: at most 9007199254740991"),
+        ("run", "seed", 2**64, r"seed is too large"),
+        ("rounds", "length", "1e300 h", r"length = '1e300 h' is too large: at most 262980 h, 30 years"),
+        ("rounds", "grace", "1e999 s", r"grace = '1e999 s' is too large: at most 262980 h"),
+        ("fleet", "heartbeat", "1e7 s", r"heartbeat = 1e\+07 is too large: at most 1e\+06"),
+        ("policy", "threshold", "1e10 g/kWh", r"threshold = '1e10 g/kWh' is too large: at most 1e9 g/kWh"),
+        ("policy", "threshold", "-1e10 g/kWh", r"threshold = '-1e10 g/kWh' is too small: at least -1e9 g/kWh"),
+        ("policy", "deadline", "1e300 h", r"deadline = '1e300 h' is too large: at most 262980 h"),
+        ("policy", "budget_kg", float("nan"), r"budget_kg is NaN"),
+        ("policy", "budget_kg", float("inf"), r"budget_kg is too large: at most 1e\+15"),
+        ("policy", "safety", 10**400, r"safety is too large: at most 1e\+15"),
+        ("accounting", "network_kwh_per_gb", float("-inf"), r"network_kwh_per_gb is too small: at least 0"),
+        ("signal", "options", {"a": [float("nan")]}, r"options: only texts, finite numbers"),
+        ("rounds", "outer", {"9" * 5000: {"lr": 1.0}}, r"is no number of sites"),
+    ],
+)  # fmt: skip
+def test_no_number_is_larger_than_a_run_can_keep_and_none_is_not_finite(section, key, value, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        parse_config(changed(section, key, value))
+
+
+def test_the_largest_numbers_are_accepted():
+    table = changed("training", "token_budget", 2**53 - 1)
+    table["rounds"] = {"length": "262980 h"}
+    config = parse_config(table)
+    assert config.training.token_budget == 2**53 - 1 and config.rounds.length == 262980 * 3600.0
+
+
+@pytest.mark.parametrize("name", ["a b", "", "a" * 65, "ü", "a/b", "a\n"])
+@pytest.mark.parametrize("section", ["regions", "sites"])
+def test_regions_and_sites_have_names_that_messages_can_carry(section, name):
+    with pytest.raises(ConfigError, match=r"cannot be the name of a (region|site): use 1 to 64 letters, digits, dots"):
+        parse_config(changed(section, name, dict(TABLE["regions"]["A"]) if section == "regions" else {}))
+
+
+def test_a_folder_a_file_of_bytes_and_a_number_without_end_are_told_in_plain_words(tmp_path: Path):
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path)
+    assert str(caught.value) == f"the run file {tmp_path} is a folder: name the file in it"
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="no text in UTF-8"):
+        load_config(tmp_path / "bytes")
+    for text in (f"a = {'9' * 5000}", f"a = {'[' * 5000}"):
+        (tmp_path / "long").write_text(text)
+        with pytest.raises(ConfigError, match="no valid TOML"):
+            load_config(tmp_path / "long")

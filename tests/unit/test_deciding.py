@@ -271,12 +271,41 @@ def test_an_order_survives_a_restart_and_a_newer_one_takes_its_place(world):
     world.start()
     world.tick()
     assert world.beat("a").granted
-    rows = world.store.call(lambda tx: tx.overrides())
-    assert [(row.train, row.ended is None) for row in rows] == [(0, False), (1, True)]
+    assert orders(world) == [("pause", None, "kim"), ("replaced", 1, "kim"), ("train", None, "kim")]
     world.tick(300.0)
     world.start()
     world.tick()
     assert not world.beat("a").granted
+    assert orders(world)[3:] == [("expired", 3, "")], "once"
+
+
+def orders(world):
+    return [(row.act, row.of_order, row.by_whom) for _, row in world.store.call(lambda tx: tx.orders())]
+
+
+def test_an_order_that_ran_out_while_no_controller_was_there_is_noted_at_the_time_it_ended(world):
+    world.tick()
+    order(world, action="pause", seconds=300.0)
+    (began,) = [row for _, row in world.store.call(lambda tx: tx.orders())]
+    world.start()
+    world.tick(1000.0)
+    _, end = [row for _, row in world.store.call(lambda tx: tx.orders())]
+    assert (end.act, end.of_order, end.at) == ("expired", 1, began.until) == ("expired", 1, began.at + 300.0)
+    assert any("has run out" in text for text in events(world, "order"))
+
+
+def test_an_order_that_could_not_be_kept_is_not_in_force(world, monkeypatch):
+    world.tick()
+    order(world, action="pause")
+    monkeypatch.setattr(world.service.deciding, "step", lambda *arguments: 1 / 0)
+    for action in ("train", "clear"):
+        with pytest.raises(ZeroDivisionError):
+            order(world, action=action)
+    monkeypatch.undo()
+    assert orders(world) == [("pause", None, "kim")]
+    assert not world.service.deciding.orders.of("A", world.service.replay.now()).train
+    order(world, action="clear")
+    assert orders(world)[1:] == [("cleared", 1, "kim")]
 
 
 @pytest.mark.parametrize(
@@ -294,7 +323,7 @@ def test_an_order_that_makes_no_sense_is_refused_and_changes_nothing(world, chan
     world.tick()
     with pytest.raises(error, match=words):
         order(world, **changes)
-    assert world.store.call(lambda tx: tx.overrides()) == []
+    assert orders(world) == []
 
 
 # -- what is left, and the price ------------------------------------------------------------

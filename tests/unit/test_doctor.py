@@ -195,6 +195,17 @@ def test_a_folder_is_told_by_what_is_in_it(home, tmp_path_factory):
     assert folder.kind_of(other) is folder.Kind.AGENT and worst(folder.state(other)).level is Level.OK
 
 
+@pytest.mark.parametrize(
+    ("mode", "level"),
+    [(0o700, Level.OK), (0o750, Level.WARN), (0o755, Level.WARN), (0o770, Level.FAIL), (0o777, Level.FAIL)],
+)
+def test_a_folder_that_others_can_look_into_is_warned_of_and_one_that_they_can_write_fails(home, mode, level):
+    home.chmod(mode)
+    found = worst(folder.state(home))
+    assert found.level is level
+    assert level is Level.OK or (f"{mode:04o}" in found.found and found.remedy.startswith(f"chmod 700 {home}"))
+
+
 def test_another_users_folder_fails(home, monkeypatch):
     monkeypatch.setattr(folder.os, "geteuid", lambda: 4711)
     assert "this is user 4711" in worst(folder.state(home)).found
@@ -254,6 +265,16 @@ def test_nothing_is_changed_by_looking(home, world, monkeypatch):
 
 
 # -- the network --------------------------------------------------------------------
+
+
+def test_a_system_that_lets_few_connections_wait_is_warned_of(tmp_path):
+    limit = tmp_path / "somaxconn"
+    assert network.backlog(limit) == [], "not a Linux"
+    limit.write_text("128\n")
+    found = worst(network.backlog(limit))
+    assert found.level is Level.WARN and "128 connections" in found.found
+    limit.write_text("4096\n")
+    assert worst(network.backlog(limit)).level is Level.OK
 
 
 @pytest.fixture

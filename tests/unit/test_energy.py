@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+from doubles import FakeClock
+
 from controller.energy import EnergySimulation, ReplayClock
 from controller.microgrid import Supply
 from curtail.clock import SystemClock
@@ -55,18 +57,7 @@ def test_a_failing_step_is_logged_once_and_the_next_one_tries_again(caplog):
 
 
 def test_the_clock_of_a_replay_runs_at_its_speed():
-    class Stopped:
-        t = 5.0
-
-        def monotonic(self):
-            return self.t
-
-        wall = monotonic
-
-        def sleep(self, seconds):
-            self.t += seconds
-
-    clock = Stopped()
+    clock = FakeClock()
     replay = ReplayClock(START, 60.0, clock)
     clock.sleep(2.0)
     assert replay.now() == START + 120.0

@@ -20,7 +20,7 @@ PACKAGES = ("curtail", "controller", "agent", "nanochat", "rustbpe")
 
 CORE = {"curtail", *(f"curtail.{name}" for name in
         ("errors", "clock", "disk", "config", "reading", "forecast", "costs", "clearing", "override", "policy",
-         "decision", "wire", "wireaccess", "token", "signing", "connect", "limits", "discovery", "lifeline",
+         "decision", "wire", "token", "signing", "connect", "limits", "discovery", "lifeline",
          "notify"))}  # fmt: skip
 """What every package may use. The rest of `curtail` are leaves of the command line."""
 
@@ -79,6 +79,8 @@ def imports_of(module: str) -> Iterator[Import]:
 
     return walk(ast.parse(MODULES[module].read_text(encoding="utf-8")), True, False)
 
+
+CORE |= {module for module in MODULES if module.startswith(("curtail.config.", "curtail.wire."))}
 
 ALL = [found for module in MODULES for found in imports_of(module)]
 

@@ -389,9 +389,11 @@ def test_a_commit_rides_through_an_outage(world):
 def test_an_outage_that_does_not_end_costs_one_contribution(world):
     world.faults[wire.COMMIT] = ["lost"] * 1000
     world.train(1, world.base, "weights", world.put_weights(world.base))
+    began = world.clock.monotonic()
     world.run()
     assert world.commits == [] and any("dropped" in line for line in world.lines)
-    assert world.info.outage_s <= world.clock.skipped < world.info.outage_s + 60
+    assert world.info.outage_s <= world.clock.monotonic() - began  # what was waited and the real seconds between
+    assert world.clock.skipped < world.info.outage_s + 60
 
 
 class FullDisk(SystemDisk):
@@ -698,7 +700,7 @@ def test_an_error_beside_the_training_ends_the_job(world):
 
 
 def test_a_finished_contribution_waits_minutes_for_the_controller_also_while_draining(world):
-    world.faults[wire.COMMIT] = ["lost"] * 60
+    world.faults[wire.COMMIT] = ["lost"] * 90
     told = []
     sleep = world.clock.sleep
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import httpx
 import pytest
+from doubles import FakeClock
 
 from agent.client import Control
 from agent.job import environment
@@ -15,22 +16,6 @@ from agent.link import Bucket, Link, parse_rate
 from agent.transfer import download, upload
 from curtail import wire
 from curtail.errors import UsageError
-
-
-class Clock:
-    def __init__(self):
-        self.t = 100.0
-        self.slept = []
-
-    def wall(self):
-        return self.t
-
-    def monotonic(self):
-        return self.t
-
-    def sleep(self, seconds):
-        self.slept.append(seconds)
-        self.t += seconds
 
 
 @pytest.mark.parametrize(
@@ -56,7 +41,7 @@ def test_a_bucket_lets_its_burst_through_at_once_and_then_its_rate():
 
 
 def test_both_directions_share_one_rate(tmp_path):
-    clock, data, blobs = Clock(), bytes(200_000), {}
+    clock, data, blobs = FakeClock(), bytes(200_000), {}
 
     def handle(request):
         path = request.url.path

@@ -20,6 +20,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from doubles import FakeClock, TickingClock
 
 from agent.client import Control
 from controller import auth
@@ -55,28 +56,6 @@ EPS = 1e-4
 
 LOAD_S, STOP_S, SYNC_S, ROUND_S = 100.0, 15.0, 30.0, 600.0
 TRAIN_W, IDLE_W = 2024.0, 468.0
-
-
-class SetClock:
-    def __init__(self, t: float = 1_800_000_000.0) -> None:
-        self.t = t
-
-    def wall(self) -> float:
-        return self.t
-
-    def monotonic(self) -> float:
-        return self.t
-
-    def sleep(self, seconds: float) -> None:
-        self.t += seconds
-
-
-class Patience(SetClock):
-    """For the limits on requests: whoever asks has waited a second."""
-
-    def monotonic(self) -> float:
-        self.t += 1.0
-        return self.t
 
 
 class Asgi(httpx.BaseTransport):
@@ -287,7 +266,7 @@ class Replay:
 
     def __init__(self, home: Path, trace: Trace, source: Source, work: int, perfect: bool, **policy: object) -> None:
         self.home, self.trace = home, trace
-        self.clock, self.merger = SetClock(), PublishingMerger()
+        self.clock, self.merger = FakeClock(1_800_000_000.0), PublishingMerger()
         self.origin = self.clock.t
         self.config = run_config(work, list(trace.values), policy)
         self.versions = Versions(home / "versions")
@@ -301,7 +280,7 @@ class Replay:
             perfect_forecast=perfect,
         ))  # fmt: skip
         self.store.call(self.service.resume)
-        app = create_app(self.service, self.uploads, INFO, lambda: None, Door(open_status=True), Patience())
+        app = create_app(self.service, self.uploads, INFO, lambda: None, Door(open_status=True), TickingClock())
         self.wire = Asgi(app)
         self.sites = [self._site(region) for region in trace.values]
 

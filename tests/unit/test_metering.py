@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from doubles import FakeClock
 
 from agent.power import CounterMeter
 from controller.metering import SiteMeter, difference
@@ -98,13 +99,6 @@ def test_a_silent_site_is_booked_by_the_model():
     assert (drawn.watts, drawn.method, drawn.draw) == (80.0, "constant", None)
 
 
-class Ticking:
-    t = 100.0
-
-    def monotonic(self):
-        return self.t
-
-
 class Counting:
     method, covers = "fake", ("x",)
 
@@ -118,7 +112,7 @@ class Counting:
 
 
 def test_the_agents_meter_sums_up_what_it_measured_and_leaves_gaps_out():
-    clock, gpu, host = Ticking(), Counting("gpu"), Counting("host")
+    clock, gpu, host = FakeClock(), Counting("gpu"), Counting("host")
     meter = CounterMeter([gpu, host], clock)
     for seconds, broken in ((0.0, False), (2.0, False), (2.0, True), (2.0, False), (2.0, False)):
         clock.t += seconds

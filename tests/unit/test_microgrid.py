@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+from doubles import FakeClock
 
 from controller import accounts
 from controller.energy import EnergySimulation, ReplayClock
@@ -16,23 +17,11 @@ from curtail.errors import ConfigError, DataError, NotFound
 START = 1767225600.0  # 2026-01-01 00:00 UTC, a slot's beginning
 
 
-class Jumping:
-    """A clock that is where the replay shall be next, so that no step waits."""
-
-    def __init__(self) -> None:
-        self.t = 0.0
-
-    def monotonic(self) -> float:
-        return self.t
-
-    wall = monotonic
-
-
 def simulate(plant: Plant, draw: float, steps: int, step: int = 60) -> list[Supply]:
     """Supplies of `steps` steps of `step` simulated seconds, through Vessim itself."""
     seen: list[Supply] = []
     enough = threading.Event()
-    clock = Jumping()
+    clock = FakeClock(0.0)  # it is where the replay shall be next, so that no step waits
 
     def tick(now, supplies):
         if len(seen) < steps:

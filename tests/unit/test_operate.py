@@ -11,7 +11,7 @@ import pytest
 from controller import auth, handout, home
 from controller.certificates import ensure
 from curtail import __main__ as entry
-from curtail import wire, wireaccess
+from curtail import wire
 from curtail.disk import SystemDisk
 from curtail.errors import CurtailError, NotFound, Refused, Unreachable
 from curtail.operate import RunningDesk, open_desk
@@ -53,6 +53,17 @@ def test_a_token_in_a_file_is_for_its_owner_and_not_printed(stopped, capsys, tmp
     token = handout.read(file)
     assert code == 0 and token is not None and token.secret not in out + err
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_a_token_is_never_written_over_another_file_and_none_is_made_that_nobody_gets(stopped, capsys, tmp_path):
+    before = json.loads(run(capsys, "token", "list", "--home", stopped, "--json")[1])
+    kept = tmp_path / "a.token"
+    kept.write_text("shown once")
+    code, _, err = run(capsys, "token", "create", "--home", stopped, "--out", kept)
+    assert code == Refused.exit_code and "is there already" in err and kept.read_text() == "shown once"
+    code, _, err = run(capsys, "token", "create", "--home", stopped, "--out", tmp_path / "no" / "a.token")
+    assert code == NotFound.exit_code and "create it first" in err
+    assert json.loads(run(capsys, "token", "list", "--home", stopped, "--json")[1]) == before
 
 
 def test_rotating_replaces_the_file_and_revokes_what_it_held(stopped, capsys):
@@ -98,10 +109,10 @@ def test_without_the_operators_token_a_running_controller_cannot_be_asked(stoppe
 def test_a_running_controller_is_asked_and_its_refusals_are_told():
     seen = []
     answers = {
-        wire.TOKENS: wireaccess.TokenReply("id", "token"),
+        wire.TOKENS: wire.TokenReply("id", "token"),
         wire.TOKEN_REVOKE: wire.Ack(True),
-        wire.NODES: wireaccess.NodeList(()),
-        wire.NODE_REMOVE: wireaccess.NodeRemoved(2),
+        wire.NODES: wire.NodeList(()),
+        wire.NODE_REMOVE: wire.NodeRemoved(2),
     }
 
     def handler(request):
@@ -112,10 +123,10 @@ def test_a_running_controller_is_asked_and_its_refusals_are_told():
         return RunningDesk(httpx.Client(transport=httpx.MockTransport(handler), base_url="http://127.0.0.1:1"))
 
     running = desk(handler)
-    request = wireaccess.TokenRequest("viewer", "", "", None, None, "")
+    request = wire.TokenRequest("viewer", "", "", None, None, "")
     assert running.create(request).token == "token" and running.nodes().nodes == ()
     running.revoke("id")
-    assert running.remove(wireaccess.NodeRemove("a", None)).count == 2
+    assert running.remove(wire.NodeRemove("a", None)).count == 2
     assert seen == [("POST", wire.TOKENS), ("GET", wire.NODES), ("POST", wire.TOKEN_REVOKE), ("POST", wire.NODE_REMOVE)]
     problem = wire.encode(wire.Problem("Refused", "no", "do this"))
     with pytest.raises(Refused, match="no: do this"):

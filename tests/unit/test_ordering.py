@@ -15,7 +15,7 @@ from curtail import ordering, wire
 from curtail.__main__ import run
 from curtail.errors import Refused
 from curtail.operate import RunningDesk
-from curtail.wireaccess import TokenRequest
+from curtail.wire import TokenRequest
 
 
 class Bridge(httpx.BaseTransport):
@@ -123,4 +123,4 @@ def test_only_an_operator_may_order(world, shown):
     naked = shown("operator")
     del naked.headers["Authorization"]
     assert naked.post(wire.OVERRIDE, content=request).status_code == 401
-    assert len(world.store.call(lambda tx: tx.overrides())) == 1
+    assert len(world.store.call(lambda tx: tx.orders())) == 1

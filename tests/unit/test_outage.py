@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from doubles import FakeClock
 
 from agent import innerstate
 from agent.decide import DRAIN_S, View, next_event
@@ -108,13 +109,7 @@ def test_the_rate_rises_over_the_steps_it_was_given_and_not_without():
 
 
 def test_seconds_are_added_up_by_phase_and_taken_once():
-    class Clock:
-        t = 0.0
-
-        def monotonic(self):
-            return self.t
-
-    clock = Clock()
+    clock = FakeClock(0.0)
     phases = Phases(clock)
     with phases("upload"):
         clock.t = 2.0

@@ -6,23 +6,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from doubles import FakeClock
 
 from agent.power import ConstantMeter, CounterMeter, choose_meter
 from agent.powercounters import RaplCounter
-
-
-class FakeClock:
-    def __init__(self) -> None:
-        self.t = 100.0
-
-    def monotonic(self) -> float:
-        return self.t
-
-    def wall(self) -> float:
-        return self.t
-
-    def sleep(self, seconds: float) -> None:
-        self.t += seconds
 
 
 class NVMLError(Exception):

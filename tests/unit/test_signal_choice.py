@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from doubles import FakeClock
 
 from controller.energy import LiveClock, ReplayClock
 from controller.serve import StartOptions, choose_signal, run_clock
@@ -25,20 +26,6 @@ TRACE = "point_time,A,B\n2026-01-01 00:00+00:00,50,400\n2026-01-01 00:05+00:00,6
 LOGIN = {"WATTTIME_USER": "ada", "WATTTIME_PASSWORD": "pw"}
 
 
-class FakeClock:
-    def __init__(self, t: float = T0) -> None:
-        self.t = t
-
-    def wall(self) -> float:
-        return self.t
-
-    def monotonic(self) -> float:
-        return self.t
-
-    def sleep(self, seconds: float) -> None:
-        self.t += seconds
-
-
 def table(section: dict[str, Any] | None, region: dict[str, Any]) -> dict[str, Any]:
     power = {"power_train": "2 kW", "power_idle": "500 W"}
     found: dict[str, Any] = {
@@ -53,7 +40,7 @@ def config(section: dict[str, Any] | None = None, /, **region: object) -> RunCon
 
 
 def around(clock: FakeClock | None = None, environ: dict[str, str] | None = None, **more: Any) -> Surroundings:
-    return Surroundings(clock or FakeClock(), LOGIN if environ is None else environ, **more)
+    return Surroundings(clock or FakeClock(T0), LOGIN if environ is None else environ, **more)
 
 
 def run_file(tmp_path: Path, signal: str) -> Path:
@@ -169,7 +156,7 @@ def test_a_plugin_is_found_by_its_entry_point_and_polled_like_the_others(monkeyp
             return Plug
 
     monkeypatch.setattr(choose, "entry_points", lambda group: [Point()] if group == "curtail.signals" else [])
-    clock = FakeClock()
+    clock = FakeClock(T0)
     signal = open_signal(config({"source": "plug", "options": {"a": 1}}, signal="north"), around(clock))
     assert signal.polled is not None and signal.trace is None
     signal.polled.poll()
@@ -227,7 +214,7 @@ def test_the_trace_of_the_run_file_is_replayed(tmp_path):
 
 def test_a_live_signal_runs_on_the_machines_clock_which_never_goes_back(tmp_path):
     chosen = choose_signal(options(tmp_path), config({"source": "constant", "value": "50 g/kWh"}), around())
-    clock = FakeClock()
+    clock = FakeClock(T0)
     run = run_clock(T0 - 7200.0, options(tmp_path), chosen, clock)
     assert isinstance(run, LiveClock) and run.now() == T0
     clock.t += 10.0

@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
+from doubles import FakeClock
 
 from controller.signals import web as webs
 from controller.signals.credentials import Credential
@@ -128,20 +129,6 @@ def standin():
     made = Standin()
     yield made
     made.close()
-
-
-class FakeClock:
-    def __init__(self) -> None:
-        self.t = T0
-
-    def wall(self) -> float:
-        return self.t
-
-    def monotonic(self) -> float:
-        return self.t
-
-    def sleep(self, seconds: float) -> None:
-        self.t += seconds
 
 
 def watttime(standin: Standin, clock: object, silence_s: float = 10.0, password: str = PASSWORD) -> WattTime:
@@ -312,13 +299,13 @@ def test_a_source_that_hangs_never_holds_up_the_controller_and_training_pauses(m
 
 def test_a_hanging_answer_of_the_network_ends_by_itself(standin):
     standin.mode = "hang"
-    feed = watttime(standin, FakeClock(), silence_s=0.05)
+    feed = watttime(standin, FakeClock(T0), silence_s=0.05)
     with pytest.raises(SignalError, match="no answer from /login within"):
         feed.fetch("A", T0)
 
 
 def test_an_answer_that_drips_is_cut_off(standin):
-    clock = FakeClock()
+    clock = FakeClock(T0)
 
     class Drip(httpx.SyncByteStream):
         def __iter__(self):
@@ -419,7 +406,7 @@ def test_a_single_region_may_be_at_zero(make_world):
 
 
 def test_one_login_serves_all_questions_until_the_token_grows_old(standin):
-    clock = FakeClock()
+    clock = FakeClock(T0)
     feed = watttime(standin, clock)
     for region in ("A", "B"):
         feed.fetch(region, T0)
@@ -430,14 +417,14 @@ def test_one_login_serves_all_questions_until_the_token_grows_old(standin):
 
 
 def test_a_token_that_ended_early_is_renewed_once(standin):
-    feed = watttime(standin, FakeClock())
+    feed = watttime(standin, FakeClock(T0))
     feed.fetch("A", T0)
     standin.tokens += 1  # the one that the feed holds is void
     assert feed.fetch("A", T0).points[0] == (T0 - T0 % 300.0, 100.0)
 
 
 def test_a_wrong_password_is_not_tried_over_and_over_and_never_shown(standin, caplog):
-    clock = FakeClock()
+    clock = FakeClock(T0)
     feed = watttime(standin, clock, password="wr0ng-word")
     polled = PolledSource(feed, {"A": "A", "B": "B"}, 30.0, 600.0, clock)
     with caplog.at_level(logging.DEBUG):
@@ -452,7 +439,7 @@ def test_a_wrong_password_is_not_tried_over_and_over_and_never_shown(standin, ca
 
 
 def test_the_forecast_reaches_as_far_as_it_is_known(standin):
-    clock = FakeClock()
+    clock = FakeClock(T0)
     polled = PolledSource(watttime(standin, clock), {"A": "A"}, 30.0, 600.0, clock)
     polled.poll()
     forecast = polled.forecast("A", T0, 86400.0)
@@ -463,7 +450,7 @@ def test_the_forecast_reaches_as_far_as_it_is_known(standin):
 
 
 def test_the_past_is_asked_for_in_parts_and_keeps_what_it_was_made_with(standin):
-    feed = watttime(standin, FakeClock())
+    feed = watttime(standin, FakeClock(T0))
     start, days = T0 - T0 % 300.0, 70
     settled = feed.historical("A", start, start + days * 86400.0)
     assert standin.asked.count("/v3/historical") == 3
@@ -480,7 +467,7 @@ def test_pauses_double_up_to_five_minutes():
 
 
 def test_a_source_is_asked_at_its_pace_and_rarer_after_failures(standin):
-    clock = FakeClock()
+    clock = FakeClock(T0)
     polled = PolledSource(watttime(standin, clock), {"A": "A"}, 30.0, 600.0, clock)
     assert polled.poll() == 30.0
     standin.mode = "500"
@@ -498,7 +485,7 @@ def test_a_source_is_asked_at_its_pace_and_rarer_after_failures(standin):
 
 
 def test_a_source_that_names_its_pause_is_given_it(standin):
-    clock = FakeClock()
+    clock = FakeClock(T0)
     polled = PolledSource(watttime(standin, clock), {"A": "A"}, 30.0, 600.0, clock)
     standin.mode = "429"
     assert polled.poll() == 77.0

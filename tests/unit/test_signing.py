@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agent.client import Control
+from controller.replay import KEPT_S, MOST_LIVES, WINDOW, Replays
 from curtail import signing, wire
 from curtail.errors import AuthError
 from curtail.signing import AgentKey, Signer
@@ -67,13 +70,85 @@ def test_a_site_with_a_wrong_clock_signs_with_the_controllers_time():
 
     def handler(request):
         seen.append(request)
-        answer = wire.Receipt("r", 1, "a", 1, False) if request.url.path == wire.COMMIT else wire.Ack(True)
+        answer = wire.BlobStatus("0" * 64, 1, 1, (), True) if request.url.path == wire.BLOBS else wire.Ack(True)
         return httpx.Response(200, content=wire.encode(answer), headers={"date": "Tue, 14 Nov 2023 22:13:20 GMT"})
 
     http = httpx.Client(transport=httpx.MockTransport(handler), base_url="http://127.0.0.1:1")
     control = Control(http, "secret", signer=Signer(KEY, lambda: NOW - 86_400.0, 3))
-    control.leave(wire.LeaveRequest("a", "a", 3, "test"))
+    control.offer_blob(wire.BlobOffer("0" * 64, 1))
     assert signing.HEADER not in seen[0].headers
-    control.commit_blob("0" * 64)
+    control.commit_blob("0" * 64, 1)
     stamp = signing.read_stamp(seen[1].headers[signing.HEADER])
     signing.check(stamp, KEY.public, "POST", seen[1].url.path, b"", NOW)
+
+
+@pytest.mark.parametrize(("off_s", "sent"), [(0.0, 1), (30.0, 1), (3600.0, 2), (-3600.0, 2)])
+def test_a_request_that_is_refused_for_a_clock_that_jumped_is_signed_once_more(off_s, sent):
+    """A job must not end, nor a contribution be lost, because somebody set the clock."""
+    seen = []
+
+    def handler(request):
+        seen.append(request)
+        problem = wire.encode(wire.Problem("AuthError", "no", ""))
+        return httpx.Response(401, content=problem, headers={"date": "Tue, 14 Nov 2023 22:13:20 GMT"})
+
+    http = httpx.Client(transport=httpx.MockTransport(handler), base_url="http://127.0.0.1:1")
+    control = Control(http, "secret", signer=Signer(KEY, lambda: NOW + off_s, 3))
+    for call in (
+        lambda: control.leave(wire.LeaveRequest("a", "a", 3, "test")),
+        lambda: control.commit_blob("0" * 64, 1),
+    ):
+        seen.clear()
+        control.signer.ahead_s = 0.0
+        with pytest.raises(AuthError):
+            call()
+        assert len(seen) == sent
+        if sent == 2:
+            signing.check(
+                signing.read_stamp(seen[1].headers[signing.HEADER]), KEY.public, "POST", seen[1].url.path,
+                seen[1].content, NOW,
+            )  # fmt: skip
+
+
+# -- what came before -----------------------------------------------------------------
+
+
+def stamp(life, count, time=NOW):
+    return signing.Stamp(int(time), f"{life:016x}{count:016x}", 1, b"")
+
+
+def taken(replays, *arguments):
+    try:
+        replays.take(*arguments)
+    except AuthError:
+        return False
+    return True
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 200)), max_size=300))
+def test_nothing_counts_twice_and_what_is_near_the_newest_counts_once(requests):
+    replays, came = Replays(), {}
+    for life, count in requests:
+        before = came.setdefault(life, [])
+        fresh = count not in before and (not before or count > max(before) - WINDOW)
+        assert taken(replays, "key", stamp(life, count), NOW) == fresh
+        if fresh:
+            before.append(count)
+
+
+def test_a_signer_numbers_what_it_signs_and_no_two_signers_share_a_life():
+    one, other = Signer(KEY, lambda: NOW), Signer(KEY, lambda: NOW)
+    stamps = [signing.read_stamp(s.header("POST", "/v1/x", b"")) for s in (one, one, other)]
+    lives = [s.nonce[:16] for s in stamps]
+    assert lives[0] == lives[1] != lives[2] and [int(s.nonce[16:], 16) for s in stamps] == [1, 2, 1]
+
+
+def test_what_is_remembered_is_bounded_and_what_is_forgotten_is_too_old_to_count():
+    replays = Replays()
+    for life in range(3 * MOST_LIVES):
+        assert taken(replays, "busy", stamp(life, 1), NOW)
+    assert taken(replays, "other", stamp(0, 1), NOW), "another key's stamps are its own"
+    assert replays.count() == MOST_LIVES + 1
+    assert not taken(replays, "other", stamp(0, 1), NOW + KEPT_S)
+    assert taken(replays, "third", stamp(0, 1), NOW + 2 * KEPT_S + 1) and replays.count() == 1
+    assert KEPT_S > 2 * signing.SKEW_S, "a stamp may be that far ahead, and then that far behind"

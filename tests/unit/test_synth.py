@@ -63,6 +63,8 @@ def test_the_file_is_wide_and_in_utc() -> None:
         (REGIONS, [(0, set())], 300, START),
         (REGIONS, [(60, {"WEST"})], 300, START),
         (REGIONS, SEGMENTS, 0, START),
+        (REGIONS, [(1e30, set())], 300, START),
+        (REGIONS, [(float("nan"), set())], 300, START),
         (REGIONS, SEGMENTS, 300, datetime(2026, 3, 1, 10)),
     ],
 )

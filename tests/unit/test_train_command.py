@@ -105,7 +105,7 @@ def losses(options):
         ({"depth": 2}, 1, UsageError, "by --preset or by --depth"),
         ({"preset": None}, 1, UsageError, "by --preset or by --depth"),
         ({"preset": "d3"}, 1, ConfigError, "no model preset 'd3'"),
-        ({"preset": "d4-test"}, 1, DataError, "tokenizer with 512 ids, the preset d4-test has 4096"),
+        ({"preset": "d4-test"}, 1, ConfigError, "tokenizer with 512 ids, the preset d4-test has 4096"),
         ({"tokens": 1000}, 1, UsageError, "--tokens and --steps"),
         ({"batch_samples": 10**6}, 1, DataError, "one step takes 1000000"),
         ({"batch_samples": 5}, 2, ConfigError, "use a batch of 6"),
@@ -123,7 +123,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_starts(options, chang
 def test_samples_longer_than_the_model_are_refused(options, tmp_path, monkeypatch):
     manifest = replace(Manifest.load(Path(options.data)), sequence_len=65)
     monkeypatch.setattr(Manifest, "load", lambda folder: manifest)
-    with pytest.raises(DataError, match="--sequence-len 64"):
+    with pytest.raises(ConfigError, match="--sequence-len 64"):
         make_plan(options, 1)
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from doubles import FakeClock
 
-from agent import transfer
-from agent.client import Control
+from agent import throttle, transfer
+from agent.client import Control, reading_s
 from agent.transfer import Stopped, download, pause_s, upload
 from curtail import wire
 from curtail.disk import SystemDisk
@@ -21,20 +22,6 @@ from curtail.errors import CheckpointError, DataError, DiskError, NotFound, Refu
 PART = 10
 DATA = bytes(range(47))
 SHA = hashlib.sha256(DATA).hexdigest()
-
-
-class FakeClock:
-    def __init__(self):
-        self.t = 0.0
-
-    def wall(self):
-        return self.t
-
-    def monotonic(self):
-        return self.t
-
-    def sleep(self, seconds):
-        self.t += seconds
 
 
 class Blobs:
@@ -127,25 +114,25 @@ def source(tmp_path):
 
 
 def test_an_upload_arrives_whole(blobs, source):
-    assert upload(blobs.control(), source, SHA, clock=FakeClock()) == len(DATA)
+    assert upload(blobs.control(), source, SHA, clock=FakeClock(0.0)) == len(DATA)
     assert blobs.whole[SHA] == DATA
 
 
 def test_a_file_that_is_there_is_not_sent_again(blobs, source):
     blobs.whole[SHA] = DATA
-    assert upload(blobs.control(), source, SHA, clock=FakeClock()) == 0
+    assert upload(blobs.control(), source, SHA, clock=FakeClock(0.0)) == 0
     assert blobs.received == 0
 
 
 def test_only_missing_parts_are_sent(blobs, source):
     blobs.parts = {0: DATA[:10], 2: DATA[20:30]}
-    assert upload(blobs.control(), source, SHA, clock=FakeClock()) == len(DATA) - 20
+    assert upload(blobs.control(), source, SHA, clock=FakeClock(0.0)) == len(DATA) - 20
     assert blobs.whole[SHA] == DATA
 
 
 def test_lost_answers_cost_pauses_and_nothing_else(blobs, source):
     blobs.faults = {"offer": ["lost"], "part": ["cut"], "commit": ["lost", 503]}
-    clock = FakeClock()
+    clock = FakeClock(0.0)
     upload(blobs.control(), source, SHA, clock=clock)
     assert blobs.whole[SHA] == DATA and blobs.received == len(DATA)
     assert clock.t > 0
@@ -153,7 +140,7 @@ def test_lost_answers_cost_pauses_and_nothing_else(blobs, source):
 
 def test_an_upload_goes_on_when_the_controller_asks_for_patience(blobs, source):
     blobs.faults = {"offer": [429], "part": [408, 429], "commit": [429]}
-    clock = FakeClock()
+    clock = FakeClock(0.0)
     transport = httpx.MockTransport(blobs.handle)
     control = Control(httpx.Client(transport=transport, base_url="http://127.0.0.1:1"), "c", clock=clock)
     upload(control, source, SHA, clock=clock)
@@ -178,47 +165,48 @@ def test_more_parts_travel_at_a_time_than_one_and_never_more_than_allowed(blobs,
         return answer
 
     blobs.part = part
-    upload(blobs.control(), source, SHA, clock=FakeClock())
+    upload(blobs.control(), source, SHA, clock=FakeClock(0.0))
     assert 2 <= max(seen) <= transfer.PARALLEL and blobs.whole[SHA] == DATA
 
 
 def test_a_damaged_part_is_sent_again(blobs, source):
     blobs.faults = {"part": ["damaged"]}
-    upload(blobs.control(), source, SHA, clock=FakeClock())
+    upload(blobs.control(), source, SHA, clock=FakeClock(0.0))
     assert blobs.whole[SHA] == DATA
 
 
 def test_an_upload_gives_up_after_its_patience(blobs, source):
     blobs.faults = {"offer": ["lost"] * 10}
-    clock = FakeClock()
+    clock = FakeClock(0.0)
     with pytest.raises(Unreachable):
         upload(blobs.control(), source, SHA, clock=clock, patience=2)
-    assert clock.t == pause_s(1) + pause_s(2)
+    longest = pause_s(1) + pause_s(2)
+    assert longest * (1 - throttle.BETWEEN) <= clock.t <= longest
 
 
 def test_a_full_controller_is_reported_at_once(blobs, source):
     blobs.faults = {"offer": [507]}
     with pytest.raises(DiskError):
-        upload(blobs.control(), source, SHA, clock=FakeClock())
+        upload(blobs.control(), source, SHA, clock=FakeClock(0.0))
     assert blobs.received == 0
 
 
 def test_an_upload_that_is_gone_at_the_controller_begins_anew(blobs, source):
     blobs.faults = {"part": [None, 404]}
-    upload(blobs.control(), source, SHA, clock=FakeClock())
+    upload(blobs.control(), source, SHA, clock=FakeClock(0.0))
     assert blobs.whole[SHA] == DATA
 
 
 def test_a_refused_upload_is_reported(blobs, source):
     blobs.faults = {"offer": [409] * 5}
     with pytest.raises(Refused):
-        upload(blobs.control(), source, SHA, clock=FakeClock())
+        upload(blobs.control(), source, SHA, clock=FakeClock(0.0))
 
 
 def test_a_file_that_is_not_its_name_is_reported(blobs, source):
     source.write_bytes(DATA[::-1])
     with pytest.raises(CheckpointError, match="changed"):
-        upload(blobs.control(), source, SHA, clock=FakeClock())
+        upload(blobs.control(), source, SHA, clock=FakeClock(0.0))
 
 
 def test_a_controller_that_asks_for_a_part_beyond_the_end(blobs, source):
@@ -226,7 +214,7 @@ def test_a_controller_that_asks_for_a_part_beyond_the_end(blobs, source):
         200, content=wire.encode(wire.BlobStatus(SHA, len(DATA), PART, (99,), False))
     )
     with pytest.raises(WireError, match="99"):
-        upload(blobs.control(), source, SHA, clock=FakeClock())
+        upload(blobs.control(), source, SHA, clock=FakeClock(0.0))
 
 
 def test_a_stopped_upload_stops_between_parts(blobs, source):
@@ -237,14 +225,14 @@ def test_a_stopped_upload_stops_between_parts(blobs, source):
         return len(asked) > 2
 
     with pytest.raises(Stopped):
-        upload(blobs.control(), source, SHA, clock=FakeClock(), stop=stop)
+        upload(blobs.control(), source, SHA, clock=FakeClock(0.0), stop=stop)
     assert blobs.received == transfer.PARALLEL * PART
 
 
 def test_a_download_arrives_whole(blobs, tmp_path):
     blobs.whole[SHA] = DATA
     path = tmp_path / "out"
-    assert download(blobs.control(), SHA, path, clock=FakeClock()) == len(DATA)
+    assert download(blobs.control(), SHA, path, clock=FakeClock(0.0)) == len(DATA)
     assert path.read_bytes() == DATA and not path.with_name("out.part").exists()
 
 
@@ -252,7 +240,7 @@ def test_a_cut_download_goes_on_where_it_stopped(blobs, tmp_path):
     blobs.whole[SHA] = DATA
     blobs.faults = {"get": ["cut", "cut"]}
     path = tmp_path / "out"
-    assert download(blobs.control(), SHA, path, clock=FakeClock()) == len(DATA)
+    assert download(blobs.control(), SHA, path, clock=FakeClock(0.0)) == len(DATA)
     assert path.read_bytes() == DATA
     assert blobs.ranges == ["", "bytes=23-", "bytes=35-"]
 
@@ -261,7 +249,7 @@ def test_a_download_goes_on_in_another_process(blobs, tmp_path):
     blobs.whole[SHA] = DATA
     path = tmp_path / "out"
     path.with_name("out.part").write_bytes(DATA[:40])
-    assert download(blobs.control(), SHA, path, clock=FakeClock()) == 7
+    assert download(blobs.control(), SHA, path, clock=FakeClock(0.0)) == 7
     assert path.read_bytes() == DATA
 
 
@@ -269,7 +257,7 @@ def test_a_part_file_that_is_already_whole_is_published(blobs, tmp_path):
     blobs.whole[SHA] = DATA
     path = tmp_path / "out"
     path.with_name("out.part").write_bytes(DATA)
-    assert download(blobs.control(), SHA, path, clock=FakeClock()) == 0
+    assert download(blobs.control(), SHA, path, clock=FakeClock(0.0)) == 0
     assert path.read_bytes() == DATA
 
 
@@ -278,7 +266,7 @@ def test_a_controller_without_ranges_sends_all_again(blobs, tmp_path):
     blobs.faults = {"get": ["whole"]}
     path = tmp_path / "out"
     path.with_name("out.part").write_bytes(b"z" * 40)
-    assert download(blobs.control(), SHA, path, clock=FakeClock()) == len(DATA)
+    assert download(blobs.control(), SHA, path, clock=FakeClock(0.0)) == len(DATA)
     assert path.read_bytes() == DATA
 
 
@@ -286,7 +274,7 @@ def test_a_wrong_part_file_is_thrown_away(blobs, tmp_path):
     blobs.whole[SHA] = DATA
     path = tmp_path / "out"
     path.with_name("out.part").write_bytes(b"z" * 40)
-    download(blobs.control(), SHA, path, clock=FakeClock())
+    download(blobs.control(), SHA, path, clock=FakeClock(0.0))
     assert path.read_bytes() == DATA
 
 
@@ -296,7 +284,7 @@ def test_a_hash_that_stays_wrong_is_an_error_and_leaves_nothing(blobs, tmp_path,
     blobs.faults = {"get": ["changed"] * 5}
     path = tmp_path / "out"
     with pytest.raises(kind, match="another hash"):
-        download(blobs.control(), SHA, path, clock=FakeClock(), kind=kind)
+        download(blobs.control(), SHA, path, clock=FakeClock(0.0), kind=kind)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -304,19 +292,19 @@ def test_a_download_gives_up_only_without_progress(blobs, tmp_path):
     blobs.whole[SHA] = DATA
     blobs.faults = {"get": ["lost"] * 10}
     with pytest.raises(Unreachable):
-        download(blobs.control(), SHA, tmp_path / "out", clock=FakeClock(), patience=2)
+        download(blobs.control(), SHA, tmp_path / "out", clock=FakeClock(0.0), patience=2)
     assert len(blobs.faults["get"]) == 7
 
 
 def test_a_missing_blob_is_reported_at_once(blobs, tmp_path):
     with pytest.raises(NotFound):
-        download(blobs.control(), SHA, tmp_path / "out", clock=FakeClock())
+        download(blobs.control(), SHA, tmp_path / "out", clock=FakeClock(0.0))
 
 
 def test_more_bytes_than_promised_are_refused(blobs, tmp_path):
     blobs.whole[SHA] = DATA
     with pytest.raises(DataError, match="longer"):
-        download(blobs.control(), SHA, tmp_path / "out", clock=FakeClock(), size=20)
+        download(blobs.control(), SHA, tmp_path / "out", clock=FakeClock(0.0), size=20)
 
 
 def test_a_crash_while_publishing_leaves_nothing_under_the_name(blobs, tmp_path):
@@ -326,5 +314,24 @@ def test_a_crash_while_publishing_leaves_nothing_under_the_name(blobs, tmp_path)
 
     blobs.whole[SHA] = DATA
     with pytest.raises(DiskError, match="BLOB"):
-        download(blobs.control(), SHA, tmp_path / "out", Broken(), clock=FakeClock())
+        download(blobs.control(), SHA, tmp_path / "out", Broken(), clock=FakeClock(0.0))
     assert not (tmp_path / "out").exists() and (tmp_path / "out.part").read_bytes() == DATA
+
+
+def test_a_lost_line_is_noticed_by_how_much_there_is_to_send_and_to_read(tmp_path):
+    waits = {}
+
+    class Timed(Blobs):
+        def handle(self, request):
+            waits[request.method, request.url.path.split("/")[-1]] = request.extensions["timeout"]["read"]
+            return super().handle(request)
+
+    path, blobs = tmp_path / "file", Timed()
+    path.write_bytes(DATA)
+    upload(blobs.control(), path, SHA)
+    assert waits and all(10.0 <= seconds < 11.0 for seconds in waits.values()), "47 bytes"
+    download(blobs.control(), SHA, tmp_path / "got", SystemDisk())
+    assert waits["GET", SHA] == transfer.SILENCE_S
+    assert reading_s(2_200_000_000) == pytest.approx(120.0)
+    part = wire.PART_BYTES / transfer.PART_BYTES_S
+    assert 100.0 < part < 130.0, "a whole part on the slowest line"

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from doubles import FakeClock
 
 from controller.serve import Pulse
 from curtail import __main__ as entry
@@ -181,6 +182,10 @@ def test_the_command_prints_a_unit_that_starts_exactly_what_was_given(capsys, tm
         (["controller", "service", "install", "--dry-run", "--", "run.toml"], "missing option '--home'"),
         (["controller", "service", "install", "--dry-run", "--", "r", "--home", "h", "--nope"], "no such option"),
         (["agent", "service", "install", "--dry-run", "--", "--site", "a"], "missing option '--region'"),
+        (
+            ["agent", "service", "install", "--dry-run", "--", "--site", "a", "--region", "B", "--token-file", "-"],
+            "a unit has no stdin to read a token from",
+        ),
     ],
 )
 def test_arguments_that_the_program_would_refuse_are_refused_before_anything_is_written(arguments, says, capsys):
@@ -212,13 +217,7 @@ def test_a_loop_that_stands_still_sends_no_ping():
 
 @pytest.mark.parametrize(("sick", "pings"), [(None, 2), ("the energy simulation makes no steps", 0)])
 def test_a_controller_whose_parts_stand_still_sends_no_ping(sick, pings):
-    class Clock:
-        t = 0.0
-
-        def monotonic(self):
-            return self.t
-
-    sent, clock = [], Clock()
+    sent, clock = [], FakeClock(0.0)
     pulse = Pulse(Notifier("/run/x", 10.0, lambda _, message: sent.append(message)), clock, lambda: sick)
     for clock.t in (0.0, 20.0):
         asyncio.run(pulse.beat())
