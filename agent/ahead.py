@@ -53,10 +53,15 @@ def part(assignment: wire.Assignment, done: int, most: int, batch_samples: int) 
 def rest(assignment: wire.Assignment, report: TrainReport, batch_samples: int) -> wire.Assignment | None:
     """What may be trained ahead after `report`: the kept rest of the lease in whole steps; None: nothing.
 
-    Not more than a round's worth: the next round shall not be longer than it may be.
+    Not more than a round's worth: the next round shall not be longer than it may be. After a round that
+    time ended, beside others, nothing either if the rest is shorter than this round was: it would be
+    used up long before they end the next one. A sole site gets what follows on it.
     """
     whole = (assignment.lease_stop - assignment.lease_start) // batch_samples
-    if not assignment.keep or report.steps >= whole:
+    left = whole - report.steps
+    if not assignment.keep or left <= 0:
+        return None
+    if assignment.codec != "weights" and left < report.steps < assignment.steps:
         return None
     return part(assignment, report.steps, min(whole, report.steps + assignment.steps), batch_samples)
 

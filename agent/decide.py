@@ -32,6 +32,9 @@ BEAT_SPREAD = 0.1
 BACKOFF_S, BACKOFF_MOST_S = 2.0, 60.0
 """Pause after a failed job or on_resume; doubles with each failure in a row."""
 
+STEADY_S = 60.0
+"""A job that trained for so long can train."""
+
 
 @dataclass(frozen=True, slots=True)
 class View:
@@ -106,8 +109,18 @@ def _job_event(view: View, permitted: bool) -> Event | None:
     return None
 
 
+def failures_now(before: int, trained_s: float) -> int:
+    """Failed jobs in a row, with one that failed after it had trained for so long.
+
+    Long enough, and it was struck from outside: another may begin at once.
+    """
+    return 0 if trained_s >= STEADY_S else before + 1
+
+
 def backoff_s(failures: int) -> float:
-    """Pause after so many failed jobs, or runs of on_resume, in a row: 2, 4, 8, ... at most 60 s."""
+    """Pause after so many failed jobs, or runs of on_resume, in a row: none, 2, 4, 8, ... at most 60 s."""
+    if failures == 0:
+        return 0.0
     return min(BACKOFF_S * 2.0 ** (failures - 1), BACKOFF_MOST_S)
 
 

@@ -48,12 +48,12 @@ class Agent:
         stop.kill = self._kill
 
     def first_contact(self) -> None:
-        """Join, or take up what is kept of an earlier join.
+        """Join, or take up what is kept of an earlier join; `live` does, if the controller is out of reach.
 
-        Raises: Unreachable, AuthError, WireError, Refused: a first contact is not retried.
+        Raises: Unreachable, AuthError, WireError, Refused: a machine that never joined does not wait.
         """
-        self.talk.first_contact()
-        self._take(Event.JOINED)
+        if self.talk.first_contact():
+            self._take(Event.JOINED)
 
     def live(self) -> int:
         """Run until the end; the exit code.
@@ -127,7 +127,7 @@ class Agent:
         elif event in (Event.JOB_ENDED, Event.JOB_FAILED):
             self._bury(event)
         elif event is Event.JOB_TRAINS:
-            self.job.failures = 0
+            self.job.trains(self.since)
         elif event is Event.LEAVE:
             if self.talk.fatal is None:
                 self.member.leave("the run is finished" if self.talk.finished else "the agent was stopped")
@@ -169,7 +169,7 @@ class Agent:
 
     def _bury(self, event: Event) -> None:
         """The job is over: ask the controller anew before another starts."""
-        self.job.bury(event is Event.JOB_FAILED)
+        self.job.bury(event is Event.JOB_FAILED, self.edges.clock.monotonic())
         if event is Event.JOB_FAILED:
             self.backoff_until = self.edges.clock.monotonic() + backoff_s(self.job.failures)
         self.talk.ask_anew()
@@ -191,4 +191,4 @@ class Agent:
         self.edges.say(f"site {self.options.site}: {text}")
 
     def _pause_s(self) -> float:
-        return backoff_s(max(1, self.hooks.failures if self.hooks.note else self.job.failures))
+        return backoff_s(max(1, self.hooks.failures) if self.hooks.note else self.job.failures)

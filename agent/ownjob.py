@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Callable
 
 from agent import launcher
+from agent.decide import failures_now
 from agent.jobfolder import JobStatus, Orders
 from agent.launcher import Job, JobSpec, Place
 from agent.membership import Membership
@@ -33,6 +34,7 @@ class OwnJob:
         self.status: JobStatus | None = None
         self.note = ""  # how the latest one ended
         self.failures = 0  # in a row
+        self._trains_since: float | None = None  # monotonic
         self.crew: wire.Crew | None = None  # with which the controller wants this machine to train
         self.crew_changed = self.crew_broken = False
         self._terminated = self._killed = False
@@ -118,13 +120,21 @@ class OwnJob:
             self._killed = True
             self.job.kill()
 
-    def bury(self, failed: bool) -> None:
+    def trains(self, now: float) -> None:
+        """Its first step is made."""
+        self._trains_since = now
+
+    def bury(self, failed: bool, now: float) -> None:
         """The job is over: note how, and end whatever is left of it."""
         if self.job is not None:
             words = self.job.last_words()
             self.note = f"job ended with {self.exit}: {words}" if words else f"job ended with {self.exit}"
             self.job.kill()  # whatever is left of its group
-        self.failures += failed
+        if failed:
+            self.failures = failures_now(self.failures, now - (self._trains_since or now))
+        elif self._trains_since is not None:
+            self.failures = 0
+        self._trains_since = None
         self.job, self.exit, self.status = None, None, None
         self.crew_changed = self.crew_broken = False
 

@@ -38,28 +38,45 @@ class Pool:
         return self.limit - self.cursor + sum(part.size for part in self.returned)
 
 
-def take(pool: Pool, wanted: int) -> tuple[Range | None, Pool]:
-    """Lease up to `wanted` contiguous samples, the lowest first; None if the pool is empty."""
+def take(pool: Pool, wanted: int, least: int = 0) -> tuple[Range | None, Pool]:
+    """Lease up to `wanted` contiguous samples; None if the pool is empty.
+
+    The lowest piece that has at least `least`, else the longest there is: who gets
+    less than its round needs stands idle until the others end theirs. What
+    is passed over is used when nothing longer is left.
+    """
     assert wanted > 0
-    if pool.returned:
-        first, rest = pool.returned[0], pool.returned[1:]
-        stop = min(first.stop, first.start + wanted)
-        left = (Range(stop, first.stop),) if stop < first.stop else ()
-        return Range(first.start, stop), Pool(pool.cursor, pool.limit, left + rest)
-    stop = min(pool.limit, pool.cursor + wanted)
-    if stop == pool.cursor:
+    pieces = _pieces(pool)
+    if not pieces:
         return None, pool
-    return Range(pool.cursor, stop), Pool(stop, pool.limit)
+    enough = [piece for piece in pieces if piece.size >= min(least, wanted)]
+    piece = enough[0] if enough else max(pieces, key=lambda piece: piece.size)
+    return _cut(pool, piece, wanted)
 
 
 def lengthen(pool: Pool, held: Range, wanted: int) -> tuple[Range, Pool]:
-    """`held` with free samples added, up to `wanted` in all, if the next free ones follow on it."""
-    if wanted <= held.size:
+    """`held` with free samples added, up to `wanted` in all, if free ones follow on it."""
+    following = [piece for piece in _pieces(pool) if piece.start == held.stop]
+    if wanted <= held.size or not following:
         return held, pool
-    more, rest = take(pool, wanted - held.size)
-    if more is None or more.start != held.stop:
-        return held, pool
+    more, rest = _cut(pool, following[0], wanted - held.size)
     return Range(held.start, more.stop), rest
+
+
+def _pieces(pool: Pool) -> list[Range]:
+    """What can be leased in one piece each, ascending."""
+    fresh = [Range(pool.cursor, pool.limit)] if pool.cursor < pool.limit else []
+    return [*pool.returned, *fresh]
+
+
+def _cut(pool: Pool, piece: Range, wanted: int) -> tuple[Range, Pool]:
+    """The first `wanted` samples of a piece, and the pool without them."""
+    lease = Range(piece.start, min(piece.stop, piece.start + wanted))
+    if piece.start == pool.cursor:
+        return lease, Pool(lease.stop, pool.limit, pool.returned)
+    left = (Range(lease.stop, piece.stop),) if lease.stop < piece.stop else ()
+    index = pool.returned.index(piece)
+    return lease, Pool(pool.cursor, pool.limit, (*pool.returned[:index], *left, *pool.returned[index + 1 :]))
 
 
 def give_back(pool: Pool, part: Range) -> Pool:

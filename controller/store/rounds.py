@@ -94,6 +94,17 @@ class RoundTables(Tables):
         )
         return [row["late"] for row in rows]
 
+    def used_lately(self, site: str, count: int) -> int:
+        """The most samples in one of the site's latest `count` contributions; 0: it has made none."""
+        row = self._one(
+            "SELECT COALESCE(MAX(samples), 0) AS most FROM"
+            " (SELECT samples FROM members WHERE site = ? AND receipt != '' ORDER BY round DESC LIMIT ?)",
+            site,
+            count,
+        )
+        assert row is not None
+        return int(row["most"])
+
     def recent_speeds(self, count: int) -> list[tuple[int, float]]:
         """Tokens, and wall seconds of training, of the latest `count` contributions that arrived."""
         rows = self._all(

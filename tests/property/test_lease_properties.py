@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from controller import leases
 from controller.leases import Pool, Range
 
-moves = st.lists(st.tuples(st.sampled_from(["take", "return", "commit"]), st.integers(1, 9), st.integers(0, 9)))
+moves = st.lists(st.tuples(st.sampled_from(["take", "lengthen", "return", "commit"]), st.integers(1, 9), st.integers(0, 9)))
 
 
 @given(st.integers(1, 200), moves)
@@ -16,9 +16,16 @@ def test_every_sample_is_pooled_leased_or_committed_exactly_once(limit, steps):
     pool, held, done = Pool(0, limit), [], []
     for what, size, pick in steps:
         if what == "take":
-            lease, pool = leases.take(pool, size)
+            pieces = [*(p.size for p in pool.returned), limit - pool.cursor]
+            lease, pool = leases.take(pool, size, pick)
             if lease is not None:
                 held.append(lease)
+                assert lease.size >= min(size, pick, max(pieces)), "never less than needed where there is more"
+        elif held and what == "lengthen":
+            at = pick % len(held)
+            before = held[at]
+            held[at], pool = leases.lengthen(pool, before, before.size + size)
+            assert held[at].start == before.start and before.size <= held[at].size <= before.size + size
         elif held:
             lease = held.pop(pick % len(held))
             cut = lease.stop if what == "commit" and pick % 2 else lease.start + (lease.size // 2)

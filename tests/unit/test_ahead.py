@@ -46,6 +46,14 @@ def test_without_a_kept_whole_step_nothing_is_trained_ahead(assignment, steps):
     assert rest(assignment, report(steps), BATCH) is None
 
 
+def test_beside_others_a_rest_too_short_for_a_round_that_time_ends_is_not_begun():
+    timed = replace(BEFORE, steps=100, codec="int8")  # 20 steps in its lease
+    assert rest(timed, report(9), BATCH) is not None
+    assert rest(timed, report(11), BATCH) is None, "9 steps are left, and a round is 11"
+    assert rest(replace(timed, codec="weights"), report(11), BATCH) is not None, "a sole site's lease grows"
+    assert rest(replace(timed, steps=11), report(11), BATCH) is not None, "so the run file wants it"
+
+
 def test_a_part_of_a_lease_is_that_many_steps():
     middle = part(BEFORE, 3, 5, BATCH)
     assert (middle.lease_start, middle.lease_stop, middle.steps, middle.tokens_before) == (112, 120, 2, 1096)

@@ -12,7 +12,7 @@ import pytest
 
 from agent import jobfolder
 from agent.client import Control
-from agent.decide import BROKEN_S, DRAIN_S, View, backoff_s, beat_s, next_event, retry_s
+from agent.decide import BROKEN_S, DRAIN_S, STEADY_S, View, backoff_s, beat_s, failures_now, next_event, retry_s
 from agent.jobfolder import JobStatus
 from agent.join import Edges, JoinOptions, Stop, run
 from agent.lifecycle import NEXT, Event, State
@@ -325,7 +325,12 @@ def test_a_failing_job_is_started_again_ever_more_slowly(world, tmp_path):
     world.run(tmp_path)
     assert len(world.jobs) == 4, "after 0, 2, 6 and 14 s"
     assert "the manifest is damaged" in world.beats[-1][1].note
-    assert [backoff_s(n) for n in (1, 2, 3, 10)] == [2.0, 4.0, 8.0, 60.0]
+    assert [backoff_s(n) for n in (0, 1, 2, 3, 10)] == [0.0, 2.0, 4.0, 8.0, 60.0]
+
+
+def test_a_job_that_trained_for_a_minute_and_was_struck_starts_again_at_once_and_one_that_had_just_begun_does_not():
+    assert failures_now(3, trained_s=STEADY_S) == 0
+    assert failures_now(0, trained_s=STEADY_S - 1) == 1 and failures_now(3, trained_s=0.0) == 4
 
 
 def test_a_job_that_leaves_without_training_is_not_restarted_in_a_loop(world, tmp_path):
@@ -409,6 +414,54 @@ def test_a_first_contact_that_fails_is_an_error(world, tmp_path):
     with pytest.raises(Unreachable) as caught:
         world.run(tmp_path)
     assert caught.value.exit_code == 5 and world.t == 100.0
+
+
+def test_an_agent_that_joined_before_waits_for_a_controller_that_is_down_at_its_start(world, tmp_path):
+    world.at(10, interrupt(world))
+    world.run(tmp_path)
+    joins, world.stop, world.up, world.lines[:] = len(world.joins), Stop(), False, []
+    world.plan.clear()
+    begin = world.t
+    world.at(begin - 100.0 + 60, lambda: world.set(up=True, granted=True))
+    world.at(begin - 100.0 + 80, interrupt(world))
+    assert world.run(tmp_path, token=None) == 0
+    assert world.lines[0].startswith("site A: nobody answers at http://127.0.0.1:1: check the address")
+    assert world.lines[0].endswith("; trying again") and "joined the run run1" in world.lines[1]
+    assert sum("nobody answers" in line for line in world.lines) == 1, "it is told once"
+    assert len(world.jobs) == 1 and len(world.joins) == joins, "it is the machine that it was, without a token"
+    first = next(t for t, _ in world.beats if t > begin)
+    assert 60 <= first - begin <= 63
+
+
+def test_an_agent_that_waits_for_its_first_word_can_be_stopped(world, tmp_path):
+    world.at(10, interrupt(world))
+    world.run(tmp_path)
+    world.stop, world.up = Stop(), False
+    world.at(world.t - 100.0 + 30, interrupt(world, signal.SIGINT))
+    assert world.run(tmp_path, token=None) == 130
+    assert any("the controller was not told" in line for line in world.lines)
+
+
+@pytest.mark.parametrize("token", [None, "ct0.t.good"])
+def test_a_credential_that_is_refused_after_the_wait_is_replaced_by_the_token_or_an_error(world, tmp_path, token):
+    world.at(10, interrupt(world))
+    world.run(tmp_path)
+    world.stop, world.up, world.known = Stop(), False, set()
+    world.at(world.t - 100.0 + 30, lambda: world.set(up=True))
+    world.at(world.t - 100.0 + 60, interrupt(world))
+    if token is None:
+        with pytest.raises(AuthError, match="give a join token"):
+            world.run(tmp_path, token=None)
+    else:
+        assert world.run(tmp_path, token=token) == 0 and len(world.joins) == 2
+
+
+def test_an_agent_of_another_site_in_the_same_folder_does_not_wait(world, tmp_path):
+    world.at(10, interrupt(world))
+    world.run(tmp_path)
+    world.stop, world.up = Stop(), False
+    with pytest.raises(Unreachable):
+        world.run(tmp_path, site="B")
 
 
 def test_the_controller_is_searched_when_no_address_is_given(world, tmp_path):

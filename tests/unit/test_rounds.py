@@ -109,6 +109,22 @@ def test_returned_samples_are_leased_before_new_ones():
     assert leases.take(pool, 64) == (Range(10, 20), Pool(132, 1000))
 
 
+def test_a_piece_too_short_for_a_round_is_passed_over_until_nothing_longer_is_left():
+    pool = Pool(100, 200, (Range(0, 8), Range(20, 60)))
+    assert leases.take(pool, 64, least=30) == (Range(20, 60), Pool(100, 200, (Range(0, 8),)))
+    assert leases.take(pool, 64, least=50) == (Range(100, 164), Pool(164, 200, pool.returned))
+    assert leases.take(pool, 30, least=50) == (Range(20, 50), Pool(100, 200, (Range(0, 8), Range(50, 60))))
+    spent = Pool(200, 200, pool.returned)
+    assert leases.take(spent, 64, least=50) == (Range(20, 60), Pool(200, 200, (Range(0, 8),)))
+    assert leases.take(Pool(200, 200), 64, least=50) == (None, Pool(200, 200))
+
+
+def test_a_held_lease_grows_into_what_follows_on_it_also_past_lower_pieces():
+    pool = Pool(100, 1000, (Range(0, 8), Range(40, 60)))
+    assert leases.lengthen(pool, Range(20, 40), 30) == (Range(20, 50), Pool(100, 1000, (Range(0, 8), Range(50, 60))))
+    assert leases.lengthen(pool, Range(80, 100), 30) == (Range(80, 110), Pool(110, 1000, pool.returned))
+
+
 def test_what_comes_back_last_is_leased_again_in_one_piece_with_what_follows():
     pool = leases.give_back(Pool(164, 1000), Range(132, 164))
     assert leases.take(pool, 64) == (Range(132, 196), Pool(196, 1000))
