@@ -24,7 +24,16 @@ from agent.link import Link
 from agent.throttle import Throttle
 from curtail import limits, signing, wire
 from curtail.clock import Clock, SystemClock
-from curtail.connect import CONNECT_S, MISTRUST_REMEDY, REPLY_S, check_url, is_loopback, mistrust, open_http
+from curtail.connect import (
+    CONNECT_S,
+    MISTRUST_REMEDY,
+    REPLY_S,
+    check_url,
+    is_loopback,
+    mistrust,
+    open_http,
+    other_scheme,
+)
 from curtail.errors import AuthError, CurtailError, DiskError, NotFound, Refused, Throttled, Unreachable, WireError
 
 MOST_BYTES = 2_200_000_000
@@ -222,11 +231,14 @@ class Control:
         except httpx.ConnectError as error:
             if why := mistrust(error, self.address):
                 raise Unreachable(why, MISTRUST_REMEDY) from error
+            if remedy := other_scheme(error, self.address):
+                raise Unreachable(f"no TLS connection to {self.address} comes about", remedy) from error
             raise Unreachable(
                 f"nobody answers at {self.address}", "check the address and that `curtail controller` runs there"
             ) from error
         except httpx.HTTPError as error:
-            raise Unreachable(f"the connection to {self.address} broke: {error or type(error).__name__}") from error
+            why, remedy = str(error) or type(error).__name__, other_scheme(error, self.address)
+            raise Unreachable(f"the connection to {self.address} broke: {why}", remedy) from error
 
     @property
     def address(self) -> str:

@@ -17,7 +17,7 @@ from agent.lifecycle import WITH_HOOK, State
 from agent.membership import GIVE_TOKEN, Membership
 from agent.ownjob import OwnJob
 from curtail import wire
-from curtail.errors import AuthError, CurtailError, Refused
+from curtail.errors import AuthError, CurtailError, Refused, Unreachable
 
 
 class Exchange:
@@ -33,12 +33,26 @@ class Exchange:
         self.refused = False  # no permit is to be had, by what was heard since the last job
         self.finished = self.credential_refused = False
         self.fatal: CurtailError | None = None
+        self._returning = False  # joined before, and nothing was heard since this process began
 
-    def first_contact(self) -> None:
+    def first_contact(self) -> bool:
         """Join, or take up what is kept of an earlier join.
 
-        Raises: Unreachable, AuthError, WireError, Refused: a first contact is not retried.
+        Returns: False: the controller is out of reach, and this machine joined before: `beat` tries again.
+        Raises: Unreachable, AuthError, WireError, Refused: a machine that never joined does not wait.
         """
+        sent = self.clock.monotonic()
+        try:
+            self._contact()
+        except Unreachable as error:
+            if not self.member.same_machine:
+                raise
+            self._returning = True
+            self._outage(error, sent, State.JOINING)
+            return False
+        return True
+
+    def _contact(self) -> None:
         if not self.member.same_machine:
             self._enter(None)
             return
@@ -48,6 +62,7 @@ class Exchange:
             self._enter(error)
         else:
             self._heard(reply, self.clock.monotonic(), State.JOINING)
+        self._returning = False
 
     def _enter(self, refusal: CurtailError | None) -> None:
         self.member.enter(refusal)
@@ -62,7 +77,10 @@ class Exchange:
         sent = self.clock.monotonic()
         try:
             if state is State.JOINING:
-                self._enter(None)
+                if self._returning:
+                    self._contact()
+                else:
+                    self._enter(None)
                 state = joined()
             beat = self._heartbeat(state)
             reply = self.control.heartbeat(beat, max(1.0, min(5.0, self.member.identity.heartbeat_s * 2)))
@@ -109,7 +127,8 @@ class Exchange:
             return
         left = self.permit_until - sent if self.permit_until is not None else 0.0
         job = f"; the job trains on for {max(0.0, left):.0f} s at most" if self.job.job is not None else ""
-        self.say(f"{error.message}{job}; trying again")
+        # who just started it can still mend what the remedy names
+        self.say(f"{error if state is State.JOINING else error.message}{job}; trying again")
 
     def _heard(self, reply: wire.HeartbeatReply, sent: float, state: State) -> None:
         """Take in an answer to a heartbeat sent at `sent`: the permit counts from then, to be safe."""

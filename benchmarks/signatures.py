@@ -1,6 +1,6 @@
 """What it costs that machines sign what they say: seconds of CPU to sign a heartbeat, to check it, and to know replays.
 
-    PYTHONPATH=. python benchmarks/signatures.py
+PYTHONPATH=. python benchmarks/signatures.py
 """
 
 from __future__ import annotations

@@ -71,10 +71,11 @@ class Access:
         return made
 
     def revoke_token(self, tx: Transaction, token_id: str, by: Caller) -> wire.Ack:
-        """Nobody gets in with that token any more. Raises: NotFound."""
-        tokens.revoke(tx, token_id, self._clock.wall())
-        self._event(tx, "access", f"{by.name} revoked token {token_id}")
-        return wire.Ack(True)
+        """Nobody gets in with that token any more; not ok: it was revoked before. Raises: NotFound."""
+        revoked = tokens.revoke(tx, token_id, self._clock.wall())
+        if revoked:
+            self._event(tx, "access", f"{by.name} revoked token {token_id}")
+        return wire.Ack(revoked)
 
     def nodes(self, tx: Transaction) -> NodeList:
         """All machines that joined."""

@@ -296,7 +296,7 @@ def choose_signal(options: StartOptions, config: RunConfig, around: Surroundings
     if options.trace is None:
         if options.unit is not None:
             raise UsageError("--unit is the unit of a trace, and no --trace is given", "give both or neither")
-        chosen = open_signal(config, around)
+        chosen = open_signal(config, around, ", or give --trace and --unit")
     else:
         if options.unit is None:
             raise UsageError("the unit of the trace is not given", f"add --unit {' or --unit '.join(UNITS)}")

@@ -71,13 +71,15 @@ def listing(tx: Transaction, now: float) -> TokenList:
     )  # fmt: skip
 
 
-def revoke(tx: Transaction, token_id: str, now: float) -> None:
-    """Nobody gets in with it any more. A repeat is no error. Raises: NotFound."""
+def revoke(tx: Transaction, token_id: str, now: float) -> bool:
+    """Nobody gets in with it any more. Returns: False: it was revoked before. Raises: NotFound."""
     row = tx.token(token_id)
     if row is None:
         raise NotFound(f"there is no token {token_id!r}", "`curtail token list` shows their ids")
-    if row.revoked_wall is None:
-        tx.set_token(token_id, revoked_wall=now)
+    if row.revoked_wall is not None:
+        return False
+    tx.set_token(token_id, revoked_wall=now)
+    return True
 
 
 def state(row: TokenRow, now: float) -> str | None:

@@ -7,24 +7,33 @@ for each kind of failure. Commands are in `curtail.cli`. An exception that is no
 
 from __future__ import annotations
 
-import errno
-import importlib.util
-import os
 import sys
-from pathlib import Path
 
-from curtail.errors import CurtailError
-
-PACKAGES = ("agent", "controller", "nanochat", "rustbpe")
 INTERRUPTED = 130
 """128 + SIGINT, as shells report it."""
+
+try:
+    import errno
+    import importlib.util
+    import os
+    from pathlib import Path
+
+    from curtail.errors import CurtailError
+except KeyboardInterrupt:  # a start takes a moment in which it is not `run` yet that could be interrupted
+    sys.exit(INTERRUPTED)
+
+PACKAGES = ("agent", "controller", "nanochat", "rustbpe")
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 def main() -> None:
     """Run the command line and leave the process with its exit code."""
-    sys.exit(run(sys.argv[1:]))
+    try:
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # while it was about to say how it ended
+        code = INTERRUPTED
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:

@@ -101,7 +101,8 @@ def fetch_authority(url: str, pin: str) -> str:
                     raise WireError(f"{url} answers with more than a certificate", "is it a curtail controller?")
     except httpx.HTTPError as error:
         why = str(error) or type(error).__name__
-        raise Unreachable(f"no controller answers at {url} ({why})", "check the address and that it runs") from error
+        remedy = other_scheme(error, url) or "check the address and that it runs"
+        raise Unreachable(f"no controller answers at {url} ({why})", remedy) from error
     try:
         pem = wire.decode(wire.CaCerts, body).pem
     except WireError:
@@ -189,6 +190,24 @@ def mistrust(error: BaseException, url: str) -> str | None:
         if isinstance(cause, ssl.SSLCertVerificationError):
             why = cause.verify_message or str(cause)
             return f"whoever answers at {url} cannot prove to be the controller ({why.rstrip('.')})"
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def other_scheme(error: BaseException, url: str) -> str | None:
+    """What to try where one side of a broken connection may speak TLS and the other plain HTTP; None: not by `error`.
+
+    A controller that awaits TLS cuts plain HTTP off without an answer; one that speaks plain HTTP answers in it.
+    """
+    import httpx
+
+    if not url.startswith("https:"):
+        cut = isinstance(error, (httpx.RemoteProtocolError, httpx.ReadError))
+        return "if the controller speaks TLS, write https:// instead of http://" if cut else None
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLCertVerificationError):
+            return "if the controller speaks plain HTTP, write http:// instead of https://"
         cause = cause.__cause__ or cause.__context__
     return None
 

@@ -45,7 +45,7 @@ class Desk(Protocol):
 
     def create(self, request: TokenRequest) -> TokenReply: ...
     def tokens(self) -> TokenList: ...
-    def revoke(self, token_id: str) -> None: ...
+    def revoke(self, token_id: str) -> bool: ...
     def nodes(self) -> NodeList: ...
     def remove(self, request: NodeRemove) -> NodeRemoved: ...
 
@@ -62,8 +62,9 @@ class RunningDesk:
     def tokens(self) -> TokenList:
         return self._ask("GET", wire.TOKENS, TokenList)
 
-    def revoke(self, token_id: str) -> None:
-        self._ask("POST", wire.TOKEN_REVOKE, wire.Ack, TokenRevoke(token_id))
+    def revoke(self, token_id: str) -> bool:
+        """Returns: False: it was revoked before."""
+        return self._ask("POST", wire.TOKEN_REVOKE, wire.Ack, TokenRevoke(token_id)).ok
 
     def nodes(self) -> NodeList:
         return self._ask("GET", wire.NODES, NodeList)
@@ -113,10 +114,10 @@ class StoppedDesk:
 
         return self._store.call(lambda tx: tokens.listing(tx, time.time()))
 
-    def revoke(self, token_id: str) -> None:
+    def revoke(self, token_id: str) -> bool:
         from controller import tokens
 
-        self._store.call(lambda tx: tokens.revoke(tx, token_id, time.time()))
+        return self._store.call(lambda tx: tokens.revoke(tx, token_id, time.time()))
 
     def nodes(self) -> NodeList:
         from controller.sites import node
@@ -247,8 +248,9 @@ def list_tokens(home: Path, as_json: bool) -> int:
 def revoke(home: Path, token_id: str) -> int:
     """Carry out `curtail token revoke`."""
     with open_desk(home) as desk:
-        desk.revoke(token_id)
-    print(f"token {token_id} is revoked; machines that joined with it stay, `curtail node rm` removes them")
+        revoked = desk.revoke(token_id)
+    how = "is revoked" if revoked else "was revoked before"
+    print(f"token {token_id} {how}; machines that joined with it stay, `curtail node rm` removes them")
     return 0
 
 

@@ -218,7 +218,7 @@ def parse_sweep(text: str) -> tuple[str, list[float]]:
         raise UsageError(f"{text!r} is no sweep", "write it as threshold=50:150:10") from None
     if name not in SWEEPS:
         raise UsageError(f"{name!r} cannot be swept", f"one of {', '.join(SWEEPS)}")
-    count = (last - first) / step if step > 0 else -1.0
+    count = (last - first) / step if 0 < step < float("inf") else -1.0
     if not 0 <= count <= 10_000:
         raise UsageError(f"{text!r} sweeps nothing", "write FROM:TO:STEP, upwards, at most 10,000 values")
     return name, [round(first + step * index, 9) for index in range(int(count + 1e-9) + 1)]

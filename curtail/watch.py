@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from curtail import wire
-from curtail.connect import open_with_token
+from curtail.connect import open_with_token, other_scheme
 from curtail.errors import AuthError, CurtailError, Refused, Unreachable, UsageError, WireError
 from curtail.lifeline import unwinding_on_signals
 from curtail.token import parse_token
@@ -93,7 +93,8 @@ def fetch(http: httpx.Client, url: str) -> wire.Status:
         response = http.get(url + wire.STATUS, timeout=TIMEOUT_S)
     except (httpx.TransportError, httpx.InvalidURL) as error:
         reason = str(error) or type(error).__name__
-        raise Unreachable(f"no controller answers at {url} ({reason})", "check the address and that it runs") from error
+        remedy = other_scheme(error, url) or "check the address and that it runs"
+        raise Unreachable(f"no controller answers at {url} ({reason})", remedy) from error
     if response.status_code != 200:
         try:
             problem = wire.decode(wire.Problem, response.content)

@@ -80,9 +80,10 @@ def names(config: RunConfig) -> dict[str, str]:
     return {region: section.signal or region for region, section in config.regions.items()}
 
 
-def open_signal(config: RunConfig, around: Surroundings) -> Signal:
+def open_signal(config: RunConfig, around: Surroundings, or_else: str = "") -> Signal:
     """The source that the run file names; nothing is polled yet.
 
+    Args: or_else: what the command takes instead of one, for a person; begins with a comma.
     Raises: ConfigError: no such source, or a key that it needs or cannot have. AuthError: no credentials.
         NotFound, DataError: no trace, or a bad one. UsageError: the run file names none.
     """
@@ -90,7 +91,7 @@ def open_signal(config: RunConfig, around: Surroundings) -> Signal:
     _check_keys(config, name)
     if name == "trace":
         if not config.signal.path:
-            raise UsageError("the run has no signal", "give --trace and --unit, or a section [signal] in the run file")
+            raise UsageError("the run file names no signal", f"add a section [signal] to it{or_else}")
         trace = load_trace(Path(config.signal.path), config.signal.unit, columns(config).values())
         return replayed(trace, config, config.signal.forecast)
     if name == "constant":

@@ -83,7 +83,7 @@ def load_trace(path: Path, unit: str, columns: Iterable[str] | None = None) -> T
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
-        raise NotFound(f"there is no trace file {path}", "give the path of a CSV file with --trace") from error
+        raise NotFound(f"there is no trace file {path}", "give the path of a CSV file") from error
     except (OSError, UnicodeDecodeError) as error:
         words = getattr(error, "strerror", None) or error
         raise DataError(f"cannot read the trace file {path}: {words}") from error

@@ -51,11 +51,12 @@ def token_create(
         if name:
             check_name(kind, name)
     agent = role is Role.AGENT
+    lasts = expires or ("1 h" if agent else "30 d")
     return create(
         home,
         TokenRequest(
             role.value, site or "", region or "", uses or None if agent else None,
-            seconds(expires or ("1 h" if agent else "30 d")), note or "",
+            None if lasts == "never" else seconds(lasts, "write it as 90 min, 12 h or 30 d, or never"), note or "",
         ),
         out,
         json,

@@ -116,11 +116,9 @@ def samples_at_once(text: str) -> int:
     return int(text)
 
 
-def seconds(text: str) -> float | None:
-    """A time such as 90 min, 12 h or 30 d, in seconds; never: None. Raises: UsageError."""
-    if text == "never":
-        return None
+def seconds(text: str, remedy: str) -> float:
+    """A time such as 90 min, 12 h or 30 d, in seconds. Raises: UsageError, with `remedy`: what the option takes."""
     found = re.fullmatch(r"(\d{1,6}) ?(s|m|min|h|d)", text)
     if found is None or int(found[1]) == 0:
-        raise UsageError(f"{text!r} is no time", "write it as 90 min, 12 h or 30 d, or never")
+        raise UsageError(f"{text!r} is no time", remedy)
     return int(found[1]) * {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}[found[2]]

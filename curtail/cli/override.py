@@ -47,9 +47,9 @@ def override(
     who = by or getpass.getuser()
     if order == "clear":
         return give(home, wire.OverrideRequest(check_name("region", region), order, 0.0, who, ""))
-    length = seconds(time) if time is not None else None
-    if length is None:
+    if time is None:
         raise UsageError("an order ends by itself", "say when, for example --for 30min")
+    length = seconds(time, "write --for as 30 min or 2 h, at most a day: an order ends by itself")
     if reason is None or not reason.strip():
         raise UsageError("an order says why it is given", 'add --reason "..."')
     return give(home, wire.OverrideRequest(check_name("region", region), order, length, who, reason))

@@ -3,18 +3,42 @@
 Decides in which order the groups are listed, and what becomes of flags that typer refuses.
 """
 
+import math
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
+import typer.core
 import typer.main
 
 from curtail import __version__
 from curtail.errors import UsageError
 
 
+class Finite(typer.core.TyperCommand):
+    """A command none of whose numbers is NaN or infinite: comparisons with bounds let NaN through."""
+
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        """Raises: UsageError: names the option."""
+        context = super().make_context(*args, **extra)
+        for parameter in self.params:
+            value = context.params.get(parameter.name or "")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UsageError(f"{parameter.opts[0]} cannot be {value}", "give a finite number")
+        return context
+
+
+class Program(typer.Typer):
+    """A group whose commands are `Finite`."""
+
+    def command(self, *args: Any, **options: Any) -> Callable[[Any], Any]:
+        """As typer's."""
+        return super().command(*args, **{"cls": Finite} | options)
+
+
 def _group(text: str) -> typer.Typer:
     # rich help and completion would cost more time than most commands
-    return typer.Typer(
+    return Program(
         help=text,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,

@@ -30,7 +30,9 @@ def load_config(path: Path) -> RunConfig:
     except IsADirectoryError as error:
         raise ConfigError(f"the run file {path} is a folder", "name the file in it") from error
     except OSError as error:
-        raise ConfigError(f"cannot read the run file {path}: {error.strerror}", "check its owner and its mode") from error
+        raise ConfigError(
+            f"cannot read the run file {path}: {error.strerror}", "check its owner and its mode"
+        ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"the run file {path} is no text in UTF-8", "write one as docs/run-file.md shows") from error
     try:

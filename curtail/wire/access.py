@@ -66,7 +66,10 @@ class TokenList:
 
 @dataclass(frozen=True, slots=True)
 class TokenRevoke:
-    """Operator -> controller, POST /v1/tokens/revoke: nobody gets in with it any more. Who is in stays."""
+    """Operator -> controller, POST /v1/tokens/revoke: nobody gets in with it any more. Who is in stays.
+
+    The answer is an `Ack`, not ok if the token was revoked before.
+    """
 
     id: str
 

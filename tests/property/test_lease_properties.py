@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from controller import leases
 from controller.leases import Pool, Range
 
-moves = st.lists(st.tuples(st.sampled_from(["take", "lengthen", "return", "commit"]), st.integers(1, 9), st.integers(0, 9)))
+moves = st.lists(
+    st.tuples(st.sampled_from(["take", "lengthen", "return", "commit"]), st.integers(1, 9), st.integers(0, 9))
+)
 
 
 @given(st.integers(1, 200), moves)

@@ -80,6 +80,13 @@ def test_an_expired_and_a_revoked_token_admit_nobody(world, make):
     assert world.beat("a").granted, "who is in stays in"
 
 
+def test_a_token_that_is_revoked_twice_is_one_event_and_the_second_answer_says_so(world, make):
+    token = parse_token(make()).id
+    revoke = lambda tx: world.service.access.revoke_token(tx, token, OPERATOR)  # noqa: E731
+    assert [world.store.call(revoke).ok for _ in range(3)] == [True, False, False]
+    assert sum(f"revoked token {token}" in event.text for event in world.status().events) == 1
+
+
 def test_a_token_for_a_site_or_region_is_for_no_other(world, make):
     with pytest.raises(Forbidden, match="site 'b'"):
         join(world, make(site="b"), "a")

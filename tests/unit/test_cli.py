@@ -16,6 +16,7 @@ import curtail
 from curtail import __main__ as entry
 from curtail import cli
 from curtail.cli import arguments as taken
+from curtail.cli.root import Finite
 from curtail.errors import AuthError, CurtailError, NotFound, UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,6 +123,18 @@ TRAINED = ["controller", "start", "run.toml", "--home", "h", "--trace", "t.csv",
         (["sample", "/no/where", "def "], 3, "there is no checkpoint in /no/where"),
         (["data", "import", "/no/where", "--out", "/tmp/x"], 3, "/no/where does not exist"),
         (["trace", "synth", "--out", "x", "--region", "A", "--segment", "x"], 2, "'x' is no segment"),
+        (["trace", "show", "t.csv", "--unit", "g/kWh", "--threshold", "nan"], 2, "--threshold cannot be nan: give a"),
+        (["trace", "show", "t.csv", "--unit", "g/kWh", "--threshold", "-inf"], 2, "--threshold cannot be -inf"),
+        ([*TRAINED, "g/kWh", "--speed", "inf"], 2, "--speed cannot be inf"),
+        ([*TRAINED, "g/kWh", "--speed", "nan"], 2, "--speed"),
+        (["sample", "/no/where", "def ", "--temperature", "inf"], 2, "--temperature cannot be inf"),
+        (["status", "http://127.0.0.1:9", "--interval", "nan"], 2, "--interval"),
+        (
+            ["controller", "service", "install", "--dry-run", "--", *TRAINED[2:], "g/kWh", "--speed", "inf"],
+            2,
+            "--speed",
+        ),
+        (["token", "create", "--home", "h", "--expires", "soon"], 2, "write it as 90 min, 12 h or 30 d, or never"),
     ],
 )
 def test_errors_are_one_line_with_a_remedy(
@@ -134,6 +147,35 @@ def test_errors_are_one_line_with_a_remedy(
     assert captured.out == ""
     assert captured.err.count("\n") == 1 and captured.err.startswith("curtail: ")
     assert says in captured.err
+
+
+def test_every_command_refuses_numbers_that_are_not_finite() -> None:
+    def leaves(command: object) -> Iterator[object]:
+        children = getattr(command, "commands", {}).values()
+        yield from (leaf for child in children for leaf in leaves(child)) if children else [command]
+
+    found = list(leaves(typer.main.get_command(cli.app)))
+    assert len(found) > 30 and all(isinstance(command, Finite) for command in found)
+
+
+@pytest.mark.parametrize("where", ["start", "imports", "words"])
+def test_an_interrupt_at_any_moment_of_a_start_ends_it_quietly_with_130(where: str, tmp_path: Path) -> None:
+    interrupt = "def broken(*_):\n    raise KeyboardInterrupt\n"
+    moments = {
+        "start": "class Loader:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'curtail.errors': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Loader())\n",
+        "imports": "class Loader:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'curtail.cli.train': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Loader())\n",
+        "words": "import curtail.__main__\ncurtail.__main__.complain = broken\n",
+    }
+    program = f"import sys\nsys.argv = ['curtail', 'xyzzy']\n{interrupt}{moments[where]}"
+    program += "from curtail.__main__ import main\nmain()\n"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_an_error_with_line_breaks_is_still_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,6 +32,7 @@ class Listener:
 
     def __init__(self, identity, shows=None):
         self.identity, self.shows, self.seen = identity, shows or identity.authority, []
+        self.plain = None  # speaks no TLS, but answers this
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(identity.files.certificate, identity.files.key)
         self._socket = socket.create_server(("127.0.0.1", 0))
@@ -45,6 +46,11 @@ class Listener:
                 raw, _ = self._socket.accept()
             except OSError:
                 return
+            if self.plain is not None:
+                with contextlib.suppress(OSError), raw:
+                    raw.recv(65536)
+                    raw.sendall(self.plain)
+                continue
             with contextlib.suppress(OSError), self._context.wrap_socket(raw, server_side=True) as connection:
                 connection.settimeout(5.0)
                 self._answer(connection)
@@ -190,6 +196,37 @@ def test_something_else_that_answers_there_is_no_controller(identities, listen):
         fetch_authority("https://127.0.0.1:9", ours.pin)
 
 
+def test_plain_http_to_a_controller_that_speaks_tls_names_https(identities, listen):
+    url = listen(identities[0]).url.replace("https:", "http:")
+    with httpx.Client() as http, pytest.raises(Unreachable, match="speaks TLS, write https:// instead"):
+        watch.fetch(http, url)
+    control = Control(open_http(url))
+    with control.http, pytest.raises(Unreachable, match="speaks TLS, write https:// instead"):
+        leave(control)
+
+
+@pytest.mark.parametrize(
+    "says", [b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n", b""], ids=["400", "nothing"]
+)
+def test_tls_to_a_controller_that_speaks_plain_http_names_http(identities, listen, says):
+    ours, _ = identities
+    there = listen(ours)
+    there.plain = says
+    with pytest.raises(Unreachable, match="speaks plain HTTP, write http:// instead"):
+        fetch_authority(there.url, ours.pin)
+    with open_http(there.url, ours.authority) as http:
+        with pytest.raises(Unreachable, match="speaks plain HTTP, write http:// instead"):
+            watch.fetch(http, there.url)
+        with pytest.raises(Unreachable, match=r"no TLS connection .* write http:// instead"):
+            leave(Control(http))
+
+
+def test_a_controller_that_does_not_run_is_not_blamed_on_the_scheme():
+    for url in ("http://127.0.0.1:9", "https://127.0.0.1:9"):
+        with httpx.Client() as http, pytest.raises(Unreachable, match="check the address and that it runs"):
+            watch.fetch(http, url)
+
+
 def test_plain_http_beyond_loopback_needs_somebody_who_insists(tmp_path):
     with pytest.raises(UsageError, match="in clear"):
         known_authority("http://192.0.2.1:1", Trust(Home(tmp_path), DISK))
@@ -244,7 +281,7 @@ def test_a_viewer_who_needs_a_token_is_told_how_to_get_one():
         transport = httpx.MockTransport(lambda request, code=code: httpx.Response(code, content=problem))
         with (
             httpx.Client(transport=transport) as http,
-            pytest.raises(AuthError, match="curtail token create .*--role viewer"),
+            pytest.raises(AuthError, match=r"curtail token create .*--role viewer"),
         ):
             watch.fetch(http, "http://127.0.0.1:1")
 

@@ -41,7 +41,9 @@ def test_a_token_is_made_listed_and_revoked_without_a_controller(stopped, capsys
     mine = next(entry for entry in listed if entry["id"] == token.id)
     assert (mine["role"], mine["site"], mine["uses"], mine["state"]) == ("agent", "b", 1, "good")
     assert mine["expires"] - mine["created"] == 7200.0
-    assert run(capsys, "token", "revoke", token.id, "--home", stopped)[0] == 0
+    assert f"token {token.id} is revoked" in run(capsys, "token", "revoke", token.id, "--home", stopped)[1]
+    code, out, _ = run(capsys, "token", "revoke", token.id, "--home", stopped)
+    assert code == 0 and f"token {token.id} was revoked before" in out
     assert "revoked" in run(capsys, "token", "list", "--home", stopped)[1]
     code, _, err = run(capsys, "token", "revoke", "nobody", "--home", stopped)
     assert code == 3 and "token list" in err
@@ -125,7 +127,7 @@ def test_a_running_controller_is_asked_and_its_refusals_are_told():
     running = desk(handler)
     request = wire.TokenRequest("viewer", "", "", None, None, "")
     assert running.create(request).token == "token" and running.nodes().nodes == ()
-    running.revoke("id")
+    assert running.revoke("id") is answers[wire.TOKEN_REVOKE].ok
     assert running.remove(wire.NodeRemove("a", None)).count == 2
     assert seen == [("POST", wire.TOKENS), ("GET", wire.NODES), ("POST", wire.TOKEN_REVOKE), ("POST", wire.NODE_REMOVE)]
     problem = wire.encode(wire.Problem("Refused", "no", "do this"))

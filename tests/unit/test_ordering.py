@@ -93,7 +93,10 @@ def test_the_command_orders_lists_and_takes_back(world, home, capsys):
         (["A", "dance"], "there is no order 'dance'"),
         (["A", "train", "--reason", "x"], "an order ends by itself"),
         (["A", "train", "--for", "never", "--reason", "x"], "an order ends by itself"),
-        (["A", "train", "--for", "soon", "--reason", "x"], "'soon' is no time"),
+        (
+            ["A", "train", "--for", "soon", "--reason", "x"],
+            "'soon' is no time: write --for as 30 min or 2 h, at most a day",
+        ),
         (["A", "train", "--for", "1 h"], "says why"),
         (["A/B", "pause", "--for", "1 h", "--reason", "x"], "cannot be the name of a region"),
     ],

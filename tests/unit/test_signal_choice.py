@@ -104,9 +104,12 @@ def test_the_stored_form_keeps_the_signal_and_paths_are_beside_the_run_file(tmp_
     assert config_from_json(read.to_json()) == read
 
 
-def test_a_run_without_a_signal_says_how_to_give_one():
-    with pytest.raises(UsageError, match="give --trace and --unit, or a section"):
+def test_a_run_without_a_signal_says_how_to_give_one(tmp_path):
+    with pytest.raises(UsageError) as caught:
         open_signal(config(), around())
+    assert caught.value.remedy == "add a section [signal] to it", "`signal check` takes no trace"
+    with pytest.raises(UsageError, match=r"add a section \[signal\] to it, or give --trace and --unit"):
+        choose_signal(options(tmp_path), config(), around())
 
 
 # -- credentials ---------------------------------------------------------------------

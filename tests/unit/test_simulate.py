@@ -192,6 +192,7 @@ def test_a_sweep_is_a_table_csv_or_json(small, capsys):
         (("--sweep", "colour=1:2:1"), UsageError, "cannot be swept"),
         (("--sweep", "threshold=9:1:1"), UsageError, "sweeps nothing"),
         (("--sweep", "threshold=1:9:0"), UsageError, "sweeps nothing"),
+        (("--sweep", "threshold=9:9:inf"), UsageError, "sweeps nothing"),
         (("--sweep", "pue=0:1:1"), UsageError, "--pue cannot be 0"),
         (("--json", "--csv"), UsageError, "--json and --csv"),
     ],
