@@ -8,6 +8,7 @@ run is simulated in one process (`parity_run.py`) on one thread; a finished one 
 a line in a file and is not repeated.
 
     python benchmarks/parity.py --all --out parity.jsonl
+    python benchmarks/parity.py --rows-of long --out parity.jsonl
     python benchmarks/parity.py --table parity.jsonl
 """
 
@@ -47,6 +48,10 @@ SCRIPT = (
     (30, "ABC"), (10, "A"), (10, ""), (15, "BC"),
 )  # fmt: skip
 """A course of PAUSED, LOCAL and FEDERATED with 0 to 3 sites, in inner steps; it goes round."""
+
+INSTALLED = frozenset({"site-packages", "dist-packages"})
+TEXTS = {"library": INSTALLED | {"test", "tests", "idlelib", "lib2to3"}, "library_and_tests": INSTALLED}
+"""What is left out of the standard library's sources, by the name of the rest."""
 
 BASE = Setting(batch_samples=BATCH)
 ONE, THREE = replace(BASE, sites=1), replace(BASE, sites=3)
@@ -149,12 +154,41 @@ MANY_SETTINGS: dict[str, Setting] = {
 }
 """The third table: one layer, many steps with little in each; outer step as in the second."""
 
-TABLES = ((SETTINGS, SCALE), (LARGE_SETTINGS, LARGE_SCALE), (MANY_SETTINGS, MANY_SCALE))
-EVERY = {name: (setting, scale) for settings, scale in TABLES for name, setting in settings.items()}
+LONG_STEPS = 23_040  # of one site; 36 scripts; a run of d20 has 21,400
+LONG_SCALE = replace(MANY_SCALE, token_budget=LONG_STEPS * BATCH * SEQUENCE, texts="library_and_tests")
+LONG_RATE = 0.25  # the better of the two that were tried, for one site and for three
+SLOWER: dict[str, Any] = {"rate": LONG_RATE}
+LONG_ALONE = replace(ONE, **SLOWER)
+LONG_TWO = replace(BASE, inner_steps=10, **SLOWER, **LAST)
+LONG_TRIO = replace(LONG_TWO, sites=3)
+LONG_SETTINGS: dict[str, Setting] = {
+    "long: one site": LONG_ALONE,
+    "long: one site, batch of 2": replace(LONG_ALONE, batch_samples=2 * BATCH),
+    "long: one site, batch of 3": replace(LONG_ALONE, batch_samples=3 * BATCH),
+    "long: 2 sites, H 10": LONG_TWO,
+    "long: 3 sites, H 10": LONG_TRIO,
+    "long: script, H 10": replace(LONG_TWO, script=SCRIPT),
+    "long: 3 sites, H 30": replace(LONG_TRIO, inner_steps=30),
+    "long: one site, higher rate": replace(LONG_ALONE, rate=0.35),
+    "long: 3 sites, H 10, higher rate": replace(LONG_TRIO, rate=0.35),
+    "long: one site, lower rate": replace(LONG_ALONE, rate=0.18),
+}
+"""The fourth table: as many steps as a real run has, texts with the library's own tests, else as the third."""
+
+TABLES = {
+    "first": (SETTINGS, SCALE),
+    "large": (LARGE_SETTINGS, LARGE_SCALE),
+    "many": (MANY_SETTINGS, MANY_SCALE),
+    "long": (LONG_SETTINGS, LONG_SCALE),
+}
+EVERY = {name: (setting, scale) for settings, scale in TABLES.values() for name, setting in settings.items()}
 
 
-def prepare(folder: Path) -> None:
-    """Packed data of the standard library's sources in `folder`, unless they are there."""
+def prepare(folder: Path, left_out: frozenset[str]) -> None:
+    """Packed data of the standard library's sources in `folder`, unless they are there.
+
+    Args: left_out: names of folders whose files are not taken.
+    """
     from curtail.disk import SystemDisk
     from nanochat import dataset, pack
     from nanochat.tokenizer import Tokenizer
@@ -162,7 +196,6 @@ def prepare(folder: Path) -> None:
     if (folder / "manifest.json").exists():
         return
     library, disk = Path(sysconfig.get_paths()["stdlib"]), SystemDisk()
-    left_out = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"}
     texts = sorted(path for path in library.rglob("*.py") if not left_out & set(path.relative_to(library).parts))
     with tempfile.TemporaryDirectory() as name:
         shards = Path(name) / "shards"
@@ -172,6 +205,13 @@ def prepare(folder: Path) -> None:
     print(f"{len(texts)} files, {manifest.tokens('train'):,} tokens for training", file=sys.stderr, flush=True)
 
 
+def data_of(texts: str, folder: Path) -> Data:
+    """The data of texts by their name; those of "library" are in `folder`, others beside it."""
+    place = folder if texts == "library" else folder.with_name(f"{folder.name}_{texts}")
+    prepare(place, TEXTS[texts])
+    return Data(place)
+
+
 def key(setting: Setting, scale: Scale, seed: int) -> str:
     """What makes two runs the same; values that are the default are left out, so that a new one changes no key."""
     changed = {
@@ -179,7 +219,10 @@ def key(setting: Setting, scale: Scale, seed: int) -> str:
         for field in fields(Setting)
         if getattr(setting, field.name) != field.default
     }
-    return json.dumps([changed, asdict(scale), seed], sort_keys=True)
+    shared = asdict(scale)
+    if scale.texts == "library":
+        del shared["texts"]  # came later, as above
+    return json.dumps([changed, shared, seed], sort_keys=True)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -203,16 +246,17 @@ def run_all(names: Iterable[str], seeds: Sequence[int], out: Path, data: Path) -
 
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    prepare(data)
     there, names = {line["key"] for line in read(out)}, list(names)
     cut_off_rest(out)
-    loaded = Data(data)
+    loaded: dict[str, Data] = {}
     for seed in seeds:
         for name in names:
             setting, scale = EVERY[name]
             if (this := key(setting, scale, seed)) in there:
                 continue
-            outcome = simulate(setting, scale, loaded, seed)
+            if scale.texts not in loaded:
+                loaded[scale.texts] = data_of(scale.texts, data)
+            outcome = simulate(setting, scale, loaded[scale.texts], seed)
             line = {"name": name, "seed": seed, "key": this, "load": os.getloadavg()[0], **asdict(outcome)}
             with open(out, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -283,6 +327,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--all", action="store_true", help="make every run of all tables")
     what.add_argument("--only", action="append", choices=EVERY, metavar="NAME", help="make the runs of this name")
+    what.add_argument("--rows-of", choices=TABLES, help="make every run of this table")
     what.add_argument("--table", type=Path, metavar="FILE", help="print the results in FILE as a table")
     parser.add_argument("--out", type=Path, help="where finished runs are, or will be, a line each")
     parser.add_argument("--data", type=Path, help="packed data; made where they are not; default: beside OUT")
@@ -291,11 +336,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.table:
         if not (lines := read(given.table)):
             parser.error(f"there are no results in {given.table}")
-        print(*(table(lines, settings) for settings, _ in TABLES), sep="\n\n")
+        print(*(table(lines, settings) for settings, _ in TABLES.values()), sep="\n\n")
         return 0
     if given.out is None:
         parser.error("--out says where the results go")
-    names = given.only or EVERY
+    names = TABLES[given.rows_of][0] if given.rows_of else given.only or EVERY
     run_all(names, given.seeds, given.out, given.data or given.out.with_suffix(".data"))
     return 0
 

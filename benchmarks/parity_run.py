@@ -73,6 +73,7 @@ class Scale:
     token_budget: int
     settings_of_recipe: tuple[str, ...] = ()
     validation_tokens: int = 65_536
+    texts: str = "library"  # which texts, by name
 
 
 @dataclass(frozen=True, slots=True)

@@ -229,7 +229,7 @@ def test_a_table_compares_with_its_own_one_site_at_its_own_rate() -> None:
 
 
 def test_the_budget_is_a_whole_number_of_scripts() -> None:
-    for steps in (parity.STEPS, parity.MANY_STEPS):
+    for steps in (parity.STEPS, parity.MANY_STEPS, parity.LONG_STEPS):
         assert steps % sum(steps * len(names) for steps, names in parity.SCRIPT) == 0
     assert {len(names) for _, names in parity.SCRIPT} == {0, 1, 2, 3}
 
@@ -237,6 +237,11 @@ def test_the_budget_is_a_whole_number_of_scripts() -> None:
 def test_all_settings_are_told_apart() -> None:
     keys = {parity.key(setting, scale, 1) for setting, scale in parity.EVERY.values()}
     assert len(keys) == len(parity.EVERY)
+
+
+def test_the_texts_are_part_of_what_makes_a_run_but_the_first_ones_change_no_key() -> None:
+    old, new = (parity.key(parity.BASE, replace(parity.SCALE, texts=texts), 1) for texts in parity.TEXTS)
+    assert "texts" not in old and '"texts": "library_and_tests"' in new
 
 
 @pytest.fixture
@@ -249,7 +254,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
         return runs.Outcome(3.0, 1.5, 100, 4, {2: 4}, 1000, 0.1)
 
     monkeypatch.setattr(parity, "simulate", simulate)
-    monkeypatch.setattr(parity, "prepare", lambda folder: None)
+    monkeypatch.setattr(parity, "prepare", lambda folder, left_out: None)
     monkeypatch.setattr(parity, "Data", lambda folder: None)
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
     monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda on: None)
@@ -274,6 +279,15 @@ def test_a_run_with_another_setting_of_the_same_name_is_made_again(tmp_path: Pat
     monkeypatch.setitem(parity.EVERY, "fp32", (replace(setting, inner_steps=7), scale))
     parity.main(["--only", "fp32", "--seeds", "1", "--out", str(out)])
     assert len(pretended) == 2
+
+
+def test_the_rows_of_one_table_are_made_alone_and_on_their_own_texts(tmp_path: Path, pretended, monkeypatch) -> None:
+    prepared: list[tuple[str, frozenset[str]]] = []
+    monkeypatch.setattr(parity, "prepare", lambda folder, left_out: prepared.append((folder.name, left_out)))
+    out = tmp_path / "out.jsonl"
+    parity.main(["--rows-of", "long", "--seeds", "1", "--out", str(out)])
+    assert [json.loads(text)["name"] for text in out.read_text().splitlines()] == list(parity.LONG_SETTINGS)
+    assert prepared == [("out.data_library_and_tests", parity.INSTALLED)]
 
 
 def test_an_empty_file_has_no_table_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
