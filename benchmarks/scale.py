@@ -166,7 +166,7 @@ class Site:
 
     def __init__(self, number: int, region: str, url: str, token: str, deltas: Deltas, reads: bool) -> None:
         self.name, self.number, self.region, self.deltas, self.reads = f"s{number:02d}", number, region, deltas, reads
-        key = AgentKey()
+        self.key = key = AgentKey()
         self.control = Control(open_http(url), signer=Signer(key, time.time))
         reply = self.control.join(
             wire.JoinRequest(
@@ -226,7 +226,7 @@ class Site:
         if work.fetch == "update" and self.reads:
             began, got = time.time(), 0
             path = wire.BLOB.format(sha256=work.blob)
-            with self.control.stream("GET", path, timeout_s=transfer.PART_S) as response:
+            with self.control.stream("GET", path, timeout_s=transfer.SILENCE_S) as response:
                 for chunk in response.iter_bytes():
                     got += len(chunk)
             self.note("download", work.round, began, got)
@@ -290,7 +290,7 @@ class Beats:
 
     def __init__(self, url: str, sites: list[Site], period: float, out: Path) -> None:
         self.out = out
-        told = [[site.name, site.fence, site.number, site.control.credential] for site in sites]
+        told = [[site.name, site.fence, site.number, site.control.credential, site.key.pem.decode()] for site in sites]
         self._process = subprocess.Popen(
             [sys.executable, __file__, "--beats", str(out)], stdin=subprocess.PIPE, text=True
         )
@@ -308,8 +308,9 @@ def send_beats(out: Path) -> None:
     """What the second process does."""
     order, over, lines = json.loads(sys.stdin.readline()), threading.Event(), []
 
-    def beat(name: str, fence: int, number: int, credential: str) -> None:
-        control = Control(open_http(order["url"]), credential)
+    def beat(name: str, fence: int, number: int, credential: str, pem: str) -> None:
+        signer = Signer(AgentKey(pem.encode()), time.time, fence)
+        control = Control(open_http(order["url"]), credential, signer=signer)
         message = wire.Heartbeat(
             agent=f"{number:032x}", site=name, fence=fence, state="RUNNING", phase="train", job=JOB, watts=None, note=""
         )
