@@ -63,7 +63,7 @@ class Members:
         pool, kept = tx.pool(), tx.kept(request.site)
         if kept is None:
             wanted = self._share(pool.size, rounds.may_keep(kind, self._config.rounds.overlap), sites)
-            lease, pool = leases.take(pool, wanted, self._round(tx, request.site)) if wanted else (None, pool)
+            lease, pool = leases.take(pool, wanted, self._worth(tx, request.site)) if wanted else (None, pool)
         else:
             own = Range(kept.start, kept.stop)
             wanted = own.size if request.closing else self._share(pool.size + own.size, True, sites)
@@ -83,10 +83,11 @@ class Members:
         steps = settings.inner_steps + (settings.ahead if ahead else 0)
         return leases.fair_share(samples, steps, self._config.training.batch_samples, sites)
 
-    def _round(self, tx: Transaction, site: str) -> int:
-        """Samples that the site needs for a round: by its latest ones, else by the run file."""
+    def _worth(self, tx: Transaction, site: str) -> int:
+        """Samples below which a piece is passed over: half of the site's round, by its latest ones or the run file."""
         settings = self._config
-        return tx.used_lately(site, ROUNDS) or settings.rounds.inner_steps * settings.training.batch_samples
+        used = tx.used_lately(site, ROUNDS) or settings.rounds.inner_steps * settings.training.batch_samples
+        return used // 2
 
     def keep(self, tx: Transaction, member: MemberRow, samples: int) -> None:
         """After a commit of `samples`: the rest of the lease stays with the job, which trains on."""
