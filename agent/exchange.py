@@ -112,7 +112,7 @@ class Exchange:
             self._turned_away(error, state)
 
     def _turned_away(self, error: AuthError, state: State) -> None:
-        self.permit_until = self.hold_until = None
+        self.give_up_permit()
         self.beats.refused(self.member.identity.heartbeat_s)
         if state is State.JOINING or not self.member.options.token:
             self.fatal = error if error.remedy else AuthError(error.message, GIVE_TOKEN)

@@ -8,7 +8,7 @@ seconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from controller.crew import Crew, Machine, Muster, muster
@@ -147,13 +147,16 @@ class LiveSite:
         """Does this machine speak for the site, as far as is known?"""
         return self.muster.crew is None or self.muster.crew.lead == agent
 
-    def gather(self, now: float, lost_after: float, new_id: str) -> Crew | None:
-        """Look which machines are here; the crew that has to be formed anew, None if nothing changed."""
+    def gather(self, now: float, lost_after: float, new_id: Callable[[], str]) -> Crew | None:
+        """Look which machines are here; the crew that has to be formed anew, None if nothing changed.
+
+        Args: new_id: makes its name; not asked at a site of one machine, where there is none.
+        """
         if self.expected == 1:
             return None
         before = self.muster.crew
         here = [m.described() for m in self.machines.values() if m.heard(now, lost_after) and not self._going(m)]
-        self.muster = muster(self.muster, here, self.expected, now, lost_after, new_id)
+        self.muster = muster(self.muster, here, self.expected, now, lost_after, new_id())
         crew = self.muster.crew
         if crew is None or (before is not None and before.id == crew.id):
             return None

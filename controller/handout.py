@@ -8,6 +8,7 @@ made anew, and the token it held is revoked.
 from __future__ import annotations
 
 import contextlib
+import json
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from controller import auth, tokens
 from controller.auth import Role
 from controller.store import Store, Transaction
 from curtail.disk import Disk, disk_error
-from curtail.errors import AuthError
+from curtail.errors import AuthError, CurtailError, NotFound
 from curtail.token import Token, parse_token
 from curtail.wire import TokenRequest
 
@@ -50,6 +51,28 @@ def read(path: Path) -> Token | None:
     with contextlib.suppress(AuthError):
         return parse_token(text)
     return None
+
+
+def check_run(home: Path) -> None:
+    """Raises: NotFound: there is no run in `home`."""
+    if not (home / "state.db").is_file():
+        raise NotFound(f"there is no run in {home}", "name the folder that was given to `curtail controller start`")
+
+
+def reach(home: Path, absent: CurtailError) -> tuple[str, Token]:
+    """Address and operator's token of the controller that runs in `home` on this machine.
+
+    Args: absent: raised where no controller has said that it listens.
+    Raises: NotFound: its token cannot be found. DiskError: nor read.
+    """
+    try:
+        url = str(json.loads((home / "controller.json").read_text(encoding="utf-8"))["url"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise absent from None
+    token = read(home / OPERATOR)
+    if token is None:
+        raise NotFound(f"there is no token in {home / OPERATOR}", "the controller makes it when it starts")
+    return url, token
 
 
 def write(path: Path, text: str, disk: Disk) -> None:

@@ -63,7 +63,8 @@ class Members:
         pool, kept = tx.pool(), tx.kept(request.site)
         if kept is None:
             wanted = self._share(pool.size, rounds.may_keep(kind, self._config.rounds.overlap), sites)
-            lease, pool = leases.take(pool, wanted, self._worth(tx, request.site)) if wanted else (None, pool)
+            least = self._worth(tx, request.site) if pool.returned else 0  # without pieces there is no choice
+            lease, pool = leases.take(pool, wanted, least) if wanted else (None, pool)
         else:
             own = Range(kept.start, kept.stop)
             wanted = own.size if request.closing else self._share(pool.size + own.size, True, sites)

@@ -174,9 +174,7 @@ class Sites:
 
     def gather(self, tx: Transaction, live: LiveSite) -> None:
         """Look which machines of the site are here, and form a new crew if need be."""
-        if live.expected == 1:
-            return  # no crew: this is asked for every site at every step
-        crew = live.gather(self._clock.monotonic(), self._lost_after, auth.new_id())
+        crew = live.gather(self._clock.monotonic(), self._lost_after, auth.new_id)
         if crew is None:
             return
         if live.led_by is not None and live.led_by != crew.lead:

@@ -138,11 +138,11 @@ def open_desk(home: Path) -> Iterator[Desk]:
 
     Raises: NotFound: no run there. Refused: its controller is just starting. AuthError, Unreachable.
     """
+    from controller.handout import check_run
     from controller.home import lock
     from controller.store import Store
 
-    if not (home / "state.db").is_file():
-        raise NotFound(f"there is no run in {home}", "name the folder that was given to `curtail controller start`")
+    check_run(home)
     try:
         held = lock(home)
     except Refused:
@@ -160,16 +160,10 @@ def open_desk(home: Path) -> Iterator[Desk]:
 
 @contextlib.contextmanager
 def _running(home: Path) -> Iterator[Desk]:
-    from controller.handout import OPERATOR, read
+    from controller.handout import reach
     from curtail.connect import open_with_token
 
-    try:
-        url = str(json.loads((home / "controller.json").read_text(encoding="utf-8"))["url"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise Refused(f"the controller of {home} is starting or ending", "try again in a moment") from None
-    token = read(home / OPERATOR)
-    if token is None:
-        raise NotFound(f"there is no token in {home / OPERATOR}", "the controller makes it when it starts")
+    url, token = reach(home, Refused(f"the controller of {home} is starting or ending", "try again in a moment"))
     # Plain HTTP at another address than loopback: this machine talks to itself, and the operator insisted.
     with open_with_token(url, token, insecure=True) as http:
         yield RunningDesk(http)

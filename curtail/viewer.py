@@ -8,7 +8,6 @@ that leads elsewhere later gets nothing.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from curtail.disk import SystemDisk
-from curtail.errors import AuthError, NotFound, Refused
+from curtail.errors import AuthError, Refused
 from curtail.token import parse_token
 
 GET_ONE = (
@@ -59,17 +58,11 @@ def at_home(home: Path) -> tuple[str, str]:
 
     Raises: NotFound: no run there, or its token cannot be found. Refused: no controller runs there.
     """
-    from controller.handout import OPERATOR, read
+    from controller.handout import check_run, reach
 
-    if not (home / "state.db").is_file():
-        raise NotFound(f"there is no run in {home}", "name the folder that was given to `curtail controller start`")
-    try:
-        url = str(json.loads((home / "controller.json").read_text(encoding="utf-8"))["url"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise Refused(f"no controller runs in {home}", "start it, or try again in a moment if it just does") from None
-    token = read(home / OPERATOR)
-    if token is None:
-        raise NotFound(f"there is no token in {home / OPERATOR}", "the controller makes it when it starts")
+    check_run(home)
+    absent = Refused(f"no controller runs in {home}", "start it, or try again in a moment if it just does")
+    url, token = reach(home, absent)
     return url, str(token)
 
 

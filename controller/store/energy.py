@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -65,10 +66,10 @@ class EnergyTables(ChainTables):
         A row is written when more than time has changed. Every step books all sites, so each is certain
         up to the last step.
         """
-        last = (self._one("SELECT MAX(clock) AS last FROM run") or {})["last"]
+        run = self._one("SELECT clock FROM run") or {"clock": -math.inf}
         rows = self._all("SELECT * FROM energy_open ORDER BY site")
         for row in rows:
-            row["seen"] = max(row["seen"], row["seen"] if last is None else last)
+            row["seen"] = max(row["seen"], run["clock"])
         return [(*_interval(row), _more(row).get("marks", {})) for row in rows]
 
     def put_open(self, interval: Interval, seen: float, marks: dict[str, list[int]] | None = None) -> None:

@@ -148,7 +148,7 @@ class Site:
 
     def gather(self):
         self.names += 1
-        self.live.gather(self.now, LOST_AFTER, f"crew{self.names}")
+        self.live.gather(self.now, LOST_AFTER, lambda: f"crew{self.names}")
 
     # -- what must hold --------------------------------------------------------------
 
