@@ -33,9 +33,14 @@ class Work:
     closing: bool = False  # nothing more is trained, what was made ahead is handed in
 
 
-def steps_of(assignment: wire.Assignment, batch_samples: int) -> int:
-    """Inner steps of the round at most."""
-    return min(assignment.steps, (assignment.lease_stop - assignment.lease_start) // batch_samples)
+def steps_of(assignment: wire.Assignment, batch_samples: int, ahead: int = 0) -> int:
+    """Inner steps of the round at most; beside others, those of a round after the `ahead` made before it began.
+
+    If these counted among them, a site that once waited long for another one would commit early ever after, train
+    a whole round ahead of every version, and win nothing by it.
+    """
+    most = assignment.steps + (ahead if assignment.codec != "weights" else 0)
+    return min(most, (assignment.lease_stop - assignment.lease_start) // batch_samples)
 
 
 def part(assignment: wire.Assignment, done: int, most: int, batch_samples: int) -> wire.Assignment:
@@ -53,15 +58,15 @@ def part(assignment: wire.Assignment, done: int, most: int, batch_samples: int) 
 def rest(assignment: wire.Assignment, report: TrainReport, batch_samples: int) -> wire.Assignment | None:
     """What may be trained ahead after `report`: the kept rest of the lease in whole steps; None: nothing.
 
-    Not more than a round's worth: the next round shall not be longer than it may be. After a round that
-    time ended, beside others, nothing either if the rest is shorter than this round was: it would be
-    used up long before they end the next one. A sole site gets what follows on it.
+    Not more than a round's worth, so that no contribution has more than two. Beside others nothing either
+    if the rest is shorter than a round: it would be used up long before they end the next one, and a new lease
+    has enough. A sole site gets what follows on it.
     """
     whole = (assignment.lease_stop - assignment.lease_start) // batch_samples
     left = whole - report.steps
     if not assignment.keep or left <= 0:
         return None
-    if assignment.codec != "weights" and left < report.steps < assignment.steps:
+    if assignment.codec != "weights" and left < min(report.steps, assignment.steps):
         return None
     return part(assignment, report.steps, min(whole, report.steps + assignment.steps), batch_samples)
 

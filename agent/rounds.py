@@ -119,7 +119,8 @@ class JobLoop:
         speaker = self.speaker
         if work.closing:
             return True
-        done, most = work.report.steps, steps_of(work.assignment, self.batch)
+        done = work.report.steps
+        most = steps_of(work.assignment, self.batch, done)
 
         def say(step: int) -> int:
             assert speaker is not None

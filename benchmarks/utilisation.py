@@ -31,6 +31,7 @@ from pathlib import Path
 
 import numpy as np
 
+from curtail.config.learning import LEASE_ROUNDS
 from nanochat import delta, weights
 from nanochat.presets import preset, weight_shapes
 
@@ -288,9 +289,9 @@ def d20(options: argparse.Namespace) -> None:
             share = steps / wholes[mode]
             row = [steps, snapshot, encode, move, options.merge, move, receive, last, beside]
             print(f"| {words} | {mode} | " + " | ".join(f"{value:.1f}" for value in row) + f" | {share:.1%} |")
-        # A lease of several sites lasts for ten rounds, and the last one cannot be overlapped.
-        share = 10 * steps / (9 * wholes["overlapped"] + wholes["blocking"])
-        print(f"| {words} | one of ten blocking |" + " |" * 9 + f" {share:.1%} |")
+        # A lease of several sites lasts for so many rounds, and the last one cannot be overlapped.
+        share = LEASE_ROUNDS * steps / ((LEASE_ROUNDS - 1) * wholes["overlapped"] + wholes["blocking"])
+        print(f"| {words} | one of {LEASE_ROUNDS} blocking |" + " |" * 9 + f" {share:.1%} |")
 
 
 def main() -> None:

@@ -46,6 +46,10 @@ CODECS = ("fp32", "bf16", "int8", "int4")
 """Forms in which a delta can travel; `nanochat.delta` makes and reads them."""
 
 
+LEASE_ROUNDS = 50
+"""For how many rounds a lease of several sites lasts that train on while their contributions travel."""
+
+
 @dataclass(frozen=True, slots=True)
 class OuterStep:
     """One row of [rounds.outer]: the outer step when `sites` or more contribute, up to the next row."""
@@ -59,7 +63,7 @@ class OuterStep:
 class RoundsSection:
     """[rounds]"""
 
-    inner_steps: int = number(100, low=1)  # most steps of a site in one round
+    inner_steps: int = number(100, low=1)  # most steps of a site in one round, besides those made ahead of it
     length: float = quantity("duration", 300.0, low=0.1)  # wall time after which a site commits
     grace: float = quantity("duration", 30.0)  # most wall time that a round waits for commits after that
     quorum: int = number(1, low=1)  # contributions without which a round waits longer than the grace
@@ -78,11 +82,11 @@ class RoundsSection:
         """Steps by which a lease exceeds the round where the job may train on.
 
         A sole site's lease grows by the samples after it. With several sites the next one holds those, so
-        that a lease lasts for what it was made for: ten rounds, of which one is not overlapped.
+        that a lease lasts for what it was made for: `LEASE_ROUNDS`, of which one is not overlapped.
         """
         if self.ahead_steps is not None:
             return self.ahead_steps
-        return self.inner_steps * (9 if self.overlap else 1)
+        return self.inner_steps * (LEASE_ROUNDS - 1 if self.overlap else 1)
 
     @property
     def broadcast_codec(self) -> str:

@@ -28,6 +28,12 @@ def test_a_round_is_as_long_as_its_steps_and_its_lease_allow():
     assert steps_of(replace(BEFORE, lease_stop=130), BATCH) == 7
 
 
+def test_steps_made_ahead_of_a_round_beside_others_come_on_top_of_its_own():
+    assert steps_of(BEFORE, BATCH, 6) == 16
+    assert steps_of(BEFORE, BATCH, 15) == 20, "the lease has no more"
+    assert steps_of(replace(BEFORE, codec="weights"), BATCH, 6) == 10, "a sole site waits for nobody"
+
+
 def test_the_rest_of_a_lease_starts_where_the_round_ended_with_the_hyperparameters_of_its_tokens():
     ahead = rest(BEFORE, report(10), BATCH)
     assert (ahead.lease_start, ahead.lease_stop, ahead.steps) == (140, 180, 10)
@@ -46,12 +52,14 @@ def test_without_a_kept_whole_step_nothing_is_trained_ahead(assignment, steps):
     assert rest(assignment, report(steps), BATCH) is None
 
 
-def test_beside_others_a_rest_too_short_for_a_round_that_time_ends_is_not_begun():
-    timed = replace(BEFORE, steps=100, codec="int8")  # 20 steps in its lease
+def test_beside_others_a_rest_shorter_than_a_round_is_not_begun():
+    timed = replace(BEFORE, steps=100)  # 20 steps in its lease
     assert rest(timed, report(9), BATCH) is not None
-    assert rest(timed, report(11), BATCH) is None, "9 steps are left, and a round is 11"
+    assert rest(timed, report(11), BATCH) is None, "9 steps are left, and a round that time ends is 11"
     assert rest(replace(timed, codec="weights"), report(11), BATCH) is not None, "a sole site's lease grows"
-    assert rest(replace(timed, steps=11), report(11), BATCH) is not None, "so the run file wants it"
+    assert rest(BEFORE, report(10), BATCH) is not None
+    assert rest(BEFORE, report(11), BATCH) is None, "9 steps are left, and a round is 10"
+    assert rest(replace(BEFORE, lease_stop=260), report(15), BATCH) is not None, "of these 5 were made ahead"
 
 
 def test_a_part_of_a_lease_is_that_many_steps():

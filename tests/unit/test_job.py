@@ -677,6 +677,12 @@ def test_with_overlap_the_difference_of_the_versions_is_added_to_what_was_traine
     assert all(np.array_equal(sent[name], new[name] - local[name]) for name in new)
 
 
+def test_after_steps_made_ahead_a_site_still_trains_a_whole_round_beside_the_others(world):
+    federated(world, keep=7)  # the second lease has ten steps, of which three are made when its round begins
+    world.run()
+    assert [(c.steps, c.samples) for c in world.commits[:2]] == [(3, 3 * BATCH), (6, 6 * BATCH)]
+
+
 def test_with_another_lease_than_the_kept_one_the_steps_made_ahead_are_dropped(world):
     new = federated(world, start=60)
     world.run()
