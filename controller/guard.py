@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
+from email.utils import formatdate
 from typing import Any
 
 from controller.rates import Rates
@@ -109,14 +110,18 @@ def is_control(method: str, path: str) -> bool:
 class Guard:
     """An ASGI application around another one.
 
-    Args: answer: sends a refusal. clock: its monotonic time is that of rates and paces.
+    Args:
+        answer: sends a refusal.
+        clock: its monotonic time is that of rates and paces; None: the system's.
+        wall: Unix time by which signatures are checked; None: the clock's.
     """
 
     def __init__(
         self, app: Application, answer: Callable[[Refusal, Scope, Receive, Send], Awaitable[None]],
-        clock: Clock | None = None,
+        clock: Clock | None = None, wall: Callable[[], float] | None = None,
     ) -> None:  # fmt: skip
         self._app, self._answer, self._clock = app, answer, clock or SystemClock()
+        self._wall = wall or self._clock.wall
         self.rates = Rates()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -128,6 +133,7 @@ class Guard:
         shown = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         credential = hashlib.sha256(shown).hexdigest() if shown else ""
         refusal = inspect(scope) or self._too_often(scope, credential)
+        send = self._dated(send)
         if refusal is not None:
             await self._answer(refusal, scope, receive, send)
             return
@@ -143,6 +149,21 @@ class Guard:
         if wait <= 0:
             return None
         return Refusal(429, "too many requests", "ask less often; Retry-After says when again", max(1, math.ceil(wait)))
+
+    def _dated(self, send: Send) -> Send:
+        """`send`, whose answers say the time of day by which signatures are checked.
+
+        An agent signs with the time of the latest answer, and again where it was refused. A `Date` that is made once
+        a second, as uvicorn does, would still be that of before in the second after the clock was set.
+        """
+
+        async def dating(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                date = formatdate(self._wall(), usegmt=True).encode("ascii")
+                message["headers"] = [*message.get("headers", ()), (b"date", date)]
+            await send(message)
+
+        return dating
 
     def _learning(self, send: Send, credential: str) -> Send:
         """`send`, from whose answers is learned which credentials are good."""

@@ -239,6 +239,7 @@ def _serve(
         log_level="warning",
         access_log=False,
         server_header=False,
+        date_header=False,  # `controller.guard` says it
         **gate.options(),
         callback_notify=pulse.beat if pulse.notifier.every else None,
         timeout_notify=max(1, int(pulse.notifier.every)),

@@ -161,6 +161,26 @@ def test_the_guard_answers_429_with_the_time_and_lets_pass_what_has_its_rate():
     assert len(answered) == 1
 
 
+@pytest.mark.parametrize("path", [wire.CHECKOUT, "/" + "x" * 10_000])
+def test_every_answer_says_the_time_of_its_moment_also_right_after_the_clock_was_set(path):
+    """An agent whose signature was refused for its time signs again with this one: a second old would be too old."""
+    clock, sent = FakeClock(), []
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 401, "headers": [(b"a", b"b")]})
+
+    async def refuse(refusal, scope, receive, send):
+        await send({"type": "http.response.start", "status": refusal.status})
+
+    async def note(message):
+        sent.append(dict(message["headers"])[b"date"])
+
+    guarded = Guard(app, refuse, clock, lambda: now)
+    for now in (1_700_000_000.0, 1_700_003_600.0):
+        asyncio.run(guarded(scope(path=path), note, note))
+    assert sent == [b"Tue, 14 Nov 2023 22:13:20 GMT", b"Tue, 14 Nov 2023 23:13:20 GMT"]
+
+
 def test_parts_and_downloads_are_counted_only_for_who_shows_no_good_credential():
     passed, answered = [], []
 
