@@ -278,10 +278,23 @@ def always_on_kg(
         return None
     stop = started + train_seconds / len(sites)
     total = 0.0
+    held: dict[int, float] = {}
     for watts, readings in sites:
-        for index, (point, mci) in enumerate(readings):
-            begin = started if index == 0 else max(started, point)
-            end = stop if index + 1 == len(readings) else min(stop, readings[index + 1][0])
-            if end > begin:
-                total += watts * (end - begin) / JOULES_PER_KWH * mci / 1000.0
+        key = id(readings)  # sites of one region come with the same list, often a long one
+        if key not in held:
+            held[key] = _held(readings, started, stop)
+        total += watts * held[key] / JOULES_PER_KWH / 1000.0
+    return total
+
+
+def _held(readings: Sequence[tuple[float, float]], started: float, stop: float) -> float:
+    """The integral of the readings over [started, stop), gCO2/kWh x s."""
+    total = 0.0
+    for index, (point, mci) in enumerate(readings):
+        begin = started if index == 0 else max(started, point)
+        if begin >= stop:
+            break
+        end = stop if index + 1 == len(readings) else min(stop, readings[index + 1][0])
+        if end > begin:
+            total += (end - begin) * mci
     return total

@@ -95,7 +95,7 @@ def create_app(
     """
     app = FastAPI(title="curtail controller", version=__version__, docs_url=None, redoc_url=None)
     app.openapi = functools.partial(functools.cache(openapi.document), __version__)  # type: ignore[method-assign]
-    app.add_middleware(Guard, answer=_refuse, clock=clock, wall=service.clock.wall)
+    app.add_middleware(Guard, answer=_refuse, clock=clock, wall=lambda: service.clock.wall())
     app.add_exception_handler(CurtailError, _problem)
     app.add_exception_handler(HTTPException, _no_such_path)
     app.add_exception_handler(RequestValidationError, _bad_parameter)

@@ -9,12 +9,14 @@ what was drawn until it is back is booked when it is back.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from controller import accounts
 from controller.accounts import Basis, Draw, Entry, Grown, Interval, Totals
+from controller.alwayson import AlwaysOn
 from controller.drawn import Drawn
 from controller.fleet import LiveSite
 from controller.metering import CONSTANT, METER, Flow, Metered, SiteMeter
@@ -42,6 +44,7 @@ class Booking:
         self._until: dict[str, float] = {}  # of sites without an open interval: up to when they are booked
         self._silent: set[str] = set()
         self._saved: dict[str, tuple[Interval, dict[str, list[int]]]] = {}
+        self._always_on: AlwaysOn | None = None  # from the first time somebody asks
         self.drawn = Drawn()
         self.totals = Totals()
         self.by_site: dict[str, Totals] = {}
@@ -200,12 +203,29 @@ class Booking:
         sites: Mapping[str, str],
         readings: Mapping[str, Sequence[tuple[float, float | None]]],
     ) -> float | None:
-        """kgCO2 of the same training without waiting, on the sites given as name -> region."""
-        rows = []
-        for region in sites.values():
-            known = [(point, mci) for point, mci in readings.get(region, ()) if mci is not None]
-            rows.append((self._config.watts(region, "train") * self._config.regions[region].pue, known))
+        """kgCO2 of the same training without waiting, on the sites given as name -> region; from all readings."""
+        known = {
+            region: [(point, mci) for point, mci in readings.get(region, ()) if mci is not None]
+            for region in set(sites.values())
+        }
+        rows = [(self._train_w(region), known[region]) for region in sites.values()]
         return accounts.always_on_kg(totals.train_seconds, started, rows)
+
+    def always_on_now(self, tx: Transaction, totals: Totals, started: float, regions: Iterable[str]) -> float | None:
+        """The same from what was summed before, and the readings since; for a run that goes on.
+
+        Args: regions: of each site. Returns: None also if the run file knows one of them no more.
+        """
+        counts = Counter(regions)
+        if any(region not in self._config.regions for region in counts):
+            return None
+        self._always_on = self._always_on or AlwaysOn(started)
+        groups = {region: (count, self._train_w(region)) for region, count in counts.items()}
+        return self._always_on.kg(tx, totals.train_seconds, groups)
+
+    def _train_w(self, region: str) -> float:
+        """Power of one site that trains, by the run file, with PUE."""
+        return self._config.watts(region, "train") * self._config.regions[region].pue
 
     def _interval(
         self, live: LiveSite, now: float, reading: Reading | None, verdict: Verdict | None, share: float, heard: bool

@@ -43,7 +43,7 @@ class Members:
         A job that kept samples gets these first, and more only if the next free
         ones follow on them; a closing job gets no others.
         """
-        lease = self._take(tx, Kind(row.kind), request, sites)
+        lease = self._take(tx, row, request, sites)
         if lease is None:
             return None
         member = MemberRow(
@@ -59,30 +59,39 @@ class Members:
         tx.add_member(member)
         return member
 
-    def _take(self, tx: Transaction, kind: Kind, request: CheckoutRequest, sites: int) -> Range | None:
+    def _take(self, tx: Transaction, row: RoundRow, request: CheckoutRequest, sites: int) -> Range | None:
         pool, kept = tx.pool(), tx.kept(request.site)
+        ahead = kept is not None or rounds.may_keep(Kind(row.kind), self._config.rounds.overlap)
+        wanted = self._share(tx, row, pool.size, ahead, sites)
         if kept is None:
-            wanted = self._share(pool.size, rounds.may_keep(kind, self._config.rounds.overlap), sites)
             least = self._worth(tx, request.site) if pool.returned else 0  # without pieces there is no choice
             lease, pool = leases.take(pool, wanted, least) if wanted else (None, pool)
         else:
             own = Range(kept.start, kept.stop)
-            wanted = own.size if request.closing else self._share(pool.size + own.size, True, sites)
-            if wanted < own.size:  # more than its share: when the budget runs out, the others need it
+            if not request.closing and wanted < own.size:  # more than its share: the others need it
                 lease = Range(own.start, own.start + wanted)
                 pool = leases.give_back(pool, Range(lease.stop, own.stop))
             else:
-                lease, pool = leases.lengthen(pool, own, wanted)
+                lease, pool = leases.lengthen(pool, own, own.size if request.closing else wanted)
             tx.drop_kept(request.site)
         if lease is not None:
             tx.set_pool(pool)
         return lease
 
-    def _share(self, samples: int, ahead: bool, sites: int) -> int:
-        """Samples of a whole lease: those of a round and, where the job may train on, those beyond."""
-        settings = self._config.rounds
+    def _share(self, tx: Transaction, row: RoundRow, free: int, ahead: bool, sites: int) -> int:
+        """Samples of a whole lease: those of a round and, where the job may train on, those beyond.
+
+        When the budget runs out, an equal part of what is `free` or kept for each site that has no lease of this round
+        yet. Who has one has had its part: divided by all `sites`, each would leave some, and the end of the budget
+        would be trained in ever smaller rounds.
+        """
+        settings, batch = self._config.rounds, self._config.training.batch_samples
         steps = settings.inner_steps + (settings.ahead if ahead else 0)
-        return leases.fair_share(samples, steps, self._config.training.batch_samples, sites)
+        share = leases.fair_share(free, steps, batch, sites)
+        if share == steps * batch:
+            return share  # there is enough for all, whoever has a lease already
+        served, kept = tx.shared_out(row.round)
+        return leases.fair_share(free + kept, steps, batch, sites - served)
 
     def _worth(self, tx: Transaction, site: str) -> int:
         """Samples below which a piece is passed over: half of the site's round, by its latest ones or the run file."""

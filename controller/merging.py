@@ -15,6 +15,7 @@ from typing import Protocol
 from controller import rounds
 from controller.blobs import Uploads
 from controller.leases import Range
+from controller.losses import mean_loss, smoothed, span_tokens
 from controller.members import Event, Members
 from controller.merge import USUAL_OF, MergeResult, MergeSpec, Part, usual
 from controller.rounds import Kind, Member, MemberEvent, Round, RoundEvent
@@ -164,16 +165,18 @@ class Merging:
             return
         state_after = rounds.advance_round(Round.MERGING, RoundEvent.VERSION_PUBLISHED)
         folder = self._versions.publish(spec.version)
-        tokens, losses = self._accept(tx, row, accepted, spec.version, result)
+        tokens, loss = self._accept(tx, row, accepted, spec.version, result)
         first = accepted[0].loss_first if run.loss_first is None else run.loss_first
+        span = span_tokens(self._config.training.batch_samples, run.sequence_len)
+        last = smoothed(run.loss_last, run.tokens, loss, tokens, span)
         self._add_version(tx, spec, result, folder, run.tokens + tokens, now)
         tx.set_round(row.round, state=state_after.value, version=spec.version)
-        tx.set_run(tokens=run.tokens + tokens, loss_first=first, loss_last=losses / tokens)
+        tx.set_run(tokens=run.tokens + tokens, loss_first=first, loss_last=last)
         self._event(
             tx,
             "version",
             f"version {spec.version} from round {row.round} ({', '.join(result.accepted)}),"
-            f" loss {losses / tokens:.3f}, digest {result.digest[:12]}",
+            f" its loss {'unknown' if loss is None else f'{loss:.3f}'}, digest {result.digest[:12]}",
         )
         self._prune(tx)
 
@@ -186,8 +189,8 @@ class Merging:
 
     def _accept(
         self, tx: Transaction, row: RoundRow, accepted: list[MemberRow], version: int, result: MergeResult
-    ) -> tuple[int, float]:
-        """Book the merged contributions; their tokens, and the sum of their mean losses by token."""
+    ) -> tuple[int, float | None]:
+        """Book the merged contributions; their tokens and mean loss."""
         state = rounds.advance_member(Member.COMMITTED, MemberEvent.MERGE)
         for member in accepted:
             norm = result.norms.get(part_name(row, member))
@@ -195,7 +198,7 @@ class Merging:
             site = tx.site(member.site)
             assert site is not None
             tx.set_site(member.site, tokens=site.tokens + member.tokens)
-        return sum(m.tokens for m in accepted), sum(m.tokens * (m.loss_mean or 0.0) for m in accepted)
+        return sum(m.tokens for m in accepted), mean_loss((m.tokens, m.loss_mean) for m in accepted)
 
     def _drop_contributions(self, tx: Transaction, members: list[MemberRow]) -> None:
         """Forget uploads that nothing can use any more: those of this merge, and those that came too late."""

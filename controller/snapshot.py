@@ -6,12 +6,13 @@ parts belong to the same moment.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from controller.accounts import Totals
 from controller.fleet import LiveSite
 from controller.rounds import Member
-from controller.rows import RunRow
+from controller.rows import RunRow, SiteRow
 from controller.store import Transaction
 from curtail import wire
 from curtail.policy import Regime
@@ -31,7 +32,7 @@ def make(tx: Transaction, service: Service) -> wire.Status:
     now = service.replay.now()
     latest = tx.latest_version()
     totals, by_site = service.booking.present(now)
-    readings = {region: tx.readings(region) for region in service.config.regions}
+    known = {site.site: site for site in tx.sites()}
     return wire.Status(
         protocol=wire.PROTOCOL,
         run=run.id,
@@ -47,14 +48,14 @@ def make(tx: Transaction, service: Service) -> wire.Status:
         tokens=run.tokens,
         token_budget=run.sample_limit * run.sequence_len,
         version=latest.version,
-        rounds=tx.merged_rounds(),
+        rounds=latest.version,  # each merged round made one; to count rounds would take longer with every one
         round=_round(tx, service),
         loss_first=run.loss_first,
         loss_last=run.loss_last,
         checkpoint=str(service.versions.path(latest.version)),
-        energy=_energy(tx, service, run, totals, readings),
-        regions=tuple(_region(service, region, readings[region], now) for region in service.config.regions),
-        sites=_sites(tx, service, by_site),
+        energy=_energy(tx, service, run, totals, known),
+        regions=tuple(_region(tx, service, region, now) for region in service.config.regions),
+        sites=_sites(tx, service, by_site, known),
         events=tuple(wire.EventStatus(e.id, e.at, e.kind, e.text) for e in tx.last_events(EVENTS)),
         signal_ended=service.source.ended(now),
         plan=_plan(service, now),
@@ -119,13 +120,9 @@ def _late(tx: Transaction) -> tuple[wire.LateStatus, ...]:
 
 
 def _energy(
-    tx: Transaction,
-    service: Service,
-    run: RunRow,
-    totals: Totals,
-    readings: dict[str, list[tuple[float, float | None]]],
+    tx: Transaction, service: Service, run: RunRow, totals: Totals, sites: Mapping[str, SiteRow]
 ) -> wire.EnergyStatus:
-    sites = {site.site: site.region for site in tx.sites()}
+    regions = (site.region for site in sites.values())
     records, head = tx.chain_head()
     return wire.EnergyStatus(
         attributed_kwh=totals.attributed_kwh,
@@ -133,7 +130,7 @@ def _energy(
         kg_attributed=totals.kg_attributed,
         kg_standing=totals.kg_standing,
         curtailed_pct=totals.curtailed_pct,
-        kg_always_on=service.booking.always_on_kg(totals, run.started, sites, readings),
+        kg_always_on=service.booking.always_on_now(tx, totals, run.started, regions),
         unknown_kwh=totals.unknown_kwh,
         own_kwh=totals.own_kwh,
         ledger_records=records,
@@ -141,7 +138,7 @@ def _energy(
     )
 
 
-def _region(service: Service, region: str, history: list[tuple[float, float | None]], now: float) -> wire.RegionStatus:
+def _region(tx: Transaction, service: Service, region: str, now: float) -> wire.RegionStatus:
     reading, verdict = service.readings.get(region), service.verdicts.get(region)
     supply = service.supplies.get(region)
     return wire.RegionStatus(
@@ -152,7 +149,7 @@ def _region(service: Service, region: str, history: list[tuple[float, float | No
         source="" if reading is None else reading.source,
         granted=verdict is not None and verdict.granted,
         reason="no reading has arrived yet" if verdict is None else verdict.reason,
-        history=tuple(mci for _, mci in history[-HISTORY:]),
+        history=tuple(mci for _, mci in tx.last_readings(region, HISTORY)),
         grid_w=None if supply is None else supply.grid_w,
         solar_w=None if supply is None else supply.solar_w,
         battery_w=None if supply is None else supply.battery_w,
@@ -174,11 +171,12 @@ def _costs(service: Service, live: LiveSite) -> wire.CostsStatus:
     )  # fmt: skip
 
 
-def _sites(tx: Transaction, service: Service, by_site: dict[str, Totals]) -> tuple[wire.SiteStatus, ...]:
+def _sites(
+    tx: Transaction, service: Service, by_site: Mapping[str, Totals], known: Mapping[str, SiteRow]
+) -> tuple[wire.SiteStatus, ...]:
     mono = service.clock.monotonic()
     row = tx.live_round()
     members = {} if row is None else {m.site: m for m in tx.members(row.round)}
-    known = {site.site: site for site in tx.sites()}
     out = []
     for live in service.fleet:
         totals = by_site.get(live.site, Totals())

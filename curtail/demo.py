@@ -251,7 +251,7 @@ def summary_rows(summary: dict[str, Any]) -> Sequence[tuple[str, str]]:
     return (
         ("rounds", f"{summary['rounds']}, {summary['versions']} versions of the weights"),
         ("tokens", count(summary["tokens"])),
-        ("loss", f"{number(summary['loss_first'])} at first, {number(summary['loss_last'])} at last"),
+        ("loss", f"{number(summary['loss_first'])} at first, {number(summary['loss_last'])} at last, smoothed"),
         ("regimes", f"{regimes} (time of the trace, {SPEED:.0f} times faster)"),
         (
             "energy",

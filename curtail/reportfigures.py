@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from controller import accounts
 from controller.accounts import Entry, Totals
+from controller.losses import span_tokens
 from controller.rows import RunRow, SiteRow
 from controller.store import Transaction
 from curtail import reportledger as ledger
@@ -110,6 +111,7 @@ def collect(tx: Transaction) -> Figures:
     members = {row.round: tx.members(row.round) for row in rounds}
     total, end = accounts.add(Totals(), entries), max([run.clock, *(e.t1 for e in entries)])
     attributed, reserved = cumulative(entries, run.started, end)
+    span = span_tokens(config.training.batch_samples, run.sequence_len)
     return Figures(
         name=config.run.name, run=run.id, state=run.state, started=run.started, now=end, tokens=run.tokens,
         token_budget=run.sample_limit * run.sequence_len, version=tx.latest_version().version,
@@ -129,7 +131,7 @@ def collect(tx: Transaction) -> Figures:
         kg_attributed=tuple(attributed), kg_reserved=tuple(reserved),
         kg_baseline=tuple(baseline(config, total, run, sites, readings, end)),
         rounds=tuple(round_figures(tx, row, members[row.round]) for row in rounds),
-        versions=tuple(version_figures([m for part in members.values() for m in part], events)),
+        versions=tuple(version_figures([m for part in members.values() for m in part], events, span)),
         decisions=tuple((e.at, e.kind, e.text) for e in events if e.kind in DECIDING),
         changes=ledger.changes(entries), chain=ledger.verified(tx, run.id),
     )  # fmt: skip

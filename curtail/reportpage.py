@@ -72,10 +72,11 @@ def _loss(figures: Figures) -> str:
         if figures.versions
         else "No version has been merged yet."
     )
-    plot = plots.loss(figures)
+    plot, last = plots.loss(figures), figures.versions[-1].loss_smoothed if figures.versions else None
+    smooth = f" Smoothed over the last steps, as the status shows it: {last:.3f}." if last is not None else ""
     return (
-        "<h3>Loss</h3><p class='note'>Mean training loss of each merged version, its members weighted by tokens.</p>"
-        + (f"<p>{none}</p>" if plot is None else plot.inline())
+        "<h3>Loss</h3><p class='note'>Mean training loss of each merged version, its members weighted by tokens."
+        f"{smooth}</p>" + (f"<p>{none}</p>" if plot is None else plot.inline())
     )
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from controller.losses import mean_loss, smoothed
 from controller.rounds import Member
 from controller.rows import EventRow, MemberRow, RoundRow
 from controller.store import Transaction
@@ -30,12 +31,13 @@ class RoundFigures:
 
 @dataclass(frozen=True, slots=True)
 class VersionFigures:
-    """One merged version: the members' mean loss, weighted by their tokens."""
+    """One merged version."""
 
     version: int
     at: float | None
     tokens: int  # of all versions up to it
-    loss: float | None
+    loss: float | None  # the members' mean loss, weighted by their tokens
+    loss_smoothed: float | None  # as the status tells it for the newest one
 
 
 def regimes(events: Sequence[EventRow], start: float, end: float) -> list[tuple[float, float, str]]:
@@ -77,20 +79,23 @@ def round_figures(tx: Transaction, row: RoundRow, members: list[MemberRow]) -> R
     )
 
 
-def version_figures(members: Iterable[MemberRow], events: Sequence[EventRow]) -> list[VersionFigures]:
-    """The merged versions, from the members of all rounds; their moments are in the log."""
+def version_figures(members: Iterable[MemberRow], events: Sequence[EventRow], span: float) -> list[VersionFigures]:
+    """The merged versions, from the members of all rounds; their moments are in the log.
+
+    Args: span: of the smoothed loss, in tokens.
+    """
     groups: dict[int, list[MemberRow]] = {}
     for member in members:
         if member.state == Member.MERGED.value and member.version is not None:
             groups.setdefault(member.version, []).append(member)
     # the rows of versions and rounds tell wall time only; the log tells both
     moments = {int(found[1]): e.at for e in events if e.kind == "version" and (found := _VERSION.match(e.text))}
-    out, tokens = [], 0
+    out: list[VersionFigures] = []
+    tokens, last = 0, None
     for number in sorted(groups):
         group = groups[number]
-        tokens += sum(m.tokens for m in group)
-        known = [(m.tokens, m.loss_mean) for m in group if m.loss_mean is not None]
-        weight = sum(count for count, _ in known)
-        loss = sum(count * mean for count, mean in known) / weight if weight else None
-        out.append(VersionFigures(number, moments.get(number), tokens, loss))
+        own, loss = sum(m.tokens for m in group), mean_loss((m.tokens, m.loss_mean) for m in group)
+        last = smoothed(last, tokens, loss, own, span)
+        tokens += own
+        out.append(VersionFigures(number, moments.get(number), tokens, loss, last))
     return out

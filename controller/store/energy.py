@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from controller.accounts import JOULES_PER_KWH, Basis, Detail, Draw, Entry, Grown, Interval
@@ -27,6 +27,27 @@ class EnergyTables(ChainTables):
     def readings(self, region: str) -> list[tuple[float, float | None]]:
         rows = self._all("SELECT point_time, mci FROM readings WHERE region = ? ORDER BY point_time", region)
         return [(row["point_time"], row["mci"]) for row in rows]
+
+    def last_readings(self, region: str, count: int) -> list[tuple[float, float | None]]:
+        """The latest `count` of them, ascending."""
+        sql = "SELECT point_time, mci FROM readings WHERE region = ? ORDER BY point_time DESC LIMIT ?"
+        return [(row["point_time"], row["mci"]) for row in reversed(self._all(sql, region, count))]
+
+    def known_readings(self, region: str, after: float) -> Iterator[tuple[float, float]]:
+        """Those for moments after `after` that are known, ascending; read one at a time."""
+        sql = "SELECT point_time, mci FROM readings WHERE region = ? AND point_time > ? AND mci IS NOT NULL"
+        yield from self._db.execute(f"{sql} ORDER BY point_time", (region, after))
+
+    def last_noted(self) -> int:
+        """Number of the reading that was added last, whatever its moment; 0: there is none."""
+        row = self._one("SELECT COALESCE(MAX(id), 0) AS last FROM readings")
+        assert row is not None
+        return int(row["last"])
+
+    def noted_after(self, number: int) -> Iterator[tuple[int, str, float]]:
+        """Number, region and moment of the known readings that were added after reading `number`."""
+        sql = "SELECT id, region, point_time FROM readings WHERE id > ? AND mci IS NOT NULL ORDER BY id"
+        yield from self._db.execute(sql, (number,))
 
     # -- closed rows -----------------------------------------------------------
 

@@ -34,8 +34,9 @@ class RoundTables(Tables):
 
     def live_round(self) -> RoundRow | None:
         """The round that is open or being merged; there is at most one."""
-        row = self._one("SELECT * FROM rounds WHERE state IN ('OPEN', 'MERGING') ORDER BY round DESC LIMIT 1")
-        return None if row is None else RoundRow(**row)
+        # It is the newest. To look for its state would read all rounds at every step while there is none.
+        row = self._one("SELECT * FROM rounds ORDER BY round DESC LIMIT 1")
+        return RoundRow(**row) if row is not None and row["state"] in ("OPEN", "MERGING") else None
 
     def round(self, number: int) -> RoundRow | None:
         row = self._one("SELECT * FROM rounds WHERE round = ?", number)
@@ -133,6 +134,17 @@ class RoundTables(Tables):
 
     def all_kept(self) -> list[KeptRow]:
         return [KeptRow(**row) for row in self._all("SELECT * FROM kept ORDER BY site")]
+
+    def shared_out(self, round_number: int) -> tuple[int, int]:
+        """How many sites have got a lease of the round, and how many samples are kept by those that have not."""
+        row = self._one(
+            "SELECT (SELECT COUNT(*) FROM members WHERE round = ?) AS served, (SELECT COALESCE(SUM(stop - start), 0)"
+            " FROM kept WHERE site NOT IN (SELECT site FROM members WHERE round = ?)) AS kept",
+            round_number,
+            round_number,
+        )
+        assert row is not None
+        return int(row["served"]), int(row["kept"])
 
     def put_kept(self, row: KeptRow) -> None:
         self._insert("kept", {name: getattr(row, name) for name in KeptRow.__slots__})

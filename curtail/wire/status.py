@@ -170,8 +170,8 @@ class Status:
     version: int
     rounds: int  # merged rounds
     round: RoundStatus | None
-    loss_first: float | None
-    loss_last: float | None
+    loss_first: float | None  # of the run's first step
+    loss_last: float | None  # smoothed over the last steps, up to the newest version
     checkpoint: str
     energy: EnergyStatus
     regions: tuple[RegionStatus, ...]

@@ -141,7 +141,40 @@ def test_near_the_end_a_site_keeps_no_more_than_its_share(make_world):
     assert world.checkout("b", "job-b").kind == "wait"
     world.commit("a", "job-a", alone, steps=2, keep=True)
     assert lease(world.checkout("a", "job-a").assignment) == (8, 44)
-    assert lease(world.checkout("b", "job-b").assignment) == (44, 64)
+    assert lease(world.checkout("b", "job-b").assignment) == (44, 80)
+    world.check()
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_the_end_of_the_budget_is_one_round_in_equal_parts(make_world, overlap):
+    world = make_world(budget_steps=28, overlap=overlap)
+    world.source.mci = {"A": 50.0, "B": 60.0}
+    sites = {"a": "A", "b": "B", "c": "A"}
+    for site, region in sites.items():
+        world.ready(site, f"job-{site}", region)
+    alone = world.checkout("a", "job-a").assignment
+    assert [world.checkout(site, f"job-{site}").kind for site in "bc"] == ["wait", "wait"]
+    world.commit("a", "job-a", alone, steps=1)
+    work = {site: world.checkout(site, f"job-{site}").assignment for site in sites}
+    assert [assignment.steps for assignment in work.values()] == [9, 9, 9], "nothing is left for a further round"
+    for site, assignment in work.items():
+        world.commit(site, f"job-{site}", assignment, steps=9)
+    status = world.status()
+    assert (status.state, status.tokens, status.version) == ("FINISHED", 28 * 32, 2)
+    world.check()
+
+
+def test_what_others_keep_counts_for_the_share_of_who_keeps_nothing(make_world):
+    world = make_world(budget_steps=41, overlap=True)
+    world.source.mci = {"A": 50.0, "B": 60.0}
+    work = start_two(world)
+    assert [lease(work[site]) for site in "ab"] == [(4, 84), (84, 164)]
+    for site in "ab":
+        world.commit(site, f"job-{site}", work[site], steps=6, keep=site == "a")
+    assert kept(world) == {"a": (28, 84)}
+    # a keeps 14 steps, and 14 are free
+    assert lease(world.checkout("b", "job-b").assignment) == (108, 164)
+    assert lease(world.checkout("a", "job-a").assignment) == (28, 84)
     world.check()
 
 

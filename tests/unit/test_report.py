@@ -118,6 +118,7 @@ def test_a_version_has_the_loss_and_the_tokens_of_its_members(worked):
     figures = look(worked.home)
     assert len(figures.versions) == figures.version > 0
     assert {version.loss for version in figures.versions} == {3.0}
+    assert worked.status().loss_last == pytest.approx(figures.versions[-1].loss_smoothed) == pytest.approx(3.0)
     assert figures.versions[-1].tokens == figures.tokens
     moments = [version.at for version in figures.versions]
     assert None not in moments and moments == sorted(moments)

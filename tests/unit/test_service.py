@@ -263,6 +263,21 @@ def test_the_run_ends_exactly_at_its_budget(make_world):
     world.check()
 
 
+def test_a_last_version_of_one_step_does_not_decide_the_loss_that_is_shown(make_world):
+    world = make_world(budget_steps=400, inner_steps=150)
+    world.source.mci = {"A": 50.0, "B": 60.0}
+    world.ready("a", "job-a")
+    for steps, loss in ((150, 5.0), (149, 4.5), (1, 9.0)):
+        work = world.checkout("a", "job-a").assignment
+        world.commit("a", "job-a", work, steps=steps, loss_mean=loss)
+    status = world.status()
+    assert status.version == 3 and status.loss_first == 4.0
+    assert status.loss_last == pytest.approx(4.65, abs=0.01)
+    assert [e.text.split(", ")[-2] for e in status.events if e.kind == "version"][-1] == "its loss 9.000"
+    world.start()
+    assert world.status().loss_last == status.loss_last, "a restart changes nothing"
+
+
 def test_a_restart_between_commit_and_merge_finishes_the_merge(world):
     world.merger.automatic = False
     world.ready("a", "job")
