@@ -238,10 +238,10 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=600.0, help="measured time of each of the two runs")
-    parser.add_argument("--sites", type=int, default=16)
+    parser.add_argument("--sites", type=int, default=24)
     parser.add_argument("--faults", type=int, default=16)
-    parser.add_argument("--pace", type=float, default=0.4, help="seconds of an inner step; 0: as fast as it goes")
-    parser.add_argument("--length", type=float, default=10.0, help="seconds of a round")
+    parser.add_argument("--pace", type=float, default=1.0, help="seconds of an inner step; 0: as fast as it goes")
+    parser.add_argument("--length", type=float, default=15.0, help="seconds of a round")
     parser.add_argument(
         "--overlap", action=argparse.BooleanOptionalAction, default=True, help="[rounds] overlap of the run file"
     )
