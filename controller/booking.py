@@ -55,7 +55,7 @@ class Booking:
         A site may have gone on as it was until its permit ended; then it stood by. The MCI of that
         time was not read, so it is unknown until it is settled.
         """
-        self._count(tx.entries())
+        self._count(entry for _, entry in tx.entries_after(0))
         for interval, seen, marks in tx.open_with_marks():
             self._write(tx, accounts.close(interval, seen))
             self._trained[interval.site] = {job: Trained.of(kept) for job, kept in marks.items()}
@@ -283,9 +283,9 @@ class Booking:
             tx.add_entries([entry])
             self._count([entry])
 
-    def _count(self, entries: Sequence[Entry]) -> None:
-        self.totals = accounts.add(self.totals, entries)
+    def _count(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
+            self.totals = accounts.add(self.totals, [entry])
             self.by_site[entry.site] = accounts.add(self.by_site.get(entry.site, Totals()), [entry])
 
 

@@ -10,10 +10,12 @@ the controller's clock.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from math import inf
 from statistics import median
 
+from controller.accounts import Entry
 from controller.aim import COMMITS, Aim, Progress, aim
 from controller.booking import Booking
 from controller.energy import ReplayClock
@@ -144,10 +146,21 @@ class Deciding:
 
     def _learn(self, tx: Transaction) -> None:
         rows = tx.entries_after(self._last_row)
-        if rows:
-            self._last_row = rows[-1][0]
-            self._learned = learn((entry for _, entry in rows), self._learned)
-            self._costs.clear()
+        first = next(rows, None)
+        if first is None:
+            return
+        known = self._last_row, self._learned
+        tx.after_rollback.append(lambda: self._unlearn(*known))
+        self._learned = learn(self._noted(itertools.chain([first], rows)), self._learned)
+        self._costs.clear()
+
+    def _noted(self, rows: Iterable[tuple[int, Entry]]) -> Iterator[Entry]:
+        for self._last_row, entry in rows:
+            yield entry
+
+    def _unlearn(self, last_row: int, learned: dict[str, Learned]) -> None:
+        self._last_row, self._learned = last_row, learned
+        self._costs.clear()
 
     def _view(self, region: str, now: float, live: LiveSite | None) -> View:
         site = None

@@ -159,7 +159,7 @@ def _settle(options: SettleOptions, historians: Sequence[Historian], clock: Cloc
     store = Store(options.home / STORE)
     store.open()
     try:
-        reports = [settle(store.call, historian, clock.wall(), None) for historian in historians]
+        reports = [settle(store.call, historian, clock.wall()) for historian in historians]
         decided, settled, without = store.call(_totals)
     finally:
         store.close()

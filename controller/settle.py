@@ -12,6 +12,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Protocol, TypeVar
 
 from controller.accounts import Entry, carbon_kg
@@ -101,8 +102,8 @@ def revisions(
     return new, waiting
 
 
-def settle(call: Call, historian: Historian, asked: float, since: float | None) -> Settlement:
-    """Ask `historian` about all rows that ended after `since` (None: all rows) and add what is new.
+def settle(call: Call, historian: Historian, asked: float, since: float = -inf) -> Settlement:
+    """Ask `historian` about all rows that ended after `since` (by default all rows) and add what is new.
 
     Args: asked: Unix time.
     """
@@ -125,7 +126,7 @@ def settle(call: Call, historian: Historian, asked: float, since: float | None) 
 def _add(call: Call, report: Settlement, group: list[tuple[int, Entry]], history: History, asked: float) -> None:
     def write(tx: Transaction) -> None:
         # compared inside the transaction that writes, since a person and the controller may settle at once
-        known = tx.settled(report.basis)
+        known = tx.settled(report.basis, min(number for number, _ in group))
         new, waiting = revisions(group, known, history, report.basis, asked)
         for row in new:
             tx.add_settled(row)

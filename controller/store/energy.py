@@ -64,16 +64,19 @@ class EnergyTables(ChainTables):
 
     def entries(self) -> list[Entry]:
         """The rows of the ledger, in the order in which they were closed."""
-        return [entry for _, entry in self.numbered_entries()]
+        return [entry for _, entry in self.entries_after(0)]
 
-    def numbered_entries(self, since: float | None = None) -> list[tuple[int, Entry]]:
-        """The rows with their ids; since: only those that ended later."""
-        rows = self._all("SELECT * FROM energy WHERE ? IS NULL OR t1 > ? ORDER BY id", since, since)
+    def numbered_entries(self, since: float = -math.inf) -> list[tuple[int, Entry]]:
+        """The rows that ended after `since`, with their ids."""
+        if since == -math.inf:
+            return list(self.entries_after(0))
+        rows = self._all("SELECT * FROM energy WHERE t1 > ? ORDER BY +id", since)  # +: found by time, then sorted
         return [(row["id"], _entry(row)) for row in rows]
 
-    def entries_after(self, number: int) -> list[tuple[int, Entry]]:
-        """The rows written after row `number` (0: all), with their ids."""
-        return [(row["id"], _entry(row)) for row in self._all("SELECT * FROM energy WHERE id > ? ORDER BY id", number)]
+    def entries_after(self, number: int) -> Iterator[tuple[int, Entry]]:
+        """The rows written after row `number` (0: all), with their ids; read one at a time."""
+        rows = self._each("SELECT * FROM energy WHERE id > ? ORDER BY id", number)
+        return ((row["id"], _entry(row)) for row in rows)
 
     # -- open intervals --------------------------------------------------------
 
@@ -109,10 +112,14 @@ class EnergyTables(ChainTables):
     def add_settled(self, row: SettledRow) -> None:
         self._add("settlement", {name: getattr(row, name) for name in SettledRow.__slots__})
 
-    def settled(self, basis: str) -> dict[int, SettledRow]:
-        """The newest revision for each row of the ledger that has one: id of the row -> settlement."""
+    def settled(self, basis: str, first: int = 0) -> dict[int, SettledRow]:
+        """The newest revision for each row of the ledger that has one: id of the row -> settlement.
+
+        Args: first: rows before it are left out.
+        """
         names = ", ".join(SettledRow.__slots__)
-        rows = self._all(f"SELECT {names} FROM settled WHERE basis = ? ORDER BY entry, revision", basis)
+        sql = f"SELECT {names} FROM settled WHERE entry >= ? AND basis = ? ORDER BY entry, revision"
+        rows = self._each(sql, first, basis)
         return {row["entry"]: SettledRow(**row) for row in rows}
 
     # -- microgrids ----------------------------------------------------------

@@ -122,7 +122,7 @@ class RoundTables(Tables):
         """Contributions that were refused since the latest that was merged."""
         row = self._one(
             "SELECT COUNT(*) AS n FROM members WHERE state = 'REFUSED' AND round >"
-            " (SELECT COALESCE(MAX(round), 0) FROM rounds WHERE state = 'MERGED')"
+            " COALESCE((SELECT round FROM rounds WHERE state = 'MERGED' ORDER BY round DESC LIMIT 1), 0)"
         )
         assert row is not None
         return int(row["n"])

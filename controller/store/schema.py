@@ -177,6 +177,12 @@ MIGRATIONS = (
     CREATE TABLE chain_due (kind TEXT PRIMARY KEY) STRICT;
     INSERT INTO chain_due VALUES ('order');
     """,
+    """
+    CREATE INDEX energy_ended ON energy (t1);
+    CREATE INDEX members_of_site ON members (site, round);
+    CREATE INDEX members_with_norm ON members (round) WHERE norm IS NOT NULL;
+    CREATE INDEX versions_kept ON versions (version) WHERE kept = 1;
+    """,
 )
 """One script per schema version; never changed once released, only added to."""
 

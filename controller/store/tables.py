@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from sqlite_utils import Database
@@ -17,9 +18,13 @@ class Tables:
         return next(iter(self._all(sql, *values)), None)
 
     def _all(self, sql: str, *values: Any) -> list[dict[str, Any]]:
+        return list(self._each(sql, *values))
+
+    def _each(self, sql: str, *values: Any) -> Iterator[dict[str, Any]]:
+        """One row after the other, for tables that grow all the time; nothing may write to them meanwhile."""
         found = self._db.execute(sql, values)
         names = [column[0] for column in found.description]
-        return [dict(zip(names, row, strict=True)) for row in found]
+        return (dict(zip(names, row, strict=True)) for row in found)
 
     def _insert(self, table: str, values: dict[str, Any], replace: bool = False, ignore: bool = False) -> None:
         verb = "INSERT OR REPLACE" if replace else "INSERT OR IGNORE" if ignore else "INSERT"

@@ -105,14 +105,14 @@ class Source:
 
 def test_settling_twice_is_settling_once_and_the_chain_goes_on(ran):
     source = Source()
-    first = settle(ran.store.call, source, 1.0, None)
+    first = settle(ran.store.call, source, 1.0)
     rows = len(ran.store.call(lambda tx: tx.entries()))
     assert (first.rows, first.first, first.revised, first.waiting) == (rows, rows, 0, 0)
     records = look(ran.home, None).records
-    again = settle(ran.store.call, source, 2.0, None)
+    again = settle(ran.store.call, source, 2.0)
     assert (again.first, again.revised) == (0, 0) and look(ran.home, None).records == records
     source.value = 71.0
-    assert settle(ran.store.call, source, 3.0, None).revised == rows
+    assert settle(ran.store.call, source, 3.0).revised == rows
     found = ran.store.call(lambda tx: tx.settled(MARGINAL))
     assert {row.revision for row in found.values()} == {2} and {row.mci for row in found.values()} == {71.0}
     assert look(ran.home, None).problem == "" and look(ran.home, None).records == records + rows
@@ -122,7 +122,7 @@ def test_settling_twice_is_settling_once_and_the_chain_goes_on(ran):
 def test_a_source_that_fails_is_named_and_what_others_settled_stays(ran):
     source = Source()
     source.failing = True
-    report = settle(ran.store.call, source, 1.0, None)
+    report = settle(ran.store.call, source, 1.0)
     assert report.problems == ["A: the source is down"] and report.first == 0
 
 
