@@ -37,13 +37,15 @@ class Members:
 
     # -- leasing ---------------------------------------------------------------
 
-    def lease(self, tx: Transaction, row: RoundRow, request: CheckoutRequest, sites: int) -> MemberRow | None:
+    def lease(
+        self, tx: Transaction, row: RoundRow, request: CheckoutRequest, ready: frozenset[str]
+    ) -> MemberRow | None:
         """Make the site a member of the open round; None if there is nothing left to lease.
 
         A job that kept samples gets these first, and more only if the next free
         ones follow on them; a closing job gets no others.
         """
-        lease = self._take(tx, row, request, sites)
+        lease = self._take(tx, row, request, ready)
         if lease is None:
             return None
         member = MemberRow(
@@ -59,10 +61,10 @@ class Members:
         tx.add_member(member)
         return member
 
-    def _take(self, tx: Transaction, row: RoundRow, request: CheckoutRequest, sites: int) -> Range | None:
+    def _take(self, tx: Transaction, row: RoundRow, request: CheckoutRequest, ready: frozenset[str]) -> Range | None:
         pool, kept = tx.pool(), tx.kept(request.site)
         ahead = kept is not None or rounds.may_keep(Kind(row.kind), self._config.rounds.overlap)
-        wanted = self._share(tx, row, pool.size, ahead, sites)
+        wanted = self._share(tx, row, pool.size, ahead, ready)
         if kept is None:
             least = self._worth(tx, request.site) if pool.returned else 0  # without pieces there is no choice
             lease, pool = leases.take(pool, wanted, least) if wanted else (None, pool)
@@ -78,20 +80,21 @@ class Members:
             tx.set_pool(pool)
         return lease
 
-    def _share(self, tx: Transaction, row: RoundRow, free: int, ahead: bool, sites: int) -> int:
+    def _share(self, tx: Transaction, row: RoundRow, free: int, ahead: bool, ready: frozenset[str]) -> int:
         """Samples of a whole lease: those of a round and, where the job may train on, those beyond.
 
-        When the budget runs out, an equal part of what is `free` or kept for each site that has no lease of this round
-        yet. Who has one has had its part: divided by all `sites`, each would leave some, and the end of the budget
-        would be trained in ever smaller rounds.
+        When the budget runs out, an equal part of what is `free` or kept for each ready site that has no lease of this
+        round yet. Who has one has had its part: divided by all that are ready, each would leave some, and the end of
+        the budget would be trained in ever smaller rounds.
         """
         settings, batch = self._config.rounds, self._config.training.batch_samples
         steps = settings.inner_steps + (settings.ahead if ahead else 0)
-        share = leases.fair_share(free, steps, batch, sites)
+        share = leases.fair_share(free, steps, batch, len(ready))
         if share == steps * batch:
             return share  # there is enough for all, whoever has a lease already
-        served, kept = tx.shared_out(row.round)
-        return leases.fair_share(free + kept, steps, batch, sites - served)
+        served = {member.site for member in tx.members(row.round)}
+        kept = sum(held.stop - held.start for held in tx.all_kept() if held.site not in served)
+        return leases.fair_share(free + kept, steps, batch, len(ready - served))
 
     def _worth(self, tx: Transaction, site: str) -> int:
         """Samples below which a piece is passed over: half of the site's round, by its latest ones or the run file."""

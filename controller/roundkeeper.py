@@ -86,7 +86,7 @@ class RoundKeeper:
         why = self._closed(tx, row, request, now, ready)
         if why is None:
             row = row or self._open(tx, ready, now)
-            member = self._members.lease(tx, row, request, len(ready))
+            member = self._members.lease(tx, row, request, ready)
             assert member is not None, "that something is left was checked"
             rounds.advance_round(Round(row.state), RoundEvent.MEMBER_JOINED)
             return self._reply(tx, row, member, request, now, len(ready))

@@ -135,17 +135,6 @@ class RoundTables(Tables):
     def all_kept(self) -> list[KeptRow]:
         return [KeptRow(**row) for row in self._all("SELECT * FROM kept ORDER BY site")]
 
-    def shared_out(self, round_number: int) -> tuple[int, int]:
-        """How many sites have got a lease of the round, and how many samples are kept by those that have not."""
-        row = self._one(
-            "SELECT (SELECT COUNT(*) FROM members WHERE round = ?) AS served, (SELECT COALESCE(SUM(stop - start), 0)"
-            " FROM kept WHERE site NOT IN (SELECT site FROM members WHERE round = ?)) AS kept",
-            round_number,
-            round_number,
-        )
-        assert row is not None
-        return int(row["served"]), int(row["kept"])
-
     def put_kept(self, row: KeptRow) -> None:
         self._insert("kept", {name: getattr(row, name) for name in KeptRow.__slots__})
 

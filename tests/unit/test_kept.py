@@ -164,6 +164,22 @@ def test_the_end_of_the_budget_is_one_round_in_equal_parts(make_world, overlap):
     world.check()
 
 
+def test_who_left_the_round_again_has_had_no_part_of_the_end_of_the_budget(make_world):
+    world = make_world(budget_steps=13)
+    world.source.mci = {"A": 50.0, "B": 60.0}
+    sites = {"a": "A", "b": "B", "c": "A"}
+    for site, region in sites.items():
+        world.ready(site, f"job-{site}", region)
+    alone = world.checkout("a", "job-a").assignment
+    assert [world.checkout(site, f"job-{site}").kind for site in "bc"] == ["wait", "wait"]
+    world.commit("a", "job-a", alone, steps=1)
+    assert world.checkout("a", "job-a").assignment.steps == 4
+    who = world.who("a")
+    world.store.call(lambda tx: world.service.leave(tx, who, wire.LeaveRequest(who.agent, "a", who.fence, "test")))
+    assert [world.checkout(site, f"job-{site}").assignment.steps for site in "bc"] == [6, 6]
+    world.check()
+
+
 def test_what_others_keep_counts_for_the_share_of_who_keeps_nothing(make_world):
     world = make_world(budget_steps=41, overlap=True)
     world.source.mci = {"A": 50.0, "B": 60.0}
