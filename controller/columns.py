@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from curtail.errors import DataError
+
 Value = str | int | float
 """What a record may hold in a column."""
 
@@ -109,7 +111,16 @@ EDITIONS: tuple[tuple[str, ...], ...] = (tuple(COLUMNS), ("energy", "reading", "
 
 
 def record(kind: str, row: Mapping[str, Any]) -> dict[str, Value]:
-    """A stored row as the chain and an export know it: columns without a value, and empty texts, are left out."""
+    """A stored row as the chain and an export know it: columns without a value, and empty texts, are left out.
+
+    Raises: DataError: the row lacks a column; damage to a store's file can change the name of one.
+    """
+    missing = next((c.stored for c in COLUMNS[kind] if c.stored not in row), None)
+    if missing is not None:
+        raise DataError(
+            f"the table {TABLES[kind]} of the store has no column {missing!r}; the store is damaged",
+            "keep the folder as it is, and restore a backup: curtail controller restore BACKUP --home NEW",
+        )
     return {c.name: row[c.stored] for c in COLUMNS[kind] if row[c.stored] is not None and row[c.stored] != ""}
 
 

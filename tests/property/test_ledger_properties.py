@@ -48,8 +48,8 @@ class Memory:
     open: dict = field(default_factory=dict)
     clock: float = 0.0  # up to which all sites are booked: the run's, which the service sets in the same transaction
 
-    def entries(self):
-        return list(self.rows)
+    def entries_after(self, number):
+        return iter(list(enumerate(self.rows, 1))[number:])
 
     def add_entries(self, entries):
         self.rows += entries

@@ -51,6 +51,12 @@ def test_a_hash_goes_over_the_hash_before_and_the_canonical_record():
     assert len(first) == 64 and first != following(genesis("other"), 1, "reading", {"region": "A", "point_s": 0.1})
 
 
+def test_a_store_whose_table_lost_a_column_is_damaged_and_the_error_says_so(booked):
+    damage(booked.home, "ALTER TABLE readings RENAME COLUMN mci TO mck")
+    with pytest.raises(DataError, match="the table readings of the store has no column 'mci'; the store is damaged"):
+        look(booked.home, None)
+
+
 def test_a_chain_that_nobody_touched_holds_and_its_head_is_that_of_the_status(booked, capsys):
     assert verify(booked.home, None) == 0
     finding, energy = look(booked.home, None), booked.status().energy
