@@ -115,13 +115,13 @@ def record(kind: str, row: Mapping[str, Any]) -> dict[str, Value]:
 
     Raises: DataError: the row lacks a column; damage to a store's file can change the name of one.
     """
-    missing = next((c.stored for c in COLUMNS[kind] if c.stored not in row), None)
-    if missing is not None:
+    try:
+        return {c.name: row[c.stored] for c in COLUMNS[kind] if row[c.stored] is not None and row[c.stored] != ""}
+    except KeyError as missing:
         raise DataError(
-            f"the table {TABLES[kind]} of the store has no column {missing!r}; the store is damaged",
+            f"the table {TABLES[kind]} of the store has no column {missing}; the store is damaged",
             "keep the folder as it is, and restore a backup: curtail controller restore BACKUP --home NEW",
-        )
-    return {c.name: row[c.stored] for c in COLUMNS[kind] if row[c.stored] is not None and row[c.stored] != ""}
+        ) from None
 
 
 def header(kinds: tuple[str, ...] = EDITIONS[0]) -> list[str]:

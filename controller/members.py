@@ -63,18 +63,19 @@ class Members:
 
     def _take(self, tx: Transaction, row: RoundRow, request: CheckoutRequest, ready: frozenset[str]) -> Range | None:
         pool, kept = tx.pool(), tx.kept(request.site)
-        ahead = kept is not None or rounds.may_keep(Kind(row.kind), self._config.rounds.overlap)
-        wanted = self._share(tx, row, pool.size, ahead, ready)
         if kept is None:
+            ahead = rounds.may_keep(Kind(row.kind), self._config.rounds.overlap)
+            wanted = self._share(tx, row, pool.size, ahead, ready)
             least = self._worth(tx, request.site) if pool.returned else 0  # without pieces there is no choice
             lease, pool = leases.take(pool, wanted, least) if wanted else (None, pool)
         else:
             own = Range(kept.start, kept.stop)
-            if not request.closing and wanted < own.size:  # more than its share: the others need it
+            wanted = own.size if request.closing else self._share(tx, row, pool.size, True, ready)
+            if wanted < own.size:  # more than its share: the others need it
                 lease = Range(own.start, own.start + wanted)
                 pool = leases.give_back(pool, Range(lease.stop, own.stop))
             else:
-                lease, pool = leases.lengthen(pool, own, own.size if request.closing else wanted)
+                lease, pool = leases.lengthen(pool, own, wanted)
             tx.drop_kept(request.site)
         if lease is not None:
             tx.set_pool(pool)

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,7 +29,7 @@ from controller.energy import ReplayClock
 from controller.merge import MergeResult, MergeSpec
 from controller.rows import BlobRow, MachineRow, RunRow, VersionRow
 from controller.service import Parts, Service
-from controller.store import Store
+from controller.store import Store, Transaction
 from controller.versions import Versions
 from curtail import wire
 from curtail.config import RunConfig, parse_config
@@ -238,6 +238,24 @@ class World:
         assert self.beat(site, job, "start").granted
 
     # -- what can be checked ---------------------------------------------------
+
+    def sql(self, statement: str, rows: Iterable[tuple[object, ...]] = ((),)) -> None:
+        """Carry it out in the store, once for each of `rows`."""
+        self.store.call(lambda tx: tx._db.conn.executemany(statement, rows))
+
+    def instructions(self, ask: Callable[[Transaction], object]) -> int:
+        """How many instructions SQLite carries out for `ask`."""
+
+        def counted(tx: Transaction) -> int:
+            steps: list[int] = []
+            tx._db.conn.set_progress_handler(lambda: steps.append(1), 1)
+            try:
+                ask(tx)
+            finally:
+                tx._db.conn.set_progress_handler(None, 1)
+            return len(steps)
+
+        return self.store.call(counted)
 
     def status(self) -> wire.Status:
         return self.store.call(self.service.status)

@@ -10,10 +10,6 @@ from controller.booking import Booking
 from controller.snapshot import HISTORY
 
 
-def in_store(world, sql, rows=((),)):
-    world.store.call(lambda tx: tx._db.conn.executemany(sql, rows))
-
-
 def started(world):
     return world.store.call(lambda tx: tx.run()).started
 
@@ -21,7 +17,7 @@ def started(world):
 def add_readings(world, first, stop):
     """Readings number `first` to `stop` of both regions, five minutes apart, from the run's start on."""
     rows = [(region, started(world) + 300.0 * i + 0.5, 50.0 + i % 40) for i in range(first, stop) for region in "AB"]
-    in_store(world, "INSERT INTO readings (region, point_time, mci, source, reason) VALUES (?, ?, ?, 'test', '')", rows)
+    world.sql("INSERT INTO readings (region, point_time, mci, source, reason) VALUES (?, ?, ?, 'test', '')", rows)
 
 
 def trained(world, seconds):
@@ -30,18 +26,7 @@ def trained(world, seconds):
 
 
 def effort(world):
-    """How many instructions SQLite carries out for a snapshot."""
-
-    def counted(tx):
-        steps = []
-        tx._db.conn.set_progress_handler(lambda: steps.append(1), 1)
-        try:
-            world.service.status(tx)
-        finally:
-            tx._db.conn.set_progress_handler(None, 1)
-        return len(steps)
-
-    return world.store.call(counted)
+    return world.instructions(world.service.status)
 
 
 def from_all_readings(world):
@@ -68,12 +53,11 @@ def test_a_snapshot_costs_no_more_after_thousands_of_readings_rounds_and_events(
     few = effort(world)
     add_readings(world, 300, 4000)
     trained(world, 2000 * 300.0)
-    in_store(
-        world,
+    world.sql(
         "INSERT INTO rounds VALUES (?, 'LOCAL', 'ABANDONED', 0, 0.0, 0.0, 0, NULL)",
         [(number,) for number in range(1, 4000)],
     )
-    in_store(world, "INSERT INTO events (at, at_wall, kind, text) VALUES (0, 0, 'member', '')", [()] * 4000)
+    world.sql("INSERT INTO events (at, at_wall, kind, text) VALUES (0, 0, 'member', '')", [()] * 4000)
     assert effort(world) > 10 * few, "the first time it reads what is new"
     assert effort(world) < 1.1 * few
 
@@ -127,5 +111,5 @@ def test_a_region_that_the_run_file_knows_no_more_leaves_the_status_without_the_
     world.join("b", "B")
     trained(world, 100.0)
     assert world.status().energy.kg_always_on is not None
-    in_store(world, "UPDATE sites SET region = 'gone' WHERE site = 'b'")
+    world.sql("UPDATE sites SET region = 'gone' WHERE site = 'b'")
     assert world.status().energy.kg_always_on is None

@@ -11,13 +11,18 @@ from curtail.errors import Refused
 BATCH = 4
 
 
+def begin(world, sites):
+    """All `sites` (name -> region) ready for a federated round, with nothing kept; `a` has made one step alone."""
+    for site, region in sites.items():
+        world.ready(site, f"job-{site}", region)
+    alone = world.checkout("a", "job-a").assignment
+    assert all(world.checkout(site, f"job-{site}").kind == "wait" for site in sites if site != "a")
+    world.commit("a", "job-a", alone, steps=1)
+
+
 def start_two(world):
     """Both sites in one federated round, with nothing kept."""
-    for site, region in (("a", "A"), ("b", "B")):
-        world.ready(site, f"job-{site}", region)
-    first = world.checkout("a", "job-a").assignment
-    assert world.checkout("b", "job-b").kind == "wait"
-    world.commit("a", "job-a", first, steps=1)
+    begin(world, {"a": "A", "b": "B"})
     return {site: world.checkout(site, f"job-{site}").assignment for site in ("a", "b")}
 
 
@@ -149,13 +154,8 @@ def test_near_the_end_a_site_keeps_no_more_than_its_share(make_world):
 def test_the_end_of_the_budget_is_one_round_in_equal_parts(make_world, overlap):
     world = make_world(budget_steps=28, overlap=overlap)
     world.source.mci = {"A": 50.0, "B": 60.0}
-    sites = {"a": "A", "b": "B", "c": "A"}
-    for site, region in sites.items():
-        world.ready(site, f"job-{site}", region)
-    alone = world.checkout("a", "job-a").assignment
-    assert [world.checkout(site, f"job-{site}").kind for site in "bc"] == ["wait", "wait"]
-    world.commit("a", "job-a", alone, steps=1)
-    work = {site: world.checkout(site, f"job-{site}").assignment for site in sites}
+    begin(world, {"a": "A", "b": "B", "c": "A"})
+    work = {site: world.checkout(site, f"job-{site}").assignment for site in "abc"}
     assert [assignment.steps for assignment in work.values()] == [9, 9, 9], "nothing is left for a further round"
     for site, assignment in work.items():
         world.commit(site, f"job-{site}", assignment, steps=9)
@@ -167,12 +167,7 @@ def test_the_end_of_the_budget_is_one_round_in_equal_parts(make_world, overlap):
 def test_who_left_the_round_again_has_had_no_part_of_the_end_of_the_budget(make_world):
     world = make_world(budget_steps=13)
     world.source.mci = {"A": 50.0, "B": 60.0}
-    sites = {"a": "A", "b": "B", "c": "A"}
-    for site, region in sites.items():
-        world.ready(site, f"job-{site}", region)
-    alone = world.checkout("a", "job-a").assignment
-    assert [world.checkout(site, f"job-{site}").kind for site in "bc"] == ["wait", "wait"]
-    world.commit("a", "job-a", alone, steps=1)
+    begin(world, {"a": "A", "b": "B", "c": "A"})
     assert world.checkout("a", "job-a").assignment.steps == 4
     who = world.who("a")
     world.store.call(lambda tx: world.service.leave(tx, who, wire.LeaveRequest(who.agent, "a", who.fence, "test")))

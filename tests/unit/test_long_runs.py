@@ -13,32 +13,13 @@ ENTRY = """INSERT INTO energy (site, region, phase, t0, t1, watts, method, pue, 
     VALUES ('old', 'A', 'paused', ?, ?, 100.0, 'constant', 1.0, 1.0, 40.0, 1, 0.1, 0.004)"""
 
 
-def in_store(world, sql, rows):
-    world.store.call(lambda tx: tx._db.conn.executemany(sql, rows))
-
-
 def lasted(world, first, stop):
     """Rounds and ledger rows number `first` to `stop`."""
     numbers = [(number,) for number in range(first, stop)]
-    in_store(world, "INSERT INTO rounds VALUES (?, 'FEDERATED', 'ABANDONED', 0, 0.0, 0.0, 0, NULL)", numbers)
-    in_store(world, MEMBER, numbers)
-    in_store(world, "INSERT INTO versions VALUES (?, ?, 0, '', '', '', 0.0, 0)", [(n, n) for (n,) in numbers])
-    in_store(world, ENTRY, [(n - 1e9, n - 1e9 + 1) for (n,) in numbers])
-
-
-def instructions(world, ask):
-    """How many SQLite carries out for `ask`."""
-
-    def counted(tx):
-        steps = []
-        tx._db.conn.set_progress_handler(lambda: steps.append(1), 1)
-        try:
-            ask(tx)
-        finally:
-            tx._db.conn.set_progress_handler(None, 1)
-        return len(steps)
-
-    return world.store.call(counted)
+    world.sql("INSERT INTO rounds VALUES (?, 'FEDERATED', 'ABANDONED', 0, 0.0, 0.0, 0, NULL)", numbers)
+    world.sql(MEMBER, numbers)
+    world.sql("INSERT INTO versions VALUES (?, ?, 0, '', '', '', 0.0, 0)", [(n, n) for (n,) in numbers])
+    world.sql(ENTRY, [(n - 1e9, n - 1e9 + 1) for (n,) in numbers])
 
 
 QUESTIONS = {
@@ -58,10 +39,10 @@ QUESTIONS = {
 def test_a_question_takes_no_longer_after_thousands_of_rounds_and_ledger_rows(world, question):
     lasted(world, 1, 200)
     world.store.call(lambda tx: tx.set_round(1, state="MERGED"))
-    few = instructions(world, QUESTIONS[question])
+    few = world.instructions(QUESTIONS[question])
     lasted(world, 200, 3000)
     world.store.call(lambda tx: tx.set_round(2900, state="MERGED"))
-    assert instructions(world, QUESTIONS[question]) < 2 * few + 2000
+    assert world.instructions(QUESTIONS[question]) < 2 * few + 2000
 
 
 def test_what_a_step_learned_of_rows_that_were_undone_is_forgotten(world):
