@@ -23,7 +23,7 @@ from nanochat.gpt import GPT
 from nanochat.optim import MuonAdamW
 from nanochat.presets import from_dict, weight_shapes
 from nanochat.recipe import recipe_from_json
-from nanochat.schedule import Schedule, rewarm_factor
+from nanochat.schedule import Schedule, joint, rewarm_factor
 from nanochat.train import SampleStream, StepBatches, TrainReport, inner_steps
 from nanochat.weights import Weights
 
@@ -91,7 +91,7 @@ class Trainer:
         report = inner_steps(
             self.fast.net,
             self.optimizer,
-            self.schedule,
+            joint(self.schedule, span.tokens_per_step, span.rate_factor, span.memory_factor),
             self.batches(span),
             tokens_before=span.tokens_before,
             tokens_per_step=span.tokens_per_step,

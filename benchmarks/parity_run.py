@@ -31,7 +31,7 @@ from nanochat.optim import MuonAdamW
 from nanochat.pack import TokenStream
 from nanochat.presets import GPTConfig
 from nanochat.recipe import recipe_of
-from nanochat.schedule import Hyper, Schedule, rewarm_factor
+from nanochat.schedule import Hyper, Timetable, joint, rewarm_factor
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import MicroBatch, SampleStream, StepBatches, inner_steps
 
@@ -58,6 +58,7 @@ class Setting:
     feedback: bool = False  # what the codec cannot express is added to the next delta, in both directions
     rate: float = 1.0  # factor on the inner rates
     rate_power: float = 0.0  # the inner rates are multiplied by (sites in the round) ** rate_power, too
+    memory_power: float = 0.0  # Muon's momentum remembers (sites in the round) ** memory_power times as many steps
     budget_share: float = 1.0  # of the tokens of the comparison
     split: bool = False  # the sites of a round share the batch: each takes batch / sites, and sites times as many steps
     ahead_steps: int = 0  # inner steps made before the version arrives that they belong to; sites that stay only
@@ -118,7 +119,7 @@ class Shuffled:
 class Rates:
     """A schedule with a factor, and with a rise for an optimizer that starts in the middle of a run."""
 
-    schedule: Schedule
+    schedule: Timetable
     optimizer: MuonAdamW
     factor: float
     rewarm: int
@@ -191,14 +192,16 @@ class Site:
             device_batch=batch,
             prefetch=False,
         )
-        rates = Rates(self.schedule, self.optimizer, self.setting.rate * sites**self.setting.rate_power, self.rewarm)
+        per_step = self.batch_tokens * sites // cut
+        factors = rounds.inner_factors(sites, self.setting.rate_power, self.setting.memory_power)
+        rates = Rates(joint(self.schedule, per_step, *factors), self.optimizer, self.setting.rate, self.rewarm)
         report = inner_steps(
             self.model,
             self.optimizer,
-            rates,  # type: ignore[arg-type]  # has the one method that is used
+            rates,
             batches,
             tokens_before=tokens,
-            tokens_per_step=self.batch_tokens * sites // cut,
+            tokens_per_step=per_step,
             until=lambda step: False,
             device=CPU,
         )

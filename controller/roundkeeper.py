@@ -138,8 +138,10 @@ class RoundKeeper:
     ) -> CheckoutReply:
         base, run, kind = tx.version(row.base_version), tx.run(), Kind(row.kind)
         assert base is not None and run is not None
-        batch = self._config.training.batch_samples
-        keep = rounds.may_keep(kind, self._config.rounds.overlap)
+        batch, settings = self._config.training.batch_samples, self._config.rounds
+        keep = rounds.may_keep(kind, settings.overlap)
+        together = 1 if kind is Kind.LOCAL else max(1, sites)
+        rate, memory = rounds.inner_factors(together, settings.rate_power, settings.memory_power)
         fetch, blob = self._fetch(tx, base, request, member, keep)
         assignment = Assignment(
             round=row.round,
@@ -151,11 +153,13 @@ class RoundKeeper:
             lease_stop=member.lease_stop,
             train_s=max(0.0, row.deadline_wall - now),
             tokens_before=base.tokens,
-            tokens_per_step=batch * run.sequence_len * (1 if kind is Kind.LOCAL else max(1, sites)),
+            tokens_per_step=batch * run.sequence_len * together,
             codec=member.codec,
             members=sites,
-            steps=min(self._config.rounds.inner_steps, (member.lease_stop - member.lease_start) // batch),
+            steps=min(settings.inner_steps, (member.lease_stop - member.lease_start) // batch),
             keep=keep,
+            rate_factor=rate,
+            memory_factor=memory,
         )
         return CheckoutReply("train", "", 0.0, assignment)
 

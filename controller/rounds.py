@@ -173,6 +173,12 @@ def discount(stale_weight: float, staleness: int) -> float:
     return 1.0 if staleness == 0 else float(stale_weight**staleness)
 
 
+def inner_factors(sites: int, rate_power: float, memory_power: float) -> tuple[float, float]:
+    """What the inner learning rates and the steps that Muon remembers are multiplied by; 1 and 1 of a sole site."""
+    together = float(max(1, sites))
+    return together**rate_power, together**memory_power
+
+
 def momentum_off(tokens: int, budget: int) -> bool:
     """Is the outer momentum off after `tokens` of `budget`? In the last tenth.
 

@@ -206,6 +206,8 @@ RULES: dict[str, dict[str, Rule]] = {
         "tokens_per_step": COUNT,
         "members": COUNT,
         "steps": COUNT,
+        "rate_factor": Real(0.0, 1e6),
+        "memory_factor": Real(0.0, 1e6),
     },
     "BlobStatus": {"sha256": HASHED, "size": COUNT, "part_bytes": Whole(1, 2**30)},
     "RunInfo": {

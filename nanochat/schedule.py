@@ -2,7 +2,8 @@
 
 Decides the three numbers an optimizer step runs with, from the global token
 count alone: no state, no clock, no step counter of one process, so that a site
-that joins late or resumes gets the same numbers. Progress is clamped to
+that joins late or resumes gets the same numbers. Also how they change where
+several sites train at once. Progress is clamped to
 [0, 1], and nothing here is ever negative. Units: tokens; `lr_scale` multiplies
 every learning rate.
 """
@@ -10,7 +11,8 @@ every learning rate.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 from curtail.errors import ConfigError
 
@@ -22,6 +24,14 @@ class Hyper:
     lr_scale: float  # multiplies each group's learning rate, 0 to 1
     muon_momentum: float  # 0 to 1
     weight_decay: float  # of Muon's matrices, per unit of learning rate
+
+
+class Timetable(Protocol):
+    """Whatever gives the numbers of a step."""
+
+    def at(self, tokens: int | float) -> Hyper:
+        """The numbers for a step that starts when `tokens` tokens have been trained globally."""
+        ...
 
 
 def default_weight_decay(n_layer: int) -> float:
@@ -90,3 +100,50 @@ class Schedule:
             muon_momentum=momentum,
             weight_decay=self.weight_decay * decay,
         )
+
+
+MEMORY_SHARE = 1 / 16
+"""Largest part of a site's steps in a whole run that Muon's momentum is made to remember."""
+
+
+@dataclass(frozen=True, slots=True)
+class JointSchedule:
+    """A schedule for one of several sites that train at once and average their weights.
+
+    The mean of K sites' steps is a step on K batches. So the rates grow as they do with
+    the batch, by K ** 0.5, and the momentum remembers K times as many steps: each site
+    averages its own noise over as many gradients as the sites have in all, without a byte
+    more between them (benchmarks/parity.md).
+
+    Args:
+        tokens_per_step: global tokens that pass in one step of this site.
+        rate: factor on the learning rate.
+        memory: factor on 1 / (1 - momentum), the steps that the momentum remembers. These become no more
+            than `MEMORY_SHARE` of the steps that a site makes in a whole run, and no fewer than they were.
+    """
+
+    schedule: Timetable
+    token_budget: int
+    tokens_per_step: int
+    rate: float
+    memory: float
+
+    def at(self, tokens: int | float) -> Hyper:
+        """The numbers for a step that starts when `tokens` tokens have been trained globally."""
+        hyper = self.schedule.at(tokens)
+        return replace(hyper, lr_scale=hyper.lr_scale * self.rate, muon_momentum=self._longer(hyper.muon_momentum))
+
+    def _longer(self, momentum: float) -> float:
+        if momentum >= 1.0:
+            return momentum
+        steps = 1.0 / (1.0 - momentum)
+        most = max(steps, MEMORY_SHARE * self.token_budget / self.tokens_per_step)
+        wanted = min(steps * self.memory, most)
+        return momentum if wanted <= steps else 1.0 - 1.0 / wanted
+
+
+def joint(schedule: Schedule, tokens_per_step: int, rate: float, memory: float) -> Timetable:
+    """`schedule` for a site that trains beside others; the schedule itself where both factors are 1."""
+    if rate == 1.0 and memory == 1.0:
+        return schedule
+    return JointSchedule(schedule, schedule.token_budget, tokens_per_step, rate, memory)

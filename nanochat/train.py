@@ -22,7 +22,7 @@ from curtail.errors import ConfigError
 from nanochat.device import rank_count, sum_over_ranks
 from nanochat.gpt import GPT
 from nanochat.optim import MuonAdamW
-from nanochat.schedule import Schedule
+from nanochat.schedule import Timetable
 
 MicroBatch = tuple[np.ndarray, np.ndarray]  # inputs and targets, each (n, T) int64
 
@@ -131,7 +131,7 @@ class StepBatches:
 def inner_steps(
     model: GPT,
     optimizer: MuonAdamW,
-    schedule: Schedule,
+    schedule: Timetable,
     batches: Iterable[Sequence[MicroBatch]],
     *,
     tokens_before: int,

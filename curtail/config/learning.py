@@ -75,6 +75,8 @@ class RoundsSection:
     outage: float = quantity("duration", 600.0)  # how long a contribution waits for an unreachable controller
     stale_weight: float = number(0.0, low=0.0, high=1.0)  # per version of staleness; 0: late ones are refused
     outer: tuple[OuterStep, ...] = (OuterStep(2, 0.7, 0.5),)  # ascending by sites; chosen in docs/federated.md
+    rate_power: float = number(0.5, low=0.0, high=1.0)  # inner rates of K sites at once: * K ** this
+    memory_power: float = number(1.0, low=0.0, high=1.0)  # steps that Muon remembers: * K ** this
     keep_versions: int = number(3, low=2)
 
     @property

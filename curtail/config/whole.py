@@ -86,8 +86,11 @@ def _stored(kind: Any, value: Mapping[str, Any]) -> Any:
     known = {f.name: value[f.name] for f in dataclasses.fields(kind) if f.name in value}
     if kind is TrainingSection and "set" in known:
         known["set"] = tuple(known["set"])
-    if kind is RoundsSection and "outer" in known:
-        known["outer"] = tuple(OuterStep(**row) for row in known["outer"])
+    if kind is RoundsSection:
+        if "outer" in known:
+            known["outer"] = tuple(OuterStep(**row) for row in known["outer"])
+        # a run from before these could be chosen goes on as it began
+        known = {"rate_power": 0.0, "memory_power": 0.0} | known
     for name, inner in (("solar", SolarSection), ("battery", BatterySection)):
         if kind is RegionSection and known.get(name) is not None:
             known[name] = _stored(inner, known[name])

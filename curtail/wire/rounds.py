@@ -57,6 +57,8 @@ class Assignment:
     members: int
     steps: int  # contribute after so many inner steps at most; steps * batch samples <= the lease
     keep: bool  # the job may train on beyond what it commits, on the rest of its lease
+    rate_factor: float  # on the learning rates of the schedule, because others train at once; alone 1
+    memory_factor: float  # on the steps that Muon's momentum remembers, likewise
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from curtail.wire import Assignment
 from nanochat.train import TrainReport
 
 BATCH = 4
-BEFORE = Assignment(7, 6, "base", "none", "", 100, 180, 60.0, 1000, 32, "int8", 2, 10, True)
+BEFORE = Assignment(7, 6, "base", "none", "", 100, 180, 60.0, 1000, 32, "int8", 2, 10, True, 1.0, 1.0)
 AFTER = replace(BEFORE, round=8, base_version=7, base_digest="next", lease_start=140, lease_stop=200)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,13 @@ def test_the_stored_form_is_the_same_run():
     config = parse_config(changed("training", "set", ["final_lr=0.1", "x0_betas=0.9,0.95"]))
     assert config.training.set == ("final_lr=0.1", "x0_betas=0.9,0.95")
     assert config_from_json(config.to_json()) == config
+
+
+def test_a_run_stored_before_the_inner_factors_existed_goes_on_without_them():
+    stored = json.loads(parse_config(TABLE).to_json())
+    del stored["rounds"]["rate_power"], stored["rounds"]["memory_power"]
+    rounds = config_from_json(json.dumps(stored)).rounds
+    assert (rounds.rate_power, rounds.memory_power) == (0.0, 0.0)
 
 
 def test_the_samples_of_a_pass_are_a_number_or_left_to_the_site():

@@ -31,7 +31,7 @@ from nanochat.manifest import Manifest, SourceShard, TokenFile
 from nanochat.optim import MuonAdamW
 from nanochat.presets import GPTConfig, to_dict
 from nanochat.recipe import BEST, Recipe, recipe_from_json
-from nanochat.schedule import Schedule, default_weight_decay
+from nanochat.schedule import JointSchedule, Schedule, default_weight_decay
 from nanochat.train import StepBatches, inner_steps
 
 CONFIG = GPTConfig(8, 64, 1, 1, 1, 16)
@@ -120,8 +120,9 @@ class World:
         return self.put(path.read_bytes())
 
     def train(
-        self, number, base, fetch="none", blob="", codec="weights", start=0, steps=3, before=0, train_s=1e6, keep=0
-    ):
+        self, number, base, fetch="none", blob="", codec="weights", start=0, steps=3, before=0, train_s=1e6, keep=0,
+        factors=(1.0, 1.0),
+    ):  # fmt: skip
         """One assignment; `keep` more steps than the round's are leased, to be trained ahead."""
         assignment = wire.Assignment(
             number,
@@ -138,6 +139,7 @@ class World:
             1,
             steps,
             keep > 0,
+            *factors,
         )
         self.replies.append(wire.CheckoutReply("train", "", 0.0, assignment))
 
@@ -216,7 +218,7 @@ def world(tmp_path, monkeypatch):
     torch.set_num_threads(threads)
 
 
-def plain(world, steps, base=None, **more):
+def plain(world, steps, base=None, schedule=None, **more):
     """The same steps in a plain loop."""
     model = GPT(CONFIG)
     weights.load_into(model, base or world.base)
@@ -224,7 +226,7 @@ def plain(world, steps, base=None, **more):
     report = inner_steps(
         model,
         MuonAdamW(model, CONFIG, STEP_TOKENS, recipe_from_json(world.info.recipe)),
-        schedule_of(world.info),
+        schedule or schedule_of(world.info),
         batches,
         tokens_before=0,
         tokens_per_step=STEP_TOKENS,
@@ -254,6 +256,17 @@ def test_a_sole_site_trains_bit_for_bit_like_a_plain_loop(world):
     assert world.commits[2].loss_last == report.loss_last
     held = [(c.held_version, c.held_digest) for c in world.checkouts]
     assert held == [(None, None)] + [(n + 1, world.commits[n].digest) for n in range(3)]
+
+
+def test_the_factors_of_a_round_change_rate_and_memory_of_its_steps(world):
+    world.train(1, world.base, "weights", world.put_weights(world.base), codec="fp32", factors=(1.5, 2.0))
+    world.run()
+    schedule = JointSchedule(schedule_of(world.info), world.info.token_budget, STEP_TOKENS, 1.5, 2.0)
+    expected, unchanged = plain(world, 3, schedule=schedule)[0], plain(world, 3)[0]
+    sent = dict(delta.decode(delta.read_delta(world.uploaded(0))))
+    for name, change in delta.difference(world.base, expected).items():
+        assert np.array_equal(sent[name], change)
+    assert weights.digest(expected) != weights.digest(unchanged)
 
 
 def test_the_default_recipe_is_what_a_run_trained_with_before_it_could_be_chosen(world):

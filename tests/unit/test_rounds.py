@@ -19,6 +19,7 @@ from controller.rounds import (
     discount,
     ending,
     grace,
+    inner_factors,
     may_enter,
     may_keep,
     momentum_off,
@@ -93,6 +94,12 @@ def test_only_a_delta_can_come_late_and_only_where_the_run_takes_it():
 
 def test_a_sole_site_may_train_on_and_others_only_with_overlap():
     assert [may_keep(kind, overlap) for kind in Kind for overlap in (False, True)] == [True, True, False, True]
+
+
+def test_a_sole_site_trains_by_the_schedule_and_several_by_the_powers_of_their_number():
+    assert inner_factors(1, 0.5, 1.0) == inner_factors(0, 0.5, 1.0) == (1.0, 1.0)
+    assert inner_factors(4, 0.5, 1.0) == (2.0, 4.0)
+    assert inner_factors(4, 0.0, 0.0) == (1.0, 1.0)
 
 
 def test_a_latecomer_enters_a_federated_round_only_in_its_first_half():

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curtail.errors import ConfigError
-from nanochat.schedule import Schedule, default_weight_decay
+from nanochat.schedule import Schedule, default_weight_decay, joint
 
 PLAIN = Schedule(token_budget=1000, batch_tokens=1)
 
@@ -73,3 +73,30 @@ def test_after_the_plateau_more_tokens_never_raise_the_rate(tokens, more):
 def test_an_impossible_schedule_is_refused(wrong):
     with pytest.raises(ConfigError):
         Schedule(**({"token_budget": 10, "batch_tokens": 1} | wrong))
+
+
+STEADY = Schedule(token_budget=10**6, batch_tokens=100, momentum_start=0.95)
+
+
+def test_beside_others_the_rate_grows_and_the_momentum_remembers_more_steps():
+    alone, beside = STEADY.at(5000), joint(STEADY, 300, 3**0.5, 3.0).at(5000)
+    assert beside.lr_scale == pytest.approx(alone.lr_scale * 3**0.5)
+    assert 1 / (1 - beside.muon_momentum) == pytest.approx(3 / (1 - alone.muon_momentum))
+    assert beside.weight_decay == alone.weight_decay
+
+
+def test_with_factors_of_one_the_schedule_is_the_same_object():
+    assert joint(STEADY, 300, 1.0, 1.0) is STEADY
+
+
+def test_the_momentum_never_remembers_more_than_a_sixteenth_of_a_site_s_steps():
+    # 10**6 tokens are 1,000 steps of one of ten sites
+    assert joint(STEADY, 1000, 1.0, 10.0).at(0).muon_momentum == pytest.approx(1 - 16 / 1000)
+    # and 312 of one of 32: a sixteenth is below the 20 steps that the schedule asks for anyway
+    assert joint(STEADY, 3200, 1.0, 32.0).at(0).muon_momentum == 0.95
+
+
+def test_a_momentum_of_one_or_none_stays_in_its_range():
+    for momentum in (0.0, 1.0):
+        schedule = Schedule(10**6, 100, momentum_start=momentum, momentum_end=momentum)
+        assert momentum <= joint(schedule, 300, 1.0, 3.0).at(0).muon_momentum <= 1.0

@@ -13,7 +13,7 @@ BEAT = wire.Heartbeat("agent", "site", 1, "IDLE", "paused", None, None, "")
 
 
 def test_every_message_survives_the_wire():
-    assignment = wire.Assignment(3, 2, "d", "update", "b", 0, 64, 7.5, 100, 10, "int8", 2, 4, True)
+    assignment = wire.Assignment(3, 2, "d", "update", "b", 0, 64, 7.5, 100, 10, "int8", 2, 4, True, 1.5, 2.0)
     for message in (BEAT, assignment, wire.CheckoutReply("train", "", 0.0, assignment), wire.Ack(True)):
         assert wire.decode(type(message), wire.encode(message)) == message
 
