@@ -132,6 +132,8 @@ MANY_SCALE = Scale(
     settings_of_recipe=SCALE.settings_of_recipe + MEMORY,
     validation_tokens=4096 * SEQUENCE,
 )
+JOINT: dict[str, Any] = {"inner_steps": 10, "rate_power": 0.5, "memory_power": 1.0}
+"""Rates * sqrt(sites) and Muon's memory * sites, with the plain mean."""
 SLOW: dict[str, Any] = {"rate": RATE}
 ALONE, TWO = replace(ONE, **SLOW), replace(BASE, **SLOW, **LAST)
 TRIO, IN_TURNS = replace(TWO, sites=3), replace(TWO, script=SCRIPT)
@@ -142,6 +144,9 @@ MANY_SETTINGS: dict[str, Setting] = {
     "many: 2 sites, H 10": replace(TWO, inner_steps=10),
     "many: 3 sites, H 10": replace(TRIO, inner_steps=10),
     "many: script, H 10": replace(IN_TURNS, inner_steps=10),
+    "many: 2 sites, joint": replace(BASE, **SLOW, **JOINT),
+    "many: 3 sites, joint": replace(THREE, **SLOW, **JOINT),
+    "many: script, joint": replace(SCRIPTED, **SLOW, **JOINT),
     "many: 3 sites, H 3": replace(TRIO, inner_steps=3),
     "many: 2 sites, H 30": TWO,
     "many: 3 sites, H 30": TRIO,
@@ -168,6 +173,15 @@ LONG_SETTINGS: dict[str, Setting] = {
     "long: 2 sites, H 10": LONG_TWO,
     "long: 3 sites, H 10": LONG_TRIO,
     "long: script, H 10": replace(LONG_TWO, script=SCRIPT),
+    "long: 2 sites, joint": replace(BASE, **SLOWER, **JOINT),
+    "long: 3 sites, joint": replace(THREE, **SLOWER, **JOINT),
+    "long: script, joint": replace(SCRIPTED, **SLOWER, **JOINT),
+    "long: 3 sites, joint, H 30": replace(THREE, **SLOWER, **JOINT | {"inner_steps": 30}),
+    "long: script, joint, H 30": replace(SCRIPTED, **SLOWER, **JOINT | {"inner_steps": 30}),
+    "long: 3 sites, joint, H 100": replace(THREE, **SLOWER, **JOINT | {"inner_steps": 100}),
+    "long: 3 sites, joint, int4": replace(THREE, **SLOWER, **JOINT, codec="int4", feedback=True),
+    "long: 3 sites, joint, (0.7, 0.5)": replace(LONG_TRIO, **JOINT),
+    "long: 3 sites, H 10, (1, 0)": replace(THREE, inner_steps=10, **SLOWER),
     "long: 3 sites, H 30": replace(LONG_TRIO, inner_steps=30),
     "long: one site, higher rate": replace(LONG_ALONE, rate=0.35),
     "long: 3 sites, H 10, higher rate": replace(LONG_TRIO, rate=0.35),
@@ -175,11 +189,30 @@ LONG_SETTINGS: dict[str, Setting] = {
 }
 """The fourth table: as many steps as a real run has, texts with the library's own tests, else as the third."""
 
+STEADY_MOMENTUM = 0.994  # Muon's, of one site: three times the memory of the fourth table's, near the best for one site
+STEADY_SCALE = replace(
+    LONG_SCALE,
+    settings_of_recipe=(
+        *(text for text in LONG_SCALE.settings_of_recipe if not text.startswith("momentum_")),
+        f"momentum_end={STEADY_MOMENTUM}",
+        f"momentum_final={STEADY_MOMENTUM}",
+    ),
+)
+STEADY_SETTINGS: dict[str, Setting] = {
+    "steady: one site": LONG_ALONE,
+    "steady: 2 sites, joint": replace(BASE, **SLOWER, **JOINT),
+    "steady: 3 sites, joint": replace(THREE, **SLOWER, **JOINT),
+    "steady: script, joint": replace(SCRIPTED, **SLOWER, **JOINT),
+    "steady: 3 sites, H 10": LONG_TRIO,
+}
+"""The fifth table: as the fourth, with a longer memory for all rows."""
+
 TABLES = {
     "first": (SETTINGS, SCALE),
     "large": (LARGE_SETTINGS, LARGE_SCALE),
     "many": (MANY_SETTINGS, MANY_SCALE),
     "long": (LONG_SETTINGS, LONG_SCALE),
+    "steady": (STEADY_SETTINGS, STEADY_SCALE),
 }
 EVERY = {name: (setting, scale) for settings, scale in TABLES.values() for name, setting in settings.items()}
 

@@ -141,7 +141,7 @@ class RoundKeeper:
         batch, settings = self._config.training.batch_samples, self._config.rounds
         keep = rounds.may_keep(kind, settings.overlap)
         together = 1 if kind is Kind.LOCAL else max(1, sites)
-        rate, memory = rounds.inner_factors(together, settings.rate_power, settings.memory_power)
+        rate, memory = rounds.inner_factors(together, *settings.powers)
         fetch, blob = self._fetch(tx, base, request, member, keep)
         assignment = Assignment(
             round=row.round,

@@ -202,7 +202,7 @@ class Fleet:
     # -- settings ------------------------------------------------------------
 
     def write_run(self, budget_steps=1_000_000, regions=("A", "B"), **sections):
-        """The run file; `sections` add to the defaults: rounds={"length": "3 s"}."""
+        """The run file; `sections` add to the defaults: rounds={"length": "3 s"}, or are new ones."""
         table = {
             "run": {"name": "test", "seed": 7},
             "model": {"preset": PRESET},
@@ -214,7 +214,7 @@ class Fleet:
         }
         table |= {f"regions.{region}": {"power_train": "2 kW", "power_idle": "500 W"} for region in regions}
         for name, values in sections.items():
-            table[name] = {**table[name], **values}
+            table[name] = {**table.get(name, {}), **values}
         lines = []
         for name, values in table.items():
             lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]

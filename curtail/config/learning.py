@@ -74,9 +74,9 @@ class RoundsSection:
     rewarm_steps: int = number(20, low=0)  # over which a site without inner state raises its learning rate
     outage: float = quantity("duration", 600.0)  # how long a contribution waits for an unreachable controller
     stale_weight: float = number(0.0, low=0.0, high=1.0)  # per version of staleness; 0: late ones are refused
-    outer: tuple[OuterStep, ...] = (OuterStep(2, 0.7, 0.5),)  # ascending by sites; chosen in docs/federated.md
-    rate_power: float = number(0.5, low=0.0, high=1.0)  # inner rates of K sites at once: * K ** this
-    memory_power: float = number(1.0, low=0.0, high=1.0)  # steps that Muon remembers: * K ** this
+    outer: tuple[OuterStep, ...] = (OuterStep(2, 1.0, 0.0),)  # ascending by sites; chosen in docs/federated.md
+    rate_power: float | None = number(None, low=0.0, high=1.0)  # inner rates of K sites at once: * K ** this
+    memory_power: float | None = number(None, low=0.0, high=1.0)  # steps that Muon remembers: * K ** this
     keep_versions: int = number(3, low=2)
 
     @property
@@ -89,6 +89,20 @@ class RoundsSection:
         if self.ahead_steps is not None:
             return self.ahead_steps
         return self.inner_steps * (LEASE_ROUNDS - 1 if self.overlap else 1)
+
+    @property
+    def powers(self) -> tuple[float, float]:
+        """Powers of the number of sites on inner rates and on Muon's memory.
+
+        By default what suits the plain mean; an outer momentum already makes several sites' steps
+        longer, and both together do harm (benchmarks/parity.md), so with one they are 0.
+        """
+        mean = all(row.momentum == 0.0 for row in self.outer)
+        rate, memory = (0.5, 1.0) if mean else (0.0, 0.0)
+        return (
+            rate if self.rate_power is None else self.rate_power,
+            memory if self.memory_power is None else self.memory_power,
+        )
 
     @property
     def broadcast_codec(self) -> str:

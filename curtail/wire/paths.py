@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-PROTOCOL = 6
+PROTOCOL = 7
 """Raised whenever a message changes; both ends refuse another number at join."""
 
 PREFIX = "/v1"

@@ -23,10 +23,12 @@ pytestmark = pytest.mark.fault
 def pair(module_fleet):
     """A controller for the sites a and b, whose regions are curtailed for long."""
     # Permits outlive a slow restart of the controller. A silent site is noticed long before its round's deadline,
-    # but not while its agent makes the longest pause between two attempts to reach the controller.
+    # but not while its agent makes the longest pause between two attempts to reach the controller. With an outer
+    # momentum a version has one more file, the velocity.
     module_fleet.write_run(
-        rounds={"length": "4 s", "grace": "60 s"}, policy={"permit": "40 s"}, fleet={"lost_after": "7 s"}
-    )
+        rounds={"length": "4 s", "grace": "60 s"}, policy={"permit": "40 s"}, fleet={"lost_after": "7 s"},
+        **{"rounds.outer.2": {"lr": 0.7, "momentum": 0.5}},
+    )  # fmt: skip
     module_fleet.write_trace([(3600, "AB")])
     module_fleet.start_controller()
     return module_fleet

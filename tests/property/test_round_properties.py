@@ -50,6 +50,7 @@ def config(overlap, stale_weight, quorum, inner_steps, ahead_steps):
     rounds = {
         "overlap": overlap, "stale_weight": stale_weight, "quorum": quorum, "inner_steps": inner_steps,
         "ahead_steps": ahead_steps, "length": f"{LENGTH} s", "grace": f"{GRACE} s", "keep_versions": 2,
+        "outer": {"2": {"lr": 0.7, "momentum": 0.5}},  # a velocity is one more file to lose
     }  # fmt: skip
     return parse_config(
         {

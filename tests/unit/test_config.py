@@ -61,8 +61,15 @@ def test_the_stored_form_is_the_same_run():
 def test_a_run_stored_before_the_inner_factors_existed_goes_on_without_them():
     stored = json.loads(parse_config(TABLE).to_json())
     del stored["rounds"]["rate_power"], stored["rounds"]["memory_power"]
-    rounds = config_from_json(json.dumps(stored)).rounds
-    assert (rounds.rate_power, rounds.memory_power) == (0.0, 0.0)
+    assert config_from_json(json.dumps(stored)).rounds.powers == (0.0, 0.0)
+
+
+def test_an_outer_momentum_takes_the_place_of_the_inner_factors_unless_they_are_given():
+    plain, momentum = parse_config(TABLE), changed("rounds", "outer", {"2": {"lr": 0.7, "momentum": 0.5}})
+    assert plain.rounds.powers == (0.5, 1.0)
+    assert parse_config(momentum).rounds.powers == (0.0, 0.0)
+    momentum["rounds"]["memory_power"] = 0.25
+    assert parse_config(momentum).rounds.powers == (0.0, 0.25)
 
 
 def test_the_samples_of_a_pass_are_a_number_or_left_to_the_site():
