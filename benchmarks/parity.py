@@ -57,6 +57,8 @@ BASE = Setting(batch_samples=BATCH)
 ONE, THREE = replace(BASE, sites=1), replace(BASE, sites=3)
 SCRIPTED = replace(BASE, script=SCRIPT)
 HALF: dict[str, Any] = {"outer_lr": 0.7, "outer_momentum": 0.5}
+JOINT: dict[str, Any] = {"inner_steps": 10, "rate_power": 0.5, "memory_power": 1.0}
+"""Rates * sqrt(sites) and Muon's memory * sites, with the plain mean, as the product does by default."""
 BEST = replace(BASE, inner_steps=10, last_outer_lr=1.0, **HALF)
 SETTINGS: dict[str, Setting] = {
     "one site": ONE,
@@ -90,6 +92,9 @@ SETTINGS: dict[str, Setting] = {
     "3 sites, outer (0.7, 0.7)": replace(THREE, outer_lr=0.7, outer_momentum=0.7),
     "3 sites, rate * sqrt(3)": replace(THREE, rate_power=0.5),
     "3 sites, H 10, outer (0.7, 0.5)": replace(THREE, inner_steps=10, **HALF),
+    "2 sites, joint": replace(BASE, **JOINT),
+    "3 sites, joint": replace(THREE, **JOINT),
+    "script, joint": replace(SCRIPTED, **JOINT),
     "script": SCRIPTED,
     "script, rate * sqrt(sites)": replace(SCRIPTED, rate_power=0.5),
     "script, outer (0.7, 0.5)": replace(SCRIPTED, **HALF),
@@ -115,6 +120,9 @@ LARGE_SETTINGS: dict[str, Setting] = {
         "large: 2 sites, H 10": replace(BASE, inner_steps=10, **LAST),
         "large: 3 sites, H 10": replace(THREE, inner_steps=10, **LAST),
         "large: script, H 10": replace(SCRIPTED, inner_steps=10, **LAST),
+        "large: 2 sites, joint": replace(BASE, **JOINT),
+        "large: 3 sites, joint": replace(THREE, **JOINT),
+        "large: script, joint": replace(SCRIPTED, **JOINT),
     }.items()
 }
 """The second table: outer step (0.7, 0.5), and (1, 0) in the last tenth, as the product does."""
@@ -132,8 +140,6 @@ MANY_SCALE = Scale(
     settings_of_recipe=SCALE.settings_of_recipe + MEMORY,
     validation_tokens=4096 * SEQUENCE,
 )
-JOINT: dict[str, Any] = {"inner_steps": 10, "rate_power": 0.5, "memory_power": 1.0}
-"""Rates * sqrt(sites) and Muon's memory * sites, with the plain mean."""
 SLOW: dict[str, Any] = {"rate": RATE}
 ALONE, TWO = replace(ONE, **SLOW), replace(BASE, **SLOW, **LAST)
 TRIO, IN_TURNS = replace(TWO, sites=3), replace(TWO, script=SCRIPT)
@@ -147,6 +153,9 @@ MANY_SETTINGS: dict[str, Setting] = {
     "many: 2 sites, joint": replace(BASE, **SLOW, **JOINT),
     "many: 3 sites, joint": replace(THREE, **SLOW, **JOINT),
     "many: script, joint": replace(SCRIPTED, **SLOW, **JOINT),
+    "many: one site, batch of 8": replace(ALONE, batch_samples=8 * BATCH),
+    "many: 8 sites, H 10": replace(TWO, sites=8, inner_steps=10),
+    "many: 8 sites, joint": replace(BASE, sites=8, **SLOW, **JOINT),
     "many: 3 sites, H 3": replace(TRIO, inner_steps=3),
     "many: 2 sites, H 30": TWO,
     "many: 3 sites, H 30": TRIO,
@@ -204,6 +213,8 @@ STEADY_SETTINGS: dict[str, Setting] = {
     "steady: 3 sites, joint": replace(THREE, **SLOWER, **JOINT),
     "steady: script, joint": replace(SCRIPTED, **SLOWER, **JOINT),
     "steady: 3 sites, H 10": LONG_TRIO,
+    "steady: one site, lower rate": replace(LONG_ALONE, rate=0.18),
+    "steady: 3 sites, joint, lower rate": replace(THREE, **JOINT, rate=0.18),
 }
 """The fifth table: as the fourth, with a longer memory for all rows."""
 
