@@ -57,8 +57,9 @@ BASE = Setting(batch_samples=BATCH)
 ONE, THREE = replace(BASE, sites=1), replace(BASE, sites=3)
 SCRIPTED = replace(BASE, script=SCRIPT)
 HALF: dict[str, Any] = {"outer_lr": 0.7, "outer_momentum": 0.5}
-JOINT: dict[str, Any] = {"inner_steps": 10, "rate_power": 0.5, "memory_power": 1.0}
-"""Rates * sqrt(sites) and Muon's memory * sites, with the plain mean, as the product does by default."""
+JOINT: dict[str, Any] = {"inner_steps": 10, "rate_power": 0.5, "memory_power": 0.5}
+"""Rates and Muon's memory * sqrt(sites), with the plain mean, as the product does by default."""
+LONGER = JOINT | {"memory_power": 1.0}
 BEST = replace(BASE, inner_steps=10, last_outer_lr=1.0, **HALF)
 SETTINGS: dict[str, Setting] = {
     "one site": ONE,
@@ -185,6 +186,9 @@ LONG_SETTINGS: dict[str, Setting] = {
     "long: 2 sites, joint": replace(BASE, **SLOWER, **JOINT),
     "long: 3 sites, joint": replace(THREE, **SLOWER, **JOINT),
     "long: script, joint": replace(SCRIPTED, **SLOWER, **JOINT),
+    "long: 2 sites, joint, memory * sites": replace(BASE, **SLOWER, **LONGER),
+    "long: 3 sites, joint, memory * sites": replace(THREE, **SLOWER, **LONGER),
+    "long: script, joint, memory * sites": replace(SCRIPTED, **SLOWER, **LONGER),
     "long: 3 sites, joint, H 30": replace(THREE, **SLOWER, **JOINT | {"inner_steps": 30}),
     "long: script, joint, H 30": replace(SCRIPTED, **SLOWER, **JOINT | {"inner_steps": 30}),
     "long: 3 sites, joint, H 100": replace(THREE, **SLOWER, **JOINT | {"inner_steps": 100}),
@@ -212,7 +216,11 @@ STEADY_SETTINGS: dict[str, Setting] = {
     "steady: 2 sites, joint": replace(BASE, **SLOWER, **JOINT),
     "steady: 3 sites, joint": replace(THREE, **SLOWER, **JOINT),
     "steady: script, joint": replace(SCRIPTED, **SLOWER, **JOINT),
+    "steady: 2 sites, joint, memory * sites": replace(BASE, **SLOWER, **LONGER),
+    "steady: 3 sites, joint, memory * sites": replace(THREE, **SLOWER, **LONGER),
+    "steady: script, joint, memory * sites": replace(SCRIPTED, **SLOWER, **LONGER),
     "steady: 3 sites, H 10": LONG_TRIO,
+    "steady: script, H 10": replace(LONG_TWO, script=SCRIPT),
     "steady: one site, lower rate": replace(LONG_ALONE, rate=0.18),
     "steady: 3 sites, joint, lower rate": replace(THREE, **JOINT, rate=0.18),
 }

@@ -110,10 +110,10 @@ MEMORY_SHARE = 1 / 16
 class JointSchedule:
     """A schedule for one of several sites that train at once and average their weights.
 
-    The mean of K sites' steps is a step on K batches. So the rates grow as they do with
-    the batch, by K ** 0.5, and the momentum remembers K times as many steps: each site
-    averages its own noise over as many gradients as the sites have in all, without a byte
-    more between them (benchmarks/parity.md).
+    The mean of K sites' steps is a step on K batches, so the rates grow with K as they do
+    with the batch. Each site's optimizer still sees the noise of its own batch alone; a
+    momentum that remembers more steps averages some of it away, without a byte more
+    between the sites (benchmarks/parity.md).
 
     Args:
         tokens_per_step: global tokens that pass in one step of this site.

@@ -98,10 +98,10 @@ class RoundsSection:
         longer, and both together do harm (benchmarks/parity.md), so with one they are 0.
         """
         mean = all(row.momentum == 0.0 for row in self.outer)
-        rate, memory = (0.5, 1.0) if mean else (0.0, 0.0)
+        both = 0.5 if mean else 0.0
         return (
-            rate if self.rate_power is None else self.rate_power,
-            memory if self.memory_power is None else self.memory_power,
+            both if self.rate_power is None else self.rate_power,
+            both if self.memory_power is None else self.memory_power,
         )
 
     @property

@@ -66,7 +66,7 @@ def test_a_run_stored_before_the_inner_factors_existed_goes_on_without_them():
 
 def test_an_outer_momentum_takes_the_place_of_the_inner_factors_unless_they_are_given():
     plain, momentum = parse_config(TABLE), changed("rounds", "outer", {"2": {"lr": 0.7, "momentum": 0.5}})
-    assert plain.rounds.powers == (0.5, 1.0)
+    assert plain.rounds.powers == (0.5, 0.5)
     assert parse_config(momentum).rounds.powers == (0.0, 0.0)
     momentum["rounds"]["memory_power"] = 0.25
     assert parse_config(momentum).rounds.powers == (0.0, 0.25)

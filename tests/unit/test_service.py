@@ -117,7 +117,7 @@ def test_two_sites_are_averaged_by_tokens_and_get_the_same_update(world):
     world.commit("a", "job-a", first, steps=4)
     work = {site: world.checkout(site, f"job-{site}").assignment for site in ("a", "b")}
     assert all(w.codec == "int8" and w.members == 2 for w in work.values())
-    assert [(w.rate_factor, w.memory_factor) for w in (first, *work.values())] == [(1, 1)] + [(2**0.5, 2)] * 2
+    assert [(w.rate_factor, w.memory_factor) for w in (first, *work.values())] == [(1, 1)] + [(2**0.5, 2**0.5)] * 2
     assert work["a"].lease_stop <= work["b"].lease_start or work["b"].lease_stop <= work["a"].lease_start
     world.commit("a", "job-a", work["a"], steps=6, shift=0.3)
     assert world.status().version == 1, "the round waits for the other"
