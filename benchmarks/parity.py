@@ -191,18 +191,21 @@ LONG_SETTINGS: dict[str, Setting] = {
     "long: script, joint, memory * sites": replace(SCRIPTED, **SLOWER, **LONGER),
     "long: 3 sites, joint, H 30": replace(THREE, **SLOWER, **JOINT | {"inner_steps": 30}),
     "long: script, joint, H 30": replace(SCRIPTED, **SLOWER, **JOINT | {"inner_steps": 30}),
+    "long: 3 sites, joint, H 30, memory * sites": replace(THREE, **SLOWER, **LONGER | {"inner_steps": 30}),
+    "long: 3 sites, joint, H 100, memory * sites": replace(THREE, **SLOWER, **LONGER | {"inner_steps": 100}),
     "long: 3 sites, joint, H 100": replace(THREE, **SLOWER, **JOINT | {"inner_steps": 100}),
     "long: 3 sites, joint, int4": replace(THREE, **SLOWER, **JOINT, codec="int4", feedback=True),
     "long: 3 sites, joint, (0.7, 0.5)": replace(LONG_TRIO, **JOINT),
     "long: 3 sites, H 10, (1, 0)": replace(THREE, inner_steps=10, **SLOWER),
     "long: 3 sites, H 30": replace(LONG_TRIO, inner_steps=30),
+    "long: 3 sites, H 100": replace(LONG_TRIO, inner_steps=100),
     "long: one site, higher rate": replace(LONG_ALONE, rate=0.35),
     "long: 3 sites, H 10, higher rate": replace(LONG_TRIO, rate=0.35),
     "long: one site, lower rate": replace(LONG_ALONE, rate=0.18),
 }
 """The fourth table: as many steps as a real run has, texts with the library's own tests, else as the third."""
 
-STEADY_MOMENTUM = 0.994  # Muon's, of one site: three times the memory of the fourth table's, near the best for one site
+STEADY_MOMENTUM = 0.994  # Muon's, of one site: three times the memory of the fourth table's
 STEADY_SCALE = replace(
     LONG_SCALE,
     settings_of_recipe=(
