@@ -148,12 +148,13 @@ class Members:
     def sweep(self, tx: Transaction, gone: Gone) -> None:
         """What jobs held that are gone goes back: in the open round, from late rounds, and kept samples."""
         row = tx.live_round()
-        members = [] if row is None else tx.members(row.round)
-        for member in [*tx.waiting(Member.LATE.value), *members]:
-            if Member(member.state) not in (Member.TRAINING, Member.LATE):
-                continue
+        for member in [] if row is None else tx.members(row.round):
+            if Member(member.state) is Member.TRAINING and (why := gone(member.site, member.job)) is not None:
+                self.release(tx, member, *why)
+        # The live round has late ones too while it merges; each is released once.
+        for member in tx.waiting(Member.LATE.value):
             why = gone(member.site, member.job)
-            if Member(member.state) is Member.LATE and self._config.rounds.stale_weight == 0:
+            if self._config.rounds.stale_weight == 0:
                 why = MemberEvent.JOB_ENDED, "late contributions are not taken any more"
             if why is not None:
                 self.release(tx, member, *why)

@@ -300,6 +300,25 @@ def test_a_late_site_that_ends_is_lost_and_its_samples_go_back(tolerant):
     world.check()
 
 
+def test_a_site_that_ends_while_the_round_it_is_late_for_merges_gives_its_samples_back_once(tolerant):
+    world = tolerant
+    work = start_two(world)
+    world.merger.automatic = False
+    world.commit("b", "job-b", work["b"], steps=2, shift=0.4)
+    for _ in range(71):
+        world.beat("a", "job-a", "train"), world.beat("b", "job-b", "sync")
+        world.tick(1.0)
+    assert world.store.call(lambda tx: Round(tx.live_round().state)) is Round.MERGING
+    assert state(world, work["a"].round, "a") is Member.LATE
+    world.beat("a", None)
+    world.tick()
+    assert state(world, work["a"].round, "a") is Member.LOST
+    world.check()
+    world.merge()
+    assert world.checkout("b", "job-b").assignment.lease_start == work["a"].lease_start
+    world.check()
+
+
 def test_a_late_site_that_asks_for_other_work_has_given_its_contribution_up(tolerant):
     world = tolerant
     work = start_two(world)
