@@ -60,14 +60,17 @@ HALF: dict[str, Any] = {"outer_lr": 0.7, "outer_momentum": 0.5}
 JOINT: dict[str, Any] = {"inner_steps": 10, "rate_power": 0.5, "memory_power": 0.5}
 """Rates and Muon's memory * sqrt(sites), with the plain mean, as the product does by default."""
 LONGER = JOINT | {"memory_power": 1.0}
-FASTER = JOINT | {"rate_power": 0.75}
-FEW: dict[str, Any] = {"inner_steps": 100}
-"""As few rounds as the product's default H makes."""
-STRONG: dict[str, Any] = {"rate_power": 0.75, "memory_power": 1.0}
-AHEAD_10: dict[str, Any] = JOINT | {"inner_steps": 11, "ahead_steps": 1}
-AHEAD_100: dict[str, Any] = JOINT | {"inner_steps": 109, "ahead_steps": 9}
+AHEAD: dict[str, Any] = JOINT | {"inner_steps": 109, "ahead_steps": 9}
 """Overlapped, steps ahead on top of a round's, as in the product. 9 last as long as d20's exchange on 1 Gbit/s."""
 BEST = replace(BASE, inner_steps=10, last_outer_lr=1.0, **HALF)
+FLEETS = {"2 sites": BASE, "3 sites": THREE, "script": SCRIPTED}
+
+
+def fleets(table: str, what: str, changes: Mapping[str, Any]) -> dict[str, Setting]:
+    """Rows of a table in which two sites, three and the script have the same changes."""
+    return {f"{table}{name}, {what}": replace(setting, **changes) for name, setting in FLEETS.items()}
+
+
 SETTINGS: dict[str, Setting] = {
     "one site": ONE,
     "one site, batch of 2": replace(ONE, batch_samples=2 * BATCH),
@@ -100,9 +103,7 @@ SETTINGS: dict[str, Setting] = {
     "3 sites, outer (0.7, 0.7)": replace(THREE, outer_lr=0.7, outer_momentum=0.7),
     "3 sites, rate * sqrt(3)": replace(THREE, rate_power=0.5),
     "3 sites, H 10, outer (0.7, 0.5)": replace(THREE, inner_steps=10, **HALF),
-    "2 sites, joint": replace(BASE, **JOINT),
-    "3 sites, joint": replace(THREE, **JOINT),
-    "script, joint": replace(SCRIPTED, **JOINT),
+    **fleets("", "joint", JOINT),
     "script": SCRIPTED,
     "script, rate * sqrt(sites)": replace(SCRIPTED, rate_power=0.5),
     "script, outer (0.7, 0.5)": replace(SCRIPTED, **HALF),
@@ -128,9 +129,7 @@ LARGE_SETTINGS: dict[str, Setting] = {
         "large: 2 sites, H 10": replace(BASE, inner_steps=10, **LAST),
         "large: 3 sites, H 10": replace(THREE, inner_steps=10, **LAST),
         "large: script, H 10": replace(SCRIPTED, inner_steps=10, **LAST),
-        "large: 2 sites, joint": replace(BASE, **JOINT),
-        "large: 3 sites, joint": replace(THREE, **JOINT),
-        "large: script, joint": replace(SCRIPTED, **JOINT),
+        **fleets("large: ", "joint", JOINT),
     }.items()
 }
 """The second table: outer step (0.7, 0.5), and (1, 0) in the last tenth, as the product does."""
@@ -158,9 +157,7 @@ MANY_SETTINGS: dict[str, Setting] = {
     "many: 2 sites, H 10": replace(TWO, inner_steps=10),
     "many: 3 sites, H 10": replace(TRIO, inner_steps=10),
     "many: script, H 10": replace(IN_TURNS, inner_steps=10),
-    "many: 2 sites, joint": replace(BASE, **SLOW, **JOINT),
-    "many: 3 sites, joint": replace(THREE, **SLOW, **JOINT),
-    "many: script, joint": replace(SCRIPTED, **SLOW, **JOINT),
+    **fleets("many: ", "joint", SLOW | JOINT),
     "many: one site, batch of 8": replace(ALONE, batch_samples=8 * BATCH),
     "many: 8 sites, H 10": replace(TWO, sites=8, inner_steps=10),
     "many: 8 sites, joint": replace(BASE, sites=8, **SLOW, **JOINT),
@@ -190,19 +187,13 @@ LONG_SETTINGS: dict[str, Setting] = {
     "long: 2 sites, H 10": LONG_TWO,
     "long: 3 sites, H 10": LONG_TRIO,
     "long: script, H 10": replace(LONG_TWO, script=SCRIPT),
-    "long: 2 sites, joint": replace(BASE, **SLOWER, **JOINT),
-    "long: 3 sites, joint": replace(THREE, **SLOWER, **JOINT),
-    "long: script, joint": replace(SCRIPTED, **SLOWER, **JOINT),
-    "long: 2 sites, joint, memory * sites": replace(BASE, **SLOWER, **LONGER),
-    "long: 3 sites, joint, memory * sites": replace(THREE, **SLOWER, **LONGER),
-    "long: script, joint, memory * sites": replace(SCRIPTED, **SLOWER, **LONGER),
+    **fleets("long: ", "joint", SLOWER | JOINT),
+    **fleets("long: ", "joint, memory * sites", SLOWER | LONGER),
     "long: 3 sites, joint, H 30": replace(THREE, **SLOWER, **JOINT | {"inner_steps": 30}),
     "long: script, joint, H 30": replace(SCRIPTED, **SLOWER, **JOINT | {"inner_steps": 30}),
     "long: 3 sites, joint, H 30, memory * sites": replace(THREE, **SLOWER, **LONGER | {"inner_steps": 30}),
-    "long: 3 sites, joint, H 100, memory * sites": replace(THREE, **SLOWER, **LONGER | FEW),
-    "long: 2 sites, joint, H 100": replace(BASE, **SLOWER, **JOINT | FEW),
-    "long: 3 sites, joint, H 100": replace(THREE, **SLOWER, **JOINT | FEW),
-    "long: script, joint, H 100": replace(SCRIPTED, **SLOWER, **JOINT | FEW),
+    **fleets("long: ", "joint, H 100", SLOWER | JOINT | {"inner_steps": 100}),
+    "long: 3 sites, joint, H 100, memory * sites": replace(THREE, **SLOWER, **LONGER | {"inner_steps": 100}),
     "long: 3 sites, joint, int4": replace(THREE, **SLOWER, **JOINT, codec="int4", feedback=True),
     "long: 3 sites, joint, (0.7, 0.5)": replace(LONG_TRIO, **JOINT),
     "long: 3 sites, H 10, (1, 0)": replace(THREE, inner_steps=10, **SLOWER),
@@ -225,25 +216,16 @@ STEADY_SCALE = replace(
 )
 STEADY_SETTINGS: dict[str, Setting] = {
     "steady: one site": LONG_ALONE,
-    "steady: 2 sites, joint": replace(BASE, **SLOWER, **JOINT),
-    "steady: 3 sites, joint": replace(THREE, **SLOWER, **JOINT),
-    "steady: script, joint": replace(SCRIPTED, **SLOWER, **JOINT),
-    "steady: 2 sites, joint, memory * sites": replace(BASE, **SLOWER, **LONGER),
-    "steady: 3 sites, joint, memory * sites": replace(THREE, **SLOWER, **LONGER),
-    "steady: script, joint, memory * sites": replace(SCRIPTED, **SLOWER, **LONGER),
-    "steady: 3 sites, joint, H 30": replace(THREE, **SLOWER, **JOINT | {"inner_steps": 30}),
-    "steady: 2 sites, joint, H 30": replace(BASE, **SLOWER, **JOINT | {"inner_steps": 30}),
-    "steady: script, joint, H 30": replace(SCRIPTED, **SLOWER, **JOINT | {"inner_steps": 30}),
-    "steady: 2 sites, joint, H 100": replace(BASE, **SLOWER, **JOINT | FEW),
-    "steady: 3 sites, joint, H 100": replace(THREE, **SLOWER, **JOINT | FEW),
-    "steady: script, joint, H 100": replace(SCRIPTED, **SLOWER, **JOINT | FEW),
-    "steady: 2 sites, joint, 1 step ahead of 10": replace(BASE, **SLOWER, **AHEAD_10),
-    "steady: 3 sites, joint, 1 step ahead of 10": replace(THREE, **SLOWER, **AHEAD_10),
-    "steady: 2 sites, joint, 9 steps ahead of 100": replace(BASE, **SLOWER, **AHEAD_100),
-    "steady: 3 sites, joint, 9 steps ahead of 100": replace(THREE, **SLOWER, **AHEAD_100),
-    "steady: 3 sites, rate * sites^0.75": replace(THREE, **SLOWER, **FASTER),
-    "steady: script, rate * sites^0.75": replace(SCRIPTED, **SLOWER, **FASTER),
-    "steady: 3 sites, rate * sites^0.75, memory * sites, H 100": replace(THREE, **SLOWER, **STRONG, **FEW),
+    **fleets("steady: ", "joint", SLOWER | JOINT),
+    **fleets("steady: ", "joint, memory * sites", SLOWER | LONGER),
+    **fleets("steady: ", "joint, H 30", SLOWER | JOINT | {"inner_steps": 30}),
+    **fleets("steady: ", "joint, H 100", SLOWER | JOINT | {"inner_steps": 100}),
+    "steady: 2 sites, joint, 9 steps ahead of 100": replace(BASE, **SLOWER, **AHEAD),
+    "steady: 3 sites, joint, 9 steps ahead of 100": replace(THREE, **SLOWER, **AHEAD),
+    "steady: 3 sites, rate * sites^0.75": replace(THREE, **SLOWER, **JOINT | {"rate_power": 0.75}),
+    "steady: 3 sites, rate * sites^0.75, memory * sites, H 100": replace(
+        THREE, **SLOWER, **LONGER | {"rate_power": 0.75, "inner_steps": 100}
+    ),
     "steady: 3 sites, H 10": LONG_TRIO,
     "steady: script, H 10": replace(LONG_TWO, script=SCRIPT),
     "steady: one site, lower rate": replace(LONG_ALONE, rate=0.18),

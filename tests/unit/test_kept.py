@@ -222,12 +222,17 @@ def test_a_closing_job_waits_for_a_merge_and_for_nothing_else(world):
     world.check()
 
 
-def miss_the_deadline(world, work):
-    """b commits, a does not: the round goes on without a."""
+def end_without_a(world, work):
+    """b commits, a does not, and the round ends."""
     world.commit("b", "job-b", work["b"], steps=2, shift=0.4)
     for _ in range(71):
         world.beat("a", "job-a", "train"), world.beat("b", "job-b", "sync")
         world.tick(1.0)
+
+
+def miss_the_deadline(world, work):
+    """b commits, a does not: the round goes on without a."""
+    end_without_a(world, work)
     world.merge()
     assert world.status().version == 2
 
@@ -304,10 +309,7 @@ def test_a_site_that_ends_while_the_round_it_is_late_for_merges_gives_its_sample
     world = tolerant
     work = start_two(world)
     world.merger.automatic = False
-    world.commit("b", "job-b", work["b"], steps=2, shift=0.4)
-    for _ in range(71):
-        world.beat("a", "job-a", "train"), world.beat("b", "job-b", "sync")
-        world.tick(1.0)
+    end_without_a(world, work)
     assert world.store.call(lambda tx: Round(tx.live_round().state)) is Round.MERGING
     assert state(world, work["a"].round, "a") is Member.LATE
     world.beat("a", None)
