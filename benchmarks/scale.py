@@ -274,7 +274,8 @@ def enter_together(sites: list[Site], limit_s: float = 60.0) -> None:
     end = time.monotonic() + limit_s
     while sum(site.granted for site in first.control.status().sites) < len(sites):
         if time.monotonic() > end:
-            raise SystemExit("not every site got a permit")
+            reasons = {site.reason for site in first.control.status().sites if not site.granted}
+            raise SystemExit(f"not every site got a permit: {'; '.join(sorted(reasons))}")
         time.sleep(0.1)
     first.ask("first-job")
     for site in others:
