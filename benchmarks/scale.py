@@ -299,9 +299,13 @@ class Beats:
         self._process.stdin.write(json.dumps({"url": url, "period": period, "sites": told}) + "\n")
         self._process.stdin.flush()
 
+    def close(self) -> None:
+        """End the process: its input ends. Again does nothing."""
+        self._process.communicate()
+
     def stop(self) -> list[dict[str, Any]]:
         """Every heartbeat: when it was sent, how many seconds the answer took, and what went wrong or ""."""
-        self._process.communicate()  # closes its input, which ends it
+        self.close()
         return [json.loads(line) for line in self.out.read_text().splitlines()]
 
 
@@ -440,6 +444,7 @@ def simulate(folder: Path, options: argparse.Namespace) -> Result:
         for site in sites:
             stack.callback(site.control.http.close)
         beats, watch = Beats(url, sites, options.heartbeat, folder / "beats"), Watch(pid)
+        stack.callback(beats.close)  # before its folder goes, also when no round begins
         watch.start()
         time.sleep(options.quiet)
         quiet = time.time()

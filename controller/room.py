@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from controller.blobs import RESERVE
+from curtail.config import RoundsSection
 from curtail.disk import disk_error
 from curtail.errors import DiskError
-
-VERSION_BYTES = 10
-"""Of one parameter in a version: weights and velocity 4 each, update and residual 1 each."""
-
-CONTRIBUTION_BYTES = 4
-"""Of one parameter in a contribution: exact weights; every codec takes less."""
+from nanochat.codecs import encoded_bytes
+from nanochat.presets import GPTConfig, weight_shapes
 
 AGAIN = 1.25
 """Training goes on only with so many times the low-water mark, so that it does not stop and start with every file."""
@@ -48,9 +46,33 @@ class Unwatched:
         """Nothing is measured."""
 
 
-def low_water(parameters: int, sites: int) -> int:
-    """Bytes below which nothing new is begun: the next version, a contribution of each site, and the store."""
-    return 2 * RESERVE + parameters * (VERSION_BYTES + CONTRIBUTION_BYTES * max(1, sites))
+@dataclass(frozen=True)
+class FileSizes:
+    """Bytes of what a run keeps on the controller's disk."""
+
+    weights: int  # exact ones, as a sole site hands them in
+    delta: int  # a contribution to a round of several sites
+    version: int  # weights and what belongs to them
+
+
+def file_sizes(model: GPTConfig, rounds: RoundsSection) -> FileSizes:
+    """Sizes for a run's model and codecs, without the heads of the files.
+
+    A version is its weights, the velocity of the outer step, its update as broadcast, and the residual of that,
+    which is kept as int8.
+    """
+    shapes = weight_shapes(model)
+    weights, residual = encoded_bytes(shapes, "fp32"), encoded_bytes(shapes, "int8")
+    version = 2 * weights + encoded_bytes(shapes, rounds.broadcast_codec) + residual
+    return FileSizes(weights, encoded_bytes(shapes, rounds.codec), version)
+
+
+def low_water(sizes: FileSizes, sites: int) -> int:
+    """Bytes below which nothing new is begun: the next version, a contribution of each site, and the store.
+
+    Only one site at a time hands in exact weights; those of the others are deltas.
+    """
+    return 2 * RESERVE + sizes.version + sizes.weights + sizes.delta * max(0, sites - 1)
 
 
 def judge(free: int, low: int, short: bool) -> str:
@@ -75,11 +97,11 @@ def free_bytes(folder: Path) -> int:
 class DiskRoom:
     """The disk of one folder.
 
-    Args: parameters: of the run's model. free: measures; tests pass a fake.
+    Args: sizes: of the run's files. free: measures; tests pass a fake.
     """
 
-    def __init__(self, folder: Path, parameters: int, free: Callable[[Path], int] = free_bytes) -> None:
-        self._folder, self._parameters, self._free = folder, parameters, free
+    def __init__(self, folder: Path, sizes: FileSizes, free: Callable[[Path], int] = free_bytes) -> None:
+        self._folder, self._sizes, self._free = folder, sizes, free
         self.reason = ""
 
     def look(self, sites: int) -> None:
@@ -89,4 +111,4 @@ class DiskRoom:
         except DiskError as error:
             self.reason = f"the controller's disk cannot be measured: {error}"
             return
-        self.reason = judge(free, low_water(self._parameters, sites), bool(self.reason))
+        self.reason = judge(free, low_water(self._sizes, sites), bool(self.reason))

@@ -32,7 +32,7 @@ from controller.commands import SystemRunner
 from controller.energy import EnergySimulation, LiveClock, ReplayClock, preload
 from controller.listen import ADDRESS_SHARE, BANNER, Face, choose, listen, renewing
 from controller.microgrid import plants
-from controller.room import DiskRoom
+from controller.room import DiskRoom, file_sizes
 from controller.service import TICK_LIMIT_S, Parts, Service
 from controller.settler import live_settler
 from controller.signals.choose import Signal, Surroundings, columns, open_signal, replayed
@@ -121,13 +121,13 @@ def _run(
         run = homes.begin_or_continue(options.home, config, data, store, versions, begin, clock)
         identity = ensure(options.home, names, clock.wall(), disk)
         handout.ensure(options.home, store, identity.pin, clock.wall(), disk)
-        parameters = presets.parameter_count(presets.from_json(run.model))
-        largest = 6 * parameters + 64 * 1024 * 1024
+        model = presets.from_json(run.model)
+        largest = 6 * presets.parameter_count(model) + 64 * 1024 * 1024
         uploads = Uploads(options.home / "blobs", disk, largest)
         uploads.purge(clock.wall())
         preload()
         replay = run_clock(run.clock, options, chosen, clock)
-        room = DiskRoom(options.home, parameters)
+        room = DiskRoom(options.home, file_sizes(model, config.rounds))
         perfect = chosen.trace is not None and _foresees(options, config)
         parts = Parts(store, config, chosen.source, replay, clock, versions, uploads, merger, room)
         commands = SystemRunner(options.home / "hooks", clock)

@@ -16,6 +16,7 @@ Forms (an array travels under its name and an ending):
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,6 +73,18 @@ def parts_of(name: str, shape: tuple[int, ...], form: str) -> dict[str, tuple[ty
     if form in _LEVELS:
         parts[name + SCALE] = (np.float32, shape[:1])
     return parts
+
+
+def encoded_bytes(shapes: Mapping[str, tuple[int, ...]], codec: str) -> int:
+    """Bytes of the values of a delta of these shapes coded as `codec`, without the head of its file.
+
+    Raises: ConfigError: no such codec.
+    """
+    return sum(
+        np.dtype(kind).itemsize * math.prod(size)
+        for name, shape in shapes.items()
+        for kind, size in parts_of(name, shape, form_of(name, shape, codec)).values()
+    )
 
 
 def split(key: str) -> tuple[str, str]:

@@ -12,10 +12,11 @@ from pathlib import Path
 from controller.backup import SECRETS
 from controller.home import check_store_is_there
 from controller.ledger import look
-from controller.room import free_bytes, judge, low_water
+from controller.room import file_sizes, free_bytes, judge, low_water
 from controller.store import reading
 from controller.store.upkeep import RESTORE, examine_file
 from controller.upkeep import was_killed
+from curtail.config import config_from_json
 from curtail.doctor.finding import Finding, fail, fine, warn
 from nanochat import presets
 
@@ -101,7 +102,9 @@ def room(home: Path, free: Callable[[Path], int] = free_bytes) -> list[Finding]:
     if kind_of(home) is Kind.CONTROLLER:
         with reading(home / STORE) as tx:
             run, sites = tx.run(), len(tx.sites())
-        low = low_water(presets.parameter_count(presets.from_json(run.model)), sites) if run is not None else 0
+        low = 0
+        if run is not None:
+            low = low_water(file_sizes(presets.from_json(run.model), config_from_json(run.config).rounds), sites)
         if words := judge(left, low, short=False):
             return [fail("disk", words, "free space there; the run goes on by itself")]
         if left < 2 * low:

@@ -210,3 +210,10 @@ def test_a_delta_in_another_codec_than_agreed_is_refused(tmp_path, codec, wanted
     else:
         with pytest.raises(CheckpointError, match=f"coded as {codec}, {wanted} makes it {wanted}"):
             delta.read_delta(tmp_path / "d", {"m": (4, 6)}, wanted)
+
+
+@pytest.mark.parametrize("codec", codecs.CODECS)
+def test_the_size_of_a_delta_is_known_from_its_shapes(codec):
+    model = {"transformer.wte.weight": (6, 4), "lm_head.weight": (6, 4), "odd": (3, 5), "vector": (7,), "scalar": ()}
+    encoded = delta.encode({name: rough(1, *shape) for name, shape in model.items()}, codec)
+    assert codecs.encoded_bytes(model, codec) == sum(array.nbytes for array in encoded.values())

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from controller import room
-from controller.room import DiskRoom, judge, low_water
+from controller.blobs import RESERVE
+from controller.room import DiskRoom, FileSizes, file_sizes, judge, low_water
 from controller.store import Store
+from curtail.config import RoundsSection
 from curtail.errors import CurtailError, DiskError
+from nanochat.presets import parameter_count, preset
 
 MEGA = 1_000_000
 
@@ -29,14 +32,33 @@ class FakeDisk:
 def disk(world):
     """The disk of a controller in memory, whose free bytes the test sets."""
     made = FakeDisk()
-    world.service.room = DiskRoom(world.home, 1000, made.free)
+    world.service.room = DiskRoom(world.home, FileSizes(4000, 1000, 10_000), made.free)
     return made
 
 
-def test_the_mark_holds_a_version_and_a_contribution_of_each_site():
-    d20 = 561_000_000
-    assert low_water(d20, 0) == low_water(d20, 1) > d20 * 14
-    assert low_water(d20, 8) - low_water(d20, 7) == 4 * d20
+def test_the_mark_holds_a_version_exact_weights_of_one_site_and_a_delta_of_each_other():
+    sizes = FileSizes(weights=400, delta=100, version=1000)
+    assert low_water(sizes, 0) == low_water(sizes, 1) == 2 * RESERVE + 1400
+    assert low_water(sizes, 8) == 2 * RESERVE + 2100
+
+
+@pytest.mark.parametrize(
+    ("codec", "broadcast", "delta", "version"),
+    [
+        ("fp32", "", 4.0, 13.0),
+        ("bf16", "", 2.0, 11.0),
+        ("int8", "", 1.0, 10.0),
+        ("int4", "", 0.58, 9.6),
+        ("int8", "fp32", 1.0, 13.0),
+    ],
+)
+def test_deltas_and_updates_count_as_their_codec_makes_them(codec, broadcast, delta, version):
+    model = preset("d20-561m")
+    weights = 4 * parameter_count(model)
+    sizes = file_sizes(model, RoundsSection(codec=codec, broadcast=broadcast))
+    assert sizes.weights == weights
+    assert sizes.delta == pytest.approx(delta * weights / 4, rel=0.01)
+    assert sizes.version == pytest.approx(version * weights / 4, rel=0.01)
 
 
 def test_there_must_be_more_room_to_go_on_than_to_stop():
