@@ -194,7 +194,7 @@ def _sites(
                 granted=live.granted,
                 reason=_waiting(service, live),
                 round=row.round if row is not None and in_round else None,
-                step=live.step,
+                step=live.step if row is not None and live.working_on == row.round else 0,
                 loss=live.loss,
                 tokens_per_s=live.tokens_per_s if live.phase == "train" else 0.0,
                 tokens=known[live.site].tokens if live.site in known else 0,

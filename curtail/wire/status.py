@@ -84,7 +84,7 @@ class SiteStatus:
     granted: bool
     reason: str
     round: int | None
-    step: int
+    step: int  # inner steps reported of the open round
     loss: float | None
     tokens_per_s: float
     tokens: int  # committed by this site so far

@@ -105,6 +105,24 @@ def test_a_sole_site_trains_local_and_its_exact_weights_become_the_version(world
     world.check()
 
 
+def test_steps_of_the_last_round_are_not_shown_as_those_of_the_next(world):
+    world.ready("a", "job")
+    work, who = world.checkout("a", "job").assignment, world.who("a")
+
+    def shown(round, step):
+        progress = wire.Progress("a", who.fence, "job", round, step, 32 * step, 3.0, 100.0)
+        world.store.call(lambda tx: world.service.progress(tx, who, progress))
+        site = world.status().sites[0]
+        return site.round, site.step
+
+    assert shown(1, 10) == (1, 10)
+    world.commit("a", "job", work, steps=10)
+    world.checkout("a", "job")
+    site = world.status().sites[0]
+    assert (site.round, site.step) == (2, 0)
+    assert shown(2, 1) == (2, 1)
+
+
 def test_two_sites_are_averaged_by_tokens_and_get_the_same_update(world):
     for site, region in (("a", "A"), ("b", "B")):
         world.ready(site, f"job-{site}", region)
