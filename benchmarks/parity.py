@@ -62,6 +62,7 @@ JOINT: dict[str, Any] = {"inner_steps": 10, "rate_power": 0.5, "memory_power": 0
 LONGER = JOINT | {"memory_power": 1.0}
 AHEAD: dict[str, Any] = JOINT | {"inner_steps": 109, "ahead_steps": 9}
 """Overlapped, steps ahead on top of a round's, as in the product. 9 last as long as d20's exchange on 1 Gbit/s."""
+AHEAD_OF_30 = AHEAD | {"inner_steps": 39}
 BEST = replace(BASE, inner_steps=10, last_outer_lr=1.0, **HALF)
 FLEETS = {"2 sites": BASE, "3 sites": THREE, "script": SCRIPTED}
 
@@ -189,11 +190,10 @@ LONG_SETTINGS: dict[str, Setting] = {
     "long: script, H 10": replace(LONG_TWO, script=SCRIPT),
     **fleets("long: ", "joint", SLOWER | JOINT),
     **fleets("long: ", "joint, memory * sites", SLOWER | LONGER),
-    "long: 3 sites, joint, H 30": replace(THREE, **SLOWER, **JOINT | {"inner_steps": 30}),
-    "long: script, joint, H 30": replace(SCRIPTED, **SLOWER, **JOINT | {"inner_steps": 30}),
+    **fleets("long: ", "joint, H 30", SLOWER | JOINT | {"inner_steps": 30}),
     "long: 3 sites, joint, H 30, memory * sites": replace(THREE, **SLOWER, **LONGER | {"inner_steps": 30}),
     **fleets("long: ", "joint, H 100", SLOWER | JOINT | {"inner_steps": 100}),
-    "long: 3 sites, joint, H 100, memory * sites": replace(THREE, **SLOWER, **LONGER | {"inner_steps": 100}),
+    **fleets("long: ", "joint, H 100, memory * sites", SLOWER | LONGER | {"inner_steps": 100}),
     "long: 3 sites, joint, int4": replace(THREE, **SLOWER, **JOINT, codec="int4", feedback=True),
     "long: 3 sites, joint, (0.7, 0.5)": replace(LONG_TRIO, **JOINT),
     "long: 3 sites, H 10, (1, 0)": replace(THREE, inner_steps=10, **SLOWER),
@@ -220,8 +220,11 @@ STEADY_SETTINGS: dict[str, Setting] = {
     **fleets("steady: ", "joint, memory * sites", SLOWER | LONGER),
     **fleets("steady: ", "joint, H 30", SLOWER | JOINT | {"inner_steps": 30}),
     **fleets("steady: ", "joint, H 100", SLOWER | JOINT | {"inner_steps": 100}),
+    **fleets("steady: ", "joint, H 100, memory * sites", SLOWER | LONGER | {"inner_steps": 100}),
     "steady: 2 sites, joint, 9 steps ahead of 100": replace(BASE, **SLOWER, **AHEAD),
     "steady: 3 sites, joint, 9 steps ahead of 100": replace(THREE, **SLOWER, **AHEAD),
+    "steady: 2 sites, joint, 9 steps ahead of 30": replace(BASE, **SLOWER, **AHEAD_OF_30),
+    "steady: 3 sites, joint, 9 steps ahead of 30": replace(THREE, **SLOWER, **AHEAD_OF_30),
     "steady: 3 sites, rate * sites^0.75": replace(THREE, **SLOWER, **JOINT | {"rate_power": 0.75}),
     "steady: 3 sites, rate * sites^0.75, memory * sites, H 100": replace(
         THREE, **SLOWER, **LONGER | {"rate_power": 0.75, "inner_steps": 100}

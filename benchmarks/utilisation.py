@@ -267,7 +267,7 @@ def d20(options: argparse.Namespace) -> None:
     print("| part, d20 | seconds |\n|---|---|")
     for key, value in measured.items():
         print(f"| {key} | {value:.2f} |")
-    sent, steps = encoded_bytes("d20-561m"), D20_STEPS * D20_STEP_S
+    sent, steps = encoded_bytes("d20-561m"), options.steps * D20_STEP_S
     # Weights (2.24 GB) and the optimizer's state (2.91 GB) go from the device to the host; new weights go back.
     snapshot, back = (2.24 + 2.91) / options.device_rate, 2.24 / options.device_rate
     encode = measured["finite and digest"] + measured["difference and encode"] + measured["write delta"]
@@ -305,6 +305,7 @@ def main() -> None:
     real.set_defaults(go=scaled)
     computed = commands.add_parser("d20")
     computed.add_argument("--merge", type=float, default=9.0, help="seconds of the controller's merge")
+    computed.add_argument("--steps", type=int, default=D20_STEPS, help="inner steps of a round")
     computed.add_argument("--device-rate", type=float, default=2.0, help="GB/s between device and host; not measured")
     computed.set_defaults(go=d20)
     options = parser.parse_args()
