@@ -188,7 +188,7 @@ def test_after_all_of_it_the_ledger_balances(pair):
 
 def test_a_gap_and_the_end_of_a_trace_stop_training_and_status_says_why(fleet, site, slowness):
     fleet.write_run(regions=("A",), policy={"max_reading_age": "300 s"})
-    clean = 25 * slowness
+    clean = 20 * slowness
     fleet.write_trace([(clean, "A"), (12, None), (clean, "A")], regions=("A",))
     fleet.start_controller()
     fleet.start_agent("a", "A")
