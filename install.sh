@@ -506,8 +506,8 @@ run_test() {
         if [ $# -gt 0 ]; then
             act "$ROOT/.venv/bin/pytest" "$@"
         else
-            act "$ROOT/.venv/bin/pytest" -n auto --maxprocesses 8 tests/unit tests/property \
-                tests/fault/test_bad_*.py tests/process/test_train.py
+            act "$ROOT/.venv/bin/pytest" -n auto --maxprocesses 8 tests/process/test_train.py \
+                tests/fault/test_bad_*.py tests/property tests/unit
             act "$ROOT/.venv/bin/pytest" --ignore-glob='*/test_bad_*.py' --ignore tests/process/test_train.py \
                 tests/process tests/fault tests/gpu
         fi
@@ -518,9 +518,9 @@ run_test() {
     if [ $# -gt 0 ]; then
         "$ROOT/.venv/bin/pytest" "$@" || failed=$?
     else
-        # What needs no clock is spread over all cores; a test of a fleet wants the machine for itself.
+        # What needs no clock is spread over all cores, the long ones first; a test of a fleet wants the machine for itself.
         OMP_NUM_THREADS=1 "$ROOT/.venv/bin/pytest" -q -n auto --maxprocesses 8 \
-            tests/unit tests/property tests/fault/test_bad_*.py tests/process/test_train.py || failed=$?
+            tests/process/test_train.py tests/fault/test_bad_*.py tests/property tests/unit || failed=$?
         "$ROOT/.venv/bin/pytest" --ignore-glob='*/test_bad_*.py' --ignore tests/process/test_train.py \
             tests/process tests/fault tests/gpu || failed=$?
     fi

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from curtail.disk import disk_error, last_line
+from curtail.wire import hints_of
 
 CONTROL = "control.json"
 STATUS = "status.json"
@@ -116,7 +117,7 @@ def _read(path: Path, kind: type[Kind]) -> Kind | None:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    hints = typing.get_type_hints(kind)
+    hints = hints_of(typing.cast(Any, kind))
     if not isinstance(value, dict) or set(value) != set(hints):
         return None
     if not all(_fits(hint, value[name]) for name, hint in hints.items()):
