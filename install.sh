@@ -495,34 +495,30 @@ dev_env() {
     release
 }
 
+# Run a check to its end, whatever the others said; with --dry-run say so only.
+attempt() {
+    if [ "$DRY_RUN" = yes ]; then
+        act "$@"
+    else
+        "$@" || failed=$?
+    fi
+}
+
 run_test() {
     need_rust
     dev_env
     PATH="$ROOT/.venv/bin:$PATH" VIRTUAL_ENV="$ROOT/.venv"
     export PATH VIRTUAL_ENV
     cd "$ROOT"
-    if [ "$DRY_RUN" = yes ]; then
-        act "$ROOT/.ci/check"
-        if [ $# -gt 0 ]; then
-            act "$ROOT/.venv/bin/pytest" "$@"
-        else
-            act "$ROOT/.venv/bin/pytest" -n auto --maxprocesses 8 tests/process/test_train.py \
-                tests/fault/test_bad_*.py tests/property tests/unit
-            act "$ROOT/.venv/bin/pytest" --ignore-glob='*/test_bad_*.py' --ignore tests/process/test_train.py \
-                tests/process tests/fault tests/gpu
-        fi
-        return
-    fi
     failed=0
-    "$ROOT/.ci/check" || failed=1
+    attempt "$ROOT/.ci/check"
     if [ $# -gt 0 ]; then
-        "$ROOT/.venv/bin/pytest" "$@" || failed=$?
+        attempt "$ROOT/.venv/bin/pytest" "$@"
     else
-        # What needs no clock is spread over all cores, the long ones first; a test of a fleet wants the machine for itself.
-        OMP_NUM_THREADS=1 "$ROOT/.venv/bin/pytest" -q -n auto --maxprocesses 8 \
-            tests/process/test_train.py tests/fault/test_bad_*.py tests/property tests/unit || failed=$?
-        "$ROOT/.venv/bin/pytest" --ignore-glob='*/test_bad_*.py' --ignore tests/process/test_train.py \
-            tests/process tests/fault tests/gpu || failed=$?
+        # What needs one core is spread over all of them; a test of processes wants the machine for itself.
+        attempt env OMP_NUM_THREADS=1 "$ROOT/.venv/bin/pytest" -q -n auto --maxprocesses 8 \
+            tests/unit tests/property tests/fault/test_bad_*.py
+        attempt "$ROOT/.venv/bin/pytest" --ignore-glob='*/test_bad_*.py' tests/process tests/fault tests/gpu
     fi
     exit "$failed"
 }

@@ -117,7 +117,7 @@ def _read(path: Path, kind: type[Kind]) -> Kind | None:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    hints = hints_of(typing.cast(Any, kind))
+    hints = hints_of(typing.cast(Any, kind))  # a class can be hashed, which mypy doubts of these
     if not isinstance(value, dict) or set(value) != set(hints):
         return None
     if not all(_fits(hint, value[name]) for name, hint in hints.items()):
