@@ -46,6 +46,7 @@ from curtail.grid.reading import UNITS
 from curtail.grid.trace import load_trace
 from curtail.system.clock import Clock, SystemClock
 from curtail.system.disk import SystemDisk
+from curtail.system.home_files import ADDRESS, BLOBS, JOIN_TOKEN, STORE, VERSIONS
 from curtail.system.systemd import Notifier, take_notifier
 from curtail.wire import RunInfo
 from nanochat import presets
@@ -112,18 +113,18 @@ def _run(
     names = own_names(options.advertise, options.host)
     killed, notifier = was_killed(options.home), take_notifier(os.environ)
     clear_holding(options.home)
-    store = Store(options.home / "state.db", thorough=killed)
+    store = Store(options.home / STORE, thorough=killed)
     store.open()
     merger = ProcessMerger(options.home / "merge")
     try:
-        versions = Versions(options.home / "versions")
+        versions = Versions(options.home / VERSIONS)
         begin = clock.wall() if chosen.trace is None else chosen.trace.start
         run = homes.begin_or_continue(options.home, config, data, store, versions, begin, clock)
         identity = ensure(options.home, names, clock.wall(), disk)
         token_files.ensure(options.home, store, identity.pin, clock.wall(), disk)
         model = presets.from_json(run.model)
         largest = 6 * presets.parameter_count(model) + 64 * 1024 * 1024
-        uploads = Uploads(options.home / "blobs", disk, largest)
+        uploads = Uploads(options.home / BLOBS, disk, largest)
         uploads.purge(clock.wall())
         preload()
         replay = run_clock(run.clock, options, chosen, clock)
@@ -142,7 +143,7 @@ def _run(
         url = face.url(port)
         door = Door(identity.authority, identity.pin, face.open_status)
         address = {"url": url, "pid": os.getpid(), "run": run.id}
-        upkeep = Upkeep(store, options.home / "state.db", service.tell)
+        upkeep = Upkeep(store, options.home / STORE, service.tell)
         settler = live_settler(store.call, config, chosen, Surroundings(clock, os.environ))
         chosen.start()
         settler.start()
@@ -150,7 +151,7 @@ def _run(
         upkeep.start()
         try:
             with _announcement(options, face, port, names, run.id, config.run.name):
-                disk.replace("ADDRESS", options.home / "controller.json", json.dumps(address).encode())
+                disk.replace("ADDRESS", options.home / ADDRESS, json.dumps(address).encode())
                 _greet(options, config, face.public(port, names), face)
                 app = create_app(service, uploads, info, lambda: unhealthy(service, energy), door)
 
@@ -167,7 +168,7 @@ def _run(
             energy.stop()
             settler.stop()
             chosen.stop()
-            (options.home / "controller.json").unlink(missing_ok=True)
+            (options.home / ADDRESS).unlink(missing_ok=True)
     finally:
         merger.stop()
         store.close()
@@ -276,7 +277,7 @@ def _greet(options: StartOptions, config: RunConfig, url: str, face: Face) -> No
         "join with: curtail agent join %s --site NAME --region %s --token-file %s",
         url,
         "|".join(config.regions),
-        options.home / "join-token",
+        options.home / JOIN_TOKEN,
     )
 
 

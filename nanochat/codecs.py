@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
+from curtail.config import CODECS as CODECS
 from curtail.errors import CheckpointError, ConfigError
 
-CODECS = ("fp32", "bf16", "int8", "int4")
 BLOCK = 2**16
 """Elements treated at once: intermediate results then stay in the processor's cache."""
 

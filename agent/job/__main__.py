@@ -32,11 +32,8 @@ from curtail.errors import CurtailError, UsageError
 from curtail.system.clock import Clock, SystemClock
 from curtail.system.disk import Disk, SystemDisk
 from curtail.system.process import die_with_starter
-from nanochat.distributed import choose_device, join_ranks, leave_ranks, ranks_from_environment
+from nanochat.distributed import COLLECTIVE_S, choose_device, join_ranks, leave_ranks, ranks_from_environment
 from nanochat.train import SampleStream
-
-COLLECTIVE_S = 1800.0
-"""Longest wait of a rank for the others within a step."""
 
 
 def environment(values: Mapping[str, str]) -> JobEnvironment:

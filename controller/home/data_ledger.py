@@ -14,9 +14,8 @@ from controller.store import reading
 from controller.store.rows import VersionRow
 from curtail.errors import CheckpointError, CurtailError, NotFound
 from curtail.system.disk import file_sha256
+from curtail.system.home_files import STORE, VERSIONS
 from nanochat.checkpoint import MODEL_FILE
-
-STORE = "state.db"
 
 Finding = tuple[str, str | None]
 """What should hold, and its first violation or None."""
@@ -53,7 +52,7 @@ def look(home: Path, weights: bool) -> list[Finding]:
 
 
 def _files(home: Path, row: VersionRow) -> str | None:
-    versions = Versions(home / "versions")
+    versions = Versions(home / VERSIONS)
     folder = versions.path(row.version)
     try:
         for file, expected in ((MODEL_FILE, row.weights), ("update.safetensors", row.updates)):
