@@ -27,7 +27,7 @@ from curtail import __version__
 from curtail.config import config_from_json
 from curtail.errors import DataError, DiskError, NotFound, Refused, UsageError
 from curtail.system.disk import disk_error
-from curtail.system.home_files import JOIN_TOKEN, STORE, TLS, VERSIONS
+from curtail.system.home_files import JOIN_TOKEN, STORE, TLS, UPDATE_FILE, VERSIONS
 from nanochat.checkpoint import META_FILE, MODEL_FILE
 
 HOLDING = "backup"
@@ -94,7 +94,7 @@ def wanted(tx: Transaction, home: Path) -> Moment:
             files |= {name: None for name in names if NAME.fullmatch(name)}
         files |= {(folder / META_FILE).as_posix(): None, (folder / MODEL_FILE).as_posix(): version.weights}
         if version.updates:
-            files[(folder / "update.safetensors").as_posix()] = version.updates
+            files[(folder / UPDATE_FILE).as_posix()] = version.updates
     files |= {f"blobs/{blob.sha256}": blob.sha256 for blob in tx.blobs_of_kind("contribution")}
     return Moment(run, tx.latest_version(), files)
 

@@ -25,7 +25,7 @@ from curtail.config import RunConfig, config_from_json
 from curtail.errors import ConfigError, CurtailError, DataError, Refused
 from curtail.system.clock import Clock
 from curtail.system.disk import SystemDisk, clear_leftovers, disk_error, file_sha256
-from curtail.system.home_files import BLOBS, STORE, TLS, VERSIONS
+from curtail.system.home_files import BLOBS, STORE, TLS, UPDATE_FILE, VERSIONS
 from nanochat import presets
 from nanochat.checkpoint import MODEL_FILE, read_meta
 from nanochat.manifest import MANIFEST_NAME, Manifest
@@ -254,7 +254,7 @@ def relocate(tx: Transaction, home: Path, versions: Versions) -> None:
     for version in tx.kept_versions():
         now.setdefault(version.weights, []).append(str(versions.path(version.version) / MODEL_FILE))
         if version.updates:
-            now.setdefault(version.updates, []).append(str(versions.path(version.version) / "update.safetensors"))
+            now.setdefault(version.updates, []).append(str(versions.path(version.version) / UPDATE_FILE))
     for blob in tx.blobs_of_kind("contribution"):
         now[blob.sha256] = [str(home / BLOBS / blob.sha256)]
     for sha256, places in now.items():

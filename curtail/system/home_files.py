@@ -12,6 +12,9 @@ ADDRESS = "controller.json"
 VERSIONS, BLOBS, TLS = "versions", "blobs", "tls"
 """Folders of a controller: published weights, uploads, and the keys and certificates."""
 
+UPDATE_FILE = "update.safetensors"
+"""In the folder of a version: what brings a site there from the version before."""
+
 JOIN_TOKEN, OPERATOR_TOKEN = "join-token", "operator-token"
 """The tokens that a controller writes when its run begins."""
 
