@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
+from curtail import __version__
 from curtail.commands.data.progress import Progress, Stopped
 from curtail.errors import AuthError, CurtailError, NotFound, Unreachable, UsageError
 from curtail.system.disk import disk_error
@@ -126,28 +127,31 @@ class Hub:
 
         try:
             return get_hf_file_metadata(
-                self._url(name), token=self._token, library_name="curtail", retry_on_errors=True
+                self._url(name), headers=self._headers(), token=self._token, retry_on_errors=True
             )
         except (httpx.HTTPError, OSError) as error:
             raise self._explained(error, name) from error
 
     def _transfer(self, name: str, metadata: HfFileMetadata, part: Path, show: Progress) -> None:
         from huggingface_hub.file_download import http_get
-        from huggingface_hub.utils import build_hf_headers
 
         tag = metadata.etag or ""
         if not tag or tag != _stored_tag(part) or metadata.size is None or _length(part) > metadata.size:
             forget(part)
             _tag_file(part).write_text(tag, encoding="utf-8")
-        # identity: sizes and ranges are those of the file
-        headers = build_hf_headers(
-            token=self._token, library_name="curtail", headers={"Accept-Encoding": "identity"}
-        )  # fmt: skip
         with open(part, "ab") as file:
             http_get(
-                self._url(name), file, resume_size=_length(part), headers=headers, expected_size=metadata.size,
+                self._url(name), file, resume_size=_length(part), headers=self._headers(), expected_size=metadata.size,
                 displayed_filename=name, tqdm_class=show.bar_class(name),
             )  # fmt: skip
+
+    def _headers(self) -> dict[str, str]:
+        from huggingface_hub.utils import build_hf_headers
+
+        return build_hf_headers(
+            token=self._token, library_name="curtail", library_version=__version__,
+            headers={"Accept-Encoding": "identity"},  # sizes and ranges are those of the file
+        )  # fmt: skip
 
     def _explained(self, error: Exception, name: str, part: Path | None = None) -> CurtailError:
         """The library's error as one of ours; Unreachable if another try may go better."""

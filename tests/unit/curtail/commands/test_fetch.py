@@ -240,7 +240,8 @@ def test_the_hub_is_asked_at_its_endpoint_without_token_or_telemetry(host: Stand
         f"/datasets/karpathy/fineweb-edu-100b-shuffle/resolve/main/{name}" for name in host.files
     }
     for _, _, headers in host.asked:
-        assert "Authorization" not in headers and "torch" not in headers["User-Agent"]
+        assert "Authorization" not in headers
+        assert re.fullmatch(r"curtail/[\d.]+; hf_hub/[\d.]+; python/[\d.]+", headers["User-Agent"])
     host.asked.clear()
     shutil.rmtree(tmp_path / "out")
     assert command(tmp_path / "out", host, tmp_path / "home", HF_TOKEN="hf_secret").returncode == 0
