@@ -25,8 +25,9 @@ from typing import Any
 from controller.aggregation.process import ProcessMerger
 from controller.auth import token_files
 from controller.auth.authority import Identity, ensure, own_names
+from controller.energy.clock import LiveClock, ReplayClock
 from controller.energy.microgrid import plants
-from controller.energy.simulation import EnergySimulation, LiveClock, ReplayClock, preload
+from controller.energy.simulation import EnergySimulation, preload
 from controller.energy.solar import Course, open_courses
 from controller.files.disk_space import DiskRoom, file_sizes
 from controller.files.uploads import Uploads

@@ -21,12 +21,13 @@ from controller.fleet.power_states import (
     retry_s,
     start_expected,
 )
-from controller.rounds.leases import Event
 from controller.store import Transaction
+from controller.store.events import Event
 from controller.store.rows import SwitchedRow
 from curtail.carbon.accounting import ATTRIBUTED
 from curtail.config import RunConfig, SiteSection
-from curtail.policy.rules import Forecast, Verdict
+from curtail.grid.forecast import Forecast
+from curtail.policy.rules import Verdict
 
 
 @dataclass(frozen=True, slots=True)

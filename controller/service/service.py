@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from controller.aggregation.outer_step import MergeResult, MergeSpec
 from controller.auth import credentials, tokens
 from controller.auth.credentials import Forbidden
+from controller.energy.clock import ReplayClock
 from controller.energy.microgrid import Supply
-from controller.energy.simulation import ReplayClock
 from controller.files.disk_space import Room, Unwatched
 from controller.files.uploads import Uploads
 from controller.files.versions import Versions

@@ -25,7 +25,7 @@ from doubles import FakeClock
 from controller.aggregation.aggregate import merge
 from controller.aggregation.outer_step import MergeResult, MergeSpec
 from controller.auth import credentials, tokens
-from controller.energy.simulation import ReplayClock
+from controller.energy.clock import ReplayClock
 from controller.files.uploads import Uploads
 from controller.files.versions import Versions
 from controller.service.service import Parts, Service
@@ -34,8 +34,8 @@ from controller.store.rows import BlobRow, MachineRow, RunRow, VersionRow
 from curtail import wire
 from curtail.config import RunConfig, parse_config
 from curtail.errors import CurtailError
+from curtail.grid.forecast import Forecast
 from curtail.grid.reading import Reading, unknown
-from curtail.policy.rules import Forecast
 from curtail.security.signing import HEADER, AgentKey, Signer
 from curtail.system.disk import SystemDisk, file_sha256
 from curtail.wire import TokenRequest

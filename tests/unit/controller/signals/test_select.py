@@ -10,7 +10,7 @@ import httpx
 import pytest
 from doubles import FakeClock
 
-from controller.energy.simulation import LiveClock, ReplayClock
+from controller.energy.clock import LiveClock, ReplayClock
 from controller.serve import StartOptions, choose_signal, run_clock
 from controller.signals import credentials, select
 from controller.signals.answer import Answer
