@@ -20,9 +20,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from curtail.disk import Disk, clear_leftovers, disk_error
 from curtail.errors import Refused
-from curtail.signing import AgentKey
+from curtail.security.signing import AgentKey
+from curtail.system.disk import Disk, clear_leftovers, disk_error
 
 KEPT_JOBS = 5
 """Job folders that stay for a look at their logs."""

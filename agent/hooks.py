@@ -3,7 +3,7 @@
 Decides which of them is due, and remembers across restarts of the agent what was
 begun: on_pause counts as run from the moment it is started, on_resume only once
 it succeeded, so that no pause is answered twice and no on_resume is forgotten.
-When a machine pauses is decided by `agent.decide`. Commands are run by a shell in
+When a machine pauses is decided by `agent.lifecycle`. Commands are run by a shell in
 the agent's folder, through the agent's own way to start processes; each has a
 time limit. Units: seconds of `Clock.monotonic`.
 """
@@ -18,9 +18,9 @@ from enum import StrEnum
 from pathlib import Path
 
 from agent.launcher import WITHHELD_VARIABLES, Process, Spawn
-from curtail.clock import Clock
-from curtail.disk import Disk, disk_error, last_line
 from curtail.errors import CurtailError
+from curtail.system.clock import Clock
+from curtail.system.disk import Disk, disk_error, last_line
 
 LIMIT_S = 300.0
 """How long a command may take if nothing else was said."""

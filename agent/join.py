@@ -1,6 +1,6 @@
 """`curtail agent join`: one machine in a run, from its first contact until it leaves.
 
-Puts together what `agent.life` needs: the folder, the connection, and the signals
+Puts together what `agent.loop` needs: the folder, the connection, and the signals
 that end an agent in order.
 """
 
@@ -14,14 +14,14 @@ import threading
 import types
 from collections.abc import Iterator
 
+from agent.controller_trust import Trust
 from agent.home import open_home
-from agent.life import Agent
+from agent.loop import Agent
 from agent.options import Edges, JoinOptions, Stop
-from agent.trust import Trust
 from curtail.errors import UsageError
-from curtail.lifeline import on_signals
-from curtail.notify import take_notifier
-from curtail.token import parse_token
+from curtail.security.token import parse_token
+from curtail.system.process import on_signals
+from curtail.system.systemd import take_notifier
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 

@@ -2,7 +2,7 @@
 
 Decides the command, its environment and how it is ended: a drain through the
 control file, SIGTERM to the process group, SIGKILL after a grace. When to do
-which is decided by `agent.life`. A job never outlives its agent: the kernel
+which is decided by `agent.loop`. A job never outlives its agent: the kernel
 kills it when the thread that started it ends, so start jobs from the main
 thread. Units: seconds.
 """
@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Protocol
 
 import curtail
-from agent import jobfolder
-from agent.jobfolder import JobStatus, Orders
+from agent import job_files
+from agent.job_files import JobStatus, Orders
 from agent.network import socket_interface
-from curtail.disk import disk_error
 from curtail.errors import CurtailError
-from curtail.lifeline import dying_with
+from curtail.system.disk import disk_error
+from curtail.system.process import dying_with
 
 WITHHELD_VARIABLES = ("CURTAIL_TOKEN",)
 """Variables of the agent that a job must not inherit: a job needs no join token."""
@@ -156,7 +156,7 @@ def job_argv(ranks: int, python: str = sys.executable, place: Place | None = Non
         *meeting,
         *("--nproc-per-node", str(ranks)),
         *("--max-restarts", "0"),
-        *("--log-dir", jobfolder.OF_TORCHRUN),
+        *("--log-dir", job_files.OF_TORCHRUN),
         *("-m", "agent.job"),
     ]
 
@@ -222,11 +222,11 @@ class Job:
 
     def status(self) -> JobStatus | None:
         """What the job says of itself, None if nothing yet."""
-        return jobfolder.read_status(self.spec.folder)
+        return job_files.read_status(self.spec.folder)
 
     def order(self, orders: Orders) -> None:
         """Renew the job's permission, or ask it to drain."""
-        jobfolder.write_orders(self.spec.folder, orders)
+        job_files.write_orders(self.spec.folder, orders)
 
     def terminate(self) -> None:
         """Ask the process group to end."""
@@ -241,7 +241,7 @@ class Job:
         status = self.status()
         if status is not None and status.exit_code is not None and status.reason:
             return status.reason
-        return jobfolder.last_log_line(self.spec.folder)
+        return job_files.last_log_line(self.spec.folder)
 
 
 def start_job(spec: JobSpec, orders: Orders, spawn: Spawn, inherited: Mapping[str, str]) -> Job:
@@ -253,9 +253,9 @@ def start_job(spec: JobSpec, orders: Orders, spawn: Spawn, inherited: Mapping[st
         spec.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise disk_error("create", spec.folder, error) from error
-    jobfolder.write_orders(spec.folder, orders)
+    job_files.write_orders(spec.folder, orders)
     argv, env = job_argv(spec.ranks, place=spec.place), job_environment(spec, inherited)
-    return Job(spec, spawn(argv, env, spec.folder, spec.folder / jobfolder.LOG))
+    return Job(spec, spawn(argv, env, spec.folder, spec.folder / job_files.LOG))
 
 
 def count_devices() -> int:

@@ -3,7 +3,7 @@
 Decides when a token is needed and what is kept of an answer, so that a machine
 that lost its power comes back as the one that it was: its key alone gets it a
 credential, also where the answer to its join was lost. When to talk is decided by
-`agent.life`.
+`agent.loop`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from agent import launcher
-from agent.client import Control
 from agent.home import Home, Identity
+from agent.http.client import Control
 from agent.options import Edges, JoinOptions
 from curtail import wire
 from curtail.errors import AuthError, CurtailError, DiskError, Unreachable
-from curtail.signing import Signer
+from curtail.security.signing import Signer
 
 GIVE_TOKEN = "give a join token: set CURTAIL_TOKEN or use --token-file"
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from curtail.connect import is_loopback
+from curtail.security.tls import is_loopback
 
 SIOCGIFADDR = 0x8915
 """Linux: the IPv4 address of an interface (netdevice(7))."""

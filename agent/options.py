@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent import launcher
-from agent.client import Control
+from agent.controller_trust import Trust, open_control
 from agent.hooks import Commands
+from agent.http.client import Control
 from agent.launcher import Spawn
 from agent.network import local_address
 from agent.power import PowerMeter, choose_meter
-from agent.trust import Trust, open_control
-from curtail.clock import Clock, SystemClock
-from curtail.discovery import Found, find_controller
-from curtail.disk import Disk, SystemDisk
-from curtail.notify import Notifier
+from curtail.system.clock import Clock, SystemClock
+from curtail.system.disk import Disk, SystemDisk
+from curtail.system.mdns import Found, find_controller
+from curtail.system.systemd import Notifier
 
 
 @dataclass(frozen=True, slots=True)

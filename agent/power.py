@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from agent.powercounters import NvmlCounter, RaplCounter
-from curtail.clock import Clock, SystemClock
+from agent.energy_counters import NvmlCounter, RaplCounter
+from curtail.system.clock import Clock, SystemClock
 from curtail.wire import Power
 
 SHORTEST_S, LONGEST_S = 0.5, 600.0

@@ -3,7 +3,7 @@
 Makes a base version and three contributions with random values in a temporary folder
 (about 9 GB, deleted at the end), then by turns:
 
-- `controller.aggregate` as the controller starts it, in a process of its own: it checks
+- `controller.aggregation.aggregate` as the controller starts it, in a process of its own: it checks
   the contributions, averages them, and writes and hashes the new version and the broadcast;
 - plain averaging in a process of its own: three files of fp32 weights, as sites send them
   that send weights, loaded with `numpy.load`, averaged with weights and saved, with fsync.
@@ -36,8 +36,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from controller.merge import MergeSpec, Part, spec_to_json
-from curtail.disk import SystemDisk
+from controller.aggregation.outer_step import MergeSpec, Part, spec_to_json
+from curtail.system.disk import SystemDisk
 from nanochat import checkpoint, codecs, delta
 from nanochat.presets import preset, weight_shapes
 from nanochat.tensorfile import TensorFile
@@ -114,7 +114,7 @@ def merge_once(folder: Path, codec: str) -> tuple[tuple[float, float, float], di
     )
     (folder / "spec.json").write_text(spec_to_json(spec))
     answer = folder / "result.json"
-    found = timed([sys.executable, "-m", "controller.aggregate", str(folder / "spec.json"), str(answer)])
+    found = timed([sys.executable, "-m", "controller.aggregation.aggregate", str(folder / "spec.json"), str(answer)])
     result = json.loads(answer.read_text())
     assert len(result["accepted"]) == SITES, result["refused"]
     sizes = {"up": (folder / "delta0").stat().st_size, "down": (out / "update.safetensors").stat().st_size}
@@ -173,7 +173,7 @@ def measure(folder: Path, codec: str, runs: int, peer: bool) -> None:
         if peer:
             theirs.append(peer_once(folder))
     print(f"codec {codec}, {SITES} sites, {written // 4:,} parameters, {runs} runs; load {os.getloadavg()[0]:.1f}")
-    for name, times in (("controller.aggregate", ours), ("plain averaging", theirs)):
+    for name, times in (("controller.aggregation.aggregate", ours), ("plain averaging", theirs)):
         if times:
             seconds, busy, memory = zip(*times, strict=True)
             print(f"{name}: {spread(seconds, 1)} s, {spread(busy, 1)} s of processors, {spread(memory, 2)} GB")

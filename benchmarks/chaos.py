@@ -65,7 +65,7 @@ class Result:
 
 def packed(folder: Path) -> Path:
     """Packed data of some of the standard library's sources."""
-    from curtail.disk import SystemDisk
+    from curtail.system.disk import SystemDisk
     from nanochat import dataset, pack
     from nanochat.tokenizer import Tokenizer
 

@@ -28,17 +28,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from agent import transfer
-from agent.client import Control, open_http
+from agent.http import transfer
+from agent.http.client import Control, open_http
 from benchmarks.runs import controller, write_zeros
-from controller.accounts import ATTRIBUTED
-from controller.signals.trace import Trace, load_trace
 from controller.store import reading
 from curtail import wire
-from curtail.disk import SystemDisk, file_sha256
+from curtail.carbon.accounting import ATTRIBUTED
+from curtail.commands.simulate.run import Options, simulate
 from curtail.errors import CurtailError
-from curtail.signing import AgentKey, Signer
-from curtail.simulate import Options, simulate
+from curtail.grid.trace import Trace, load_trace
+from curtail.security.signing import AgentKey, Signer
+from curtail.system.disk import SystemDisk, file_sha256
 from nanochat import checkpoint, delta, weights
 from nanochat.presets import preset, weight_shapes
 

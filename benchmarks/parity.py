@@ -251,7 +251,7 @@ def prepare(folder: Path, left_out: frozenset[str]) -> None:
 
     Args: left_out: names of folders whose files are not taken.
     """
-    from curtail.disk import SystemDisk
+    from curtail.system.disk import SystemDisk
     from nanochat import dataset, pack
     from nanochat.tokenizer import Tokenizer
 

@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from agent.innerstate import still_useful
-from controller import leases, rounds
-from controller import merge as merging
-from controller.leases import Pool, Range
+from agent.job.optimizer_state import still_useful
+from controller.aggregation import outer_step as merging
+from controller.rounds import lifecycle
+from controller.store import sample_pool
+from controller.store.sample_pool import Pool, Range
 from nanochat import delta, weights
 from nanochat.bpb import bits_per_byte
 from nanochat.gpt import GPT
@@ -84,7 +85,7 @@ class Outcome:
     loss: float  # nats per token of the validation part
     bpb: float
     tokens: int
-    rounds: int
+    lifecycle: int
     rounds_by_sites: dict[int, int]
     upload_bytes: int  # of one site in one round, the mean; 0 without rounds of several sites
     seconds: float
@@ -193,7 +194,7 @@ class Site:
             prefetch=False,
         )
         per_step = self.batch_tokens * sites // cut
-        factors = rounds.inner_factors(sites, self.setting.rate_power, self.setting.memory_power)
+        factors = lifecycle.inner_factors(sites, self.setting.rate_power, self.setting.memory_power)
         rates = Rates(joint(self.schedule, per_step, *factors), self.optimizer, self.setting.rate, self.rewarm)
         report = inner_steps(
             self.model,
@@ -242,7 +243,7 @@ class Merge:
         self.residual: delta.Encoded | None = None
 
     def _part(self, number: int, part: Contribution) -> merging.Part:
-        weight = rounds.discount(self.setting.stale_weight, part.stale)
+        weight = lifecycle.discount(self.setting.stale_weight, part.stale)
         return merging.Part(str(number), "", "", part.tokens, "", weight, part.stale)
 
     def plan(self, parts: Sequence[merging.Part], momentum_off: bool) -> merging.OuterPlan:
@@ -334,7 +335,7 @@ class Run:
         self.sites[0].version = 0
         self.length = scale.model.sequence_len
         budget = round(scale.token_budget * setting.budget_share)
-        self.pool = Pool(0, leases.budget_samples(budget, self.length, setting.batch_samples))
+        self.pool = Pool(0, sample_pool.budget_samples(budget, self.length, setting.batch_samples))
         self.budget, self.tokens = self.pool.limit * self.length, 0
         self.clock = 0  # in inner steps
         self.rounds_by_sites: dict[int, int] = {}
@@ -369,7 +370,7 @@ class Run:
         else:
             self.uploads += [sum(array.nbytes for array in part.encoded.values()) for part in parts]
             self._train_ahead(ready, counted)
-            self.base = self.merge.step(self.base, parts, rounds.momentum_off(self.tokens, self.budget))
+            self.base = self.merge.step(self.base, parts, lifecycle.momentum_off(self.tokens, self.budget))
         self.version += 1
         self.tokens += counted
         self.clock += longest
@@ -397,8 +398,8 @@ class Run:
     def _lease(self, sites: int) -> Range | None:
         late = self.setting.last_inner_steps and self.tokens >= 0.8 * self.budget
         most = self.setting.last_inner_steps if late else self.setting.inner_steps
-        wanted = leases.fair_share(self.pool.size, most, self.setting.batch_samples, sites)
-        lease, self.pool = leases.take(self.pool, wanted) if wanted else (None, self.pool)
+        wanted = sample_pool.fair_share(self.pool.size, most, self.setting.batch_samples, sites)
+        lease, self.pool = sample_pool.take(self.pool, wanted) if wanted else (None, self.pool)
         return lease
 
     def _train(self, number: int, sites: int) -> int:
@@ -412,7 +413,7 @@ class Run:
         if sites == 1:
             steps = self.course.joined_after(self.clock, steps)
         part = Range(lease.start + made * batch, lease.start + steps * batch)
-        self.pool = leases.give_back(self.pool, Range(part.stop, lease.stop))
+        self.pool = sample_pool.give_back(self.pool, Range(part.stop, lease.stop))
         site.lease, site.ahead = None, 0
         return made + site.train(part, self.tokens + made * sites * site.batch_tokens, sites)
 

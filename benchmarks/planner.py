@@ -18,8 +18,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from controller.signals.trace import Trace, load_trace
-from curtail.simulate import Options, simulate
+from curtail.commands.simulate.run import Options, simulate
+from curtail.grid.trace import Trace, load_trace
 
 PERIOD = 300.0
 DAY = 288

@@ -1,9 +1,9 @@
 """Many simulated sites at one controller: rounds per hour, memory, and how long heartbeats take meanwhile.
 
-The controller is real, in a process of its own, started by the command line; the HTTP is real, on loopback. A site
-is a thread: it checks out, makes no inner steps, uploads a delta of the preset's size with `agent.transfer`, commits,
-waits for the next version and downloads its update. All sites begin to upload at the same moment, the worst case.
-A second process sends the heartbeats of all sites and notes how long each answer takes.
+The controller is real, in a process of its own, started by the command line; the HTTP is real, on loopback.
+A site is a thread: it checks out, makes no inner steps, uploads a delta with `agent.http.transfer`,
+commits, waits for the next version and downloads its update. All sites begin to upload at the same moment, the worst
+case. A second process sends the heartbeats of all sites and notes how long each answer takes.
 
 - The deltas are one int8-coded file on disk. Each contribution is this file but for its last eight values, which
   are put in as the file is read: every upload has another name, and the sites need no disk of their own.
@@ -37,15 +37,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from agent import transfer
-from agent.client import Control, open_http
+from agent.http import transfer
+from agent.http.client import Control, open_http
 from benchmarks.runs import controller, write_zeros
-from controller.ledger import look
+from controller.home.data_ledger import look
 from controller.store import reading
 from curtail import wire
-from curtail.disk import SystemDisk
 from curtail.errors import CurtailError
-from curtail.signing import AgentKey, Signer
+from curtail.security.signing import AgentKey, Signer
+from curtail.system.disk import SystemDisk
 from nanochat import delta
 from nanochat.presets import preset, weight_shapes
 
@@ -134,7 +134,7 @@ class Deltas:
         return path, digest.hexdigest()
 
     def open(self, path: Path, mode: str) -> _Changed:
-        """As the built-in `open`, for `agent.transfer`."""
+        """As the built-in `open`, for `agent.http.transfer`."""
         return _Changed(self.path, self._tails[str(path)], self.size)
 
 

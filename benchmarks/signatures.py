@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import time
 
-from controller.replay import Replays
-from curtail import signing, wire
-from curtail.signing import AgentKey, Signer
+from controller.auth.nonces import Replays
+from curtail import wire
+from curtail.security import signing
+from curtail.security.signing import AgentKey, Signer
 
 COUNT = 5000
 KEYS = 1000

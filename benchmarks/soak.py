@@ -33,12 +33,12 @@ if str(ROOT) not in sys.path:
 
 import httpx  # noqa: E402
 
-from agent.client import Control  # noqa: E402
+from agent.http.client import Control  # noqa: E402
 from benchmarks.runs import controller  # noqa: E402
 from benchmarks.scale import write_run  # noqa: E402
-from controller.ledger import look  # noqa: E402
+from controller.home.data_ledger import look  # noqa: E402
 from curtail import wire  # noqa: E402
-from curtail.signing import AgentKey, Signer  # noqa: E402
+from curtail.security.signing import AgentKey, Signer  # noqa: E402
 
 REGIONS, SPEED, PERIOD_S = 10, 30.0, 300.0
 SAMPLE_S = 10.0

@@ -32,7 +32,7 @@ WARM_UP = 3
 
 def prepare(folder: Path) -> Path:
     """Packed data of the standard library's sources."""
-    from curtail.disk import SystemDisk
+    from curtail.system.disk import SystemDisk
     from nanochat import dataset, pack
     from nanochat.tokenizer import Tokenizer
 

@@ -31,7 +31,7 @@ from pathlib import Path
 
 import numpy as np
 
-from curtail.config.learning import LEASE_ROUNDS
+from curtail.config.schema import LEASE_ROUNDS
 from nanochat import delta, weights
 from nanochat.presets import preset, weight_shapes
 
@@ -112,7 +112,7 @@ def step_seconds(steps: int = 12) -> float:
 
 def prepare(folder: Path) -> None:
     """Data of random tokens, and a trace that never ends: neither matters to time."""
-    from curtail.disk import SystemDisk
+    from curtail.system.disk import SystemDisk
     from nanochat import dataset, pack
     from nanochat.tokenizer import Tokenizer
 
@@ -232,7 +232,7 @@ def parts(folder: Path) -> dict[str, float]:
     path = folder / "delta"
 
     def write() -> None:
-        from curtail.disk import SystemDisk
+        from curtail.system.disk import SystemDisk
 
         delta.write_delta(path, encoded, SystemDisk(), "BENCH")
 

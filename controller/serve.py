@@ -22,31 +22,32 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from controller import handout
-from controller import home as homes
-from controller.backup import clear_holding
-from controller.beside import ProcessMerger
-from controller.blobs import Uploads
-from controller.certificates import Identity, ensure, own_names
-from controller.commands import SystemRunner
-from controller.energy import EnergySimulation, LiveClock, ReplayClock, preload
-from controller.listen import ADDRESS_SHARE, BANNER, Face, choose, listen, renewing
-from controller.microgrid import plants
-from controller.room import DiskRoom, file_sizes
-from controller.service import TICK_LIMIT_S, Parts, Service
-from controller.settler import live_settler
-from controller.signals.choose import Signal, Surroundings, columns, open_signal, replayed
-from controller.signals.trace import load_trace
-from controller.solar import Course, open_courses
+from controller.aggregation.process import ProcessMerger
+from controller.auth import token_files
+from controller.auth.authority import Identity, ensure, own_names
+from controller.energy.clock import LiveClock, ReplayClock
+from controller.energy.microgrid import plants
+from controller.energy.simulation import EnergySimulation, preload
+from controller.energy.solar import Course, open_courses
+from controller.files.disk_space import DiskRoom, file_sizes
+from controller.files.uploads import Uploads
+from controller.files.versions import Versions
+from controller.fleet.power_commands import SystemRunner
+from controller.home import home as homes
+from controller.home.backup import clear_holding
+from controller.home.housekeeping import CHECKED, Upkeep, warn_of_sqlite, was_killed
+from controller.http.listener import ADDRESS_SHARE, BANNER, Face, choose, listen, renewing
+from controller.ledger.settlement_thread import live_settler
+from controller.service.service import TICK_LIMIT_S, Parts, Service
+from controller.signals.select import Signal, Surroundings, columns, open_signal, replayed
 from controller.store import Store
-from controller.upkeep import CHECKED, Upkeep, warn_of_sqlite, was_killed
-from controller.versions import Versions
-from curtail.clock import Clock, SystemClock
 from curtail.config import RunConfig, load_config
-from curtail.disk import SystemDisk
 from curtail.errors import UsageError
-from curtail.notify import Notifier, take_notifier
-from curtail.reading import UNITS
+from curtail.grid.reading import UNITS
+from curtail.grid.trace import load_trace
+from curtail.system.clock import Clock, SystemClock
+from curtail.system.disk import SystemDisk
+from curtail.system.systemd import Notifier, take_notifier
 from curtail.wire import RunInfo
 from nanochat import presets
 
@@ -106,7 +107,7 @@ def _run(
     listener: socket.socket,
     clock: Clock,
 ) -> int:
-    from controller.api import Door, create_app
+    from controller.http.app import Door, create_app
 
     disk = SystemDisk()
     names = own_names(options.advertise, options.host)
@@ -120,7 +121,7 @@ def _run(
         begin = clock.wall() if chosen.trace is None else chosen.trace.start
         run = homes.begin_or_continue(options.home, config, data, store, versions, begin, clock)
         identity = ensure(options.home, names, clock.wall(), disk)
-        handout.ensure(options.home, store, identity.pin, clock.wall(), disk)
+        token_files.ensure(options.home, store, identity.pin, clock.wall(), disk)
         model = presets.from_json(run.model)
         largest = 6 * presets.parameter_count(model) + 64 * 1024 * 1024
         uploads = Uploads(options.home / "blobs", disk, largest)
@@ -231,16 +232,16 @@ def _serve(
 ) -> int:
     import uvicorn
 
-    from controller import connections, gate
+    from controller.http import connection_limit, connection_timeouts
 
-    connections.raise_file_handles()
+    connection_timeouts.raise_file_handles()
     config = uvicorn.Config(
         app,
         log_level="warning",
         access_log=False,
         server_header=False,
-        date_header=False,  # `controller.guard` says it
-        **gate.options(),
+        date_header=False,  # `controller.http.request_limits` says it
+        **connection_limit.options(),
         callback_notify=pulse.beat if pulse.notifier.every else None,
         timeout_notify=max(1, int(pulse.notifier.every)),
         ssl_certfile=identity.files.certificate if face.tls else None,
@@ -260,7 +261,11 @@ def _serve(
     if config.ssl is not None:
         config.ssl.minimum_version = ssl.TLSVersion.TLSv1_3
     with renewing(config.ssl, identity, renewed) if config.ssl is not None else contextlib.nullcontext():
-        server.run(sockets=[gate.Gate(listener, gate.caps(connections.most_connections(), share))])
+        server.run(
+            sockets=[
+                connection_limit.Gate(listener, connection_limit.caps(connection_timeouts.most_connections(), share))
+            ]
+        )
     return 130 if signal.SIGINT in received else 0
 
 
@@ -281,7 +286,7 @@ def _announcement(
 ) -> contextlib.AbstractContextManager[object]:
     if not options.announce:
         return contextlib.nullcontext()
-    from curtail.discovery import announce
+    from curtail.system.mdns import announce
 
     facts = {"run": name, "proto": "https" if face.tls else "http"}
     return announce(f"curtail {name} {run}", port, face.addresses(names), facts)

@@ -1,7 +1,7 @@
 """The way in: `curtail` and `python -m curtail`.
 
 Decides how the program ends: the exit code and the one line that a person sees
-for each kind of failure. Commands are in `curtail.cli`. An exception that is no
+for each kind of failure. Commands are in `curtail.commands`. An exception that is no
 `CurtailError` is our own bug and keeps its traceback.
 """
 
@@ -40,7 +40,7 @@ def run(arguments: list[str]) -> int:
     """Carry out one command; returns the exit code."""
     try:
         check_packages()
-        from curtail.cli import invoke
+        from curtail.commands import invoke
 
         if sys.stdout is None:  # closed by who started us
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for as long as the process lives)

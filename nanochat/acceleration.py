@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from nanochat import fp8 as fp8_products
-from nanochat.backends import Choice, choose_backend
+from nanochat.attention_backend import Choice, choose_backend
 from nanochat.gpt import GPT
 
 Find = Callable[[str], str | None]

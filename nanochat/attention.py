@@ -1,6 +1,6 @@
 """Causal self-attention with rotary positions, normalised queries and keys, shared key heads.
 
-Decides how tokens look at each other. The kernel is one of `nanochat.kernels`:
+Decides how tokens look at each other. The kernel is one of `nanochat.attention_kernels`:
 torch's own choice until another is set, and always where a cache is used. What a
 layer remembers for later tokens is kept here too. Shapes: B inputs, T tokens, H
 query heads, D head width.
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nanochat import fp8, kernels
+from nanochat import attention_kernels, fp8
 from nanochat.presets import GPTConfig
 
 
@@ -89,7 +89,7 @@ class Attention(nn.Module):
         super().__init__()
         self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.n_kv_head, config.head_dim
         self.window = window
-        self.attend: kernels.Attend = kernels.plain
+        self.attend: attention_kernels.Attend = attention_kernels.plain
         # scaling queries and keys is scaling their products; None is 1/sqrt(D)
         self.scale = None if config.qk_scale == 1.0 else config.qk_scale**2 / self.head_dim**0.5
         kv_width = config.n_kv_head * config.head_dim
@@ -120,6 +120,6 @@ class Attention(nn.Module):
         attend = self.attend
         if cache is not None:
             k, v = cache.extend(k, v)
-            attend = kernels.plain
+            attend = attention_kernels.plain
         y = attend(q, k, v, self.window, self.scale)
         return self.c_proj(y.transpose(1, 2).reshape(batch, length, width))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from curtail.errors import ConfigError
-from nanochat.device import Ranks, sum_over_ranks
+from nanochat.distributed import Ranks, sum_over_ranks
 from nanochat.gpt import GPT
 from nanochat.train import SampleStream
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from curtail.disk import Disk
 from curtail.errors import CheckpointError, ConfigError, NotFound
+from curtail.system.disk import Disk
 from nanochat.presets import GPTConfig, from_dict, to_dict, weight_shapes
 from nanochat.weights import Weights, check_shapes, digest, read_weights, write_weights
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import torch
 
-from curtail.clock import Clock, SystemClock
 from curtail.errors import CheckpointError, ConfigError
+from curtail.system.clock import Clock, SystemClock
 from nanochat.core_prompts import Asked, Candidate, ask_all
 from nanochat.core_tasks import LANGUAGE_MODELING, CoreTask
 from nanochat.gpt import GPT

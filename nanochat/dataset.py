@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from curtail.disk import Disk, disk_error
 from curtail.errors import DataError, NotFound, UsageError
+from curtail.system.disk import Disk, disk_error
 from nanochat.shuffle import Piles, Progress
 from nanochat.sources import Skipped, documents_of, read_parquet, sha256_of
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from curtail.disk import Disk
 from curtail.errors import CheckpointError
+from curtail.system.disk import Disk
 from nanochat import codecs
 from nanochat.codecs import CODECS as CODECS
 from nanochat.weights import Shapes, Weights, check_shapes, read_tensors, write_tensors

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nanochat.attention import Attention, LayerCache, Linear, norm, rotary_tables
-from nanochat.kernels import Attend
+from nanochat.attention_kernels import Attend
 from nanochat.loss import cross_entropy, softcapped_logits, whole_cross_entropy
 from nanochat.presets import SMEAR_CHANNELS, GPTConfig
 

@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from curtail.disk import disk_error
 from curtail.errors import DataError, NotFound, UsageError
+from curtail.system.disk import disk_error
 from nanochat.tokenizer import LARGEST_VOCABULARY
 
 MANIFEST_NAME = "manifest.json"

@@ -16,8 +16,8 @@ import os
 from pathlib import Path
 from typing import IO, Any
 
-from curtail.disk import Disk, disk_error
 from curtail.errors import CurtailError, UsageError
+from curtail.system.disk import Disk, disk_error
 
 METRICS_FILE = "metrics.jsonl"
 

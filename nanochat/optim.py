@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from curtail.errors import CheckpointError
-from nanochat.device import average_gradients
-from nanochat.polar import polar_express
+from nanochat.distributed import average_gradients
+from nanochat.polar_express import polar_express
 from nanochat.presets import GPTConfig
 from nanochat.recipe import Recipe
 from nanochat.schedule import Hyper

@@ -19,8 +19,8 @@ from typing import IO, TypeAlias
 
 import numpy as np
 
-from curtail.disk import Disk, disk_error, fsync_folder
 from curtail.errors import UsageError
+from curtail.system.disk import Disk, disk_error, fsync_folder
 from nanochat.bestfit import BestFit, PackCount
 from nanochat.dataset import iterate_texts, read_shards
 from nanochat.manifest import (

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nanochat.device import rank_count
+from nanochat.distributed import rank_count
 
 
 @dataclass(frozen=True, slots=True)

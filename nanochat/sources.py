@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from curtail.disk import disk_error
 from curtail.errors import DataError, NotFound
+from curtail.system.disk import disk_error
 
 CUT_CHARACTERS = 65_536
 """A text file longer than this becomes several documents of about this length."""

@@ -16,8 +16,8 @@ from types import TracebackType
 
 import numpy as np
 
-from curtail.disk import Disk, disk_error
 from curtail.errors import DiskError
+from curtail.system.disk import Disk, disk_error
 from nanochat.weights import Layout, array_bytes, file_header
 
 _FLUSH_BYTES = 128 * 2**20  # after so many the disk is told to begin; it then works beside the arithmetic

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rustbpe
-from curtail.disk import Disk, SystemDisk, disk_error
 from curtail.errors import DataError, NotFound, UsageError
+from curtail.system.disk import Disk, SystemDisk, disk_error
 
 if TYPE_CHECKING:
     import tiktoken

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from curtail.errors import ConfigError
-from nanochat.device import rank_count, sum_over_ranks
+from nanochat.distributed import rank_count, sum_over_ranks
 from nanochat.gpt import GPT
 from nanochat.optim import MuonAdamW
 from nanochat.schedule import Timetable

@@ -23,15 +23,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from curtail.clock import Clock, SystemClock
-from curtail.disk import Disk, SystemDisk, disk_error
 from curtail.errors import CheckpointError, CurtailError
-from curtail.lifeline import die_with_parent, on_signals
-from nanochat import saves, weights
+from curtail.system.clock import Clock, SystemClock
+from curtail.system.disk import Disk, SystemDisk, disk_error
+from curtail.system.process import die_with_parent, on_signals
+from nanochat import train_checkpoints, weights
 from nanochat.acceleration import accelerate
-from nanochat.batchsize import device_batch
 from nanochat.bpb import bits_per_byte
-from nanochat.device import (
+from nanochat.distributed import (
     agree,
     broadcast_weights,
     choose_device,
@@ -42,13 +41,14 @@ from nanochat.device import (
 )
 from nanochat.gpt import GPT
 from nanochat.metrics import Metrics
+from nanochat.micro_batch import device_batch
 from nanochat.optim import MuonAdamW
 from nanochat.pack import TokenStream
-from nanochat.peaks import utilisation
+from nanochat.peak_flops import utilisation
 from nanochat.presets import flops_per_token
 from nanochat.tokenizer import FILE_NAME, Tokenizer
 from nanochat.train import StepBatches, inner_steps
-from nanochat.trainplan import FAILURE_FILE, TrainOptions, TrainPlan, check_out, make_plan
+from nanochat.train_options import FAILURE_FILE, TrainOptions, TrainPlan, check_out, make_plan
 
 COLLECTIVE_S = 1800.0
 SAY_EVERY_S = 2.0
@@ -111,11 +111,11 @@ class Trainer:
                 raise disk_error("create", self.out, error) from error
             for line in check_out(self.options, self.plan):
                 self.say(line)
-            saves.sweep(self.out)
-            found = saves.newest(self.out, self.say)
+            train_checkpoints.sweep(self.out)
+            found = train_checkpoints.newest(self.out, self.say)
         facts = self._share(asdict(found.progress) if found else {})
         if facts:
-            self._take_up(saves.Progress(**facts), found)
+            self._take_up(train_checkpoints.Progress(**facts), found)
         elif self.first:
             self.model.init_weights(self.options.seed)
         broadcast_weights(self.model)
@@ -129,7 +129,7 @@ class Trainer:
                 self.out, self.progress.step, self.disk, wandb=self.options.wandb, settings=settings
             )  # fmt: skip
 
-    def _take_up(self, old: saves.Progress, found: saves.Found | None) -> None:
+    def _take_up(self, old: train_checkpoints.Progress, found: train_checkpoints.Found | None) -> None:
         """Go on from a checkpoint that rank 0 has read."""
         now = self.plan.progress
         self.progress = replace(old, token_budget=now.token_budget, ranks=now.ranks)
@@ -175,7 +175,7 @@ class Trainer:
                 self._score()
             if done or (options.save_every and step % options.save_every == 0):
                 self._save()
-        last = self.saved or (saves.folder_of(self.out, self.progress.step) if self.progress.step else None)
+        last = self.saved or (train_checkpoints.folder_of(self.out, self.progress.step) if self.progress.step else None)
         return TrainResult(
             steps=self.progress.step,
             tokens=self.progress.tokens,
@@ -224,7 +224,7 @@ class Trainer:
             loss=report.loss_last if report.steps else before.loss,
         )
 
-    def _recorder(self, before: saves.Progress, began: float) -> Callable[[int, float, int], None]:
+    def _recorder(self, before: train_checkpoints.Progress, began: float) -> Callable[[int, float, int], None]:
         """What writes a line for each step after `before`, and tells a person now and then."""
         plan, metrics = self.plan, self.metrics
         assert metrics is not None
@@ -277,17 +277,17 @@ class Trainer:
 
     def _save(self) -> None:
         """A checkpoint of this step; all ranks give their part of the optimizer's state."""
-        if not self.progress.step or self.saved == saves.folder_of(self.out, self.progress.step):
+        if not self.progress.step or self.saved == train_checkpoints.folder_of(self.out, self.progress.step):
             return
         state = self.optimizer.state_dict(wanted=self.first)
         if not self.first:
             return
         created = datetime.fromtimestamp(self.clock.wall(), UTC).isoformat(timespec="seconds")
         meta = replace(self.plan.meta, tokens=self.progress.tokens, version=self.progress.step, created=created)
-        self.saved = saves.save(
+        self.saved = train_checkpoints.save(
             self.out, weights.from_model(self.model), weights.from_tensors(state), meta, self.progress, self.disk
         )
-        saves.thin_out(self.out, self.options.keep, self.options.milestone_every)
+        train_checkpoints.thin_out(self.out, self.options.keep, self.options.milestone_every)
         self.say(f"saved {self.saved}")
 
     def _share(self, message: dict[str, Any]) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from curtail.disk import Disk, disk_error
 from curtail.errors import CheckpointError, NotFound
+from curtail.system.disk import Disk, disk_error
 
 if TYPE_CHECKING:
     import torch

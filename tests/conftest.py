@@ -26,10 +26,10 @@ import pytest
 from hypothesis import settings
 
 import curtail
-from controller import ledgercommands
-from controller.ledger import look
+from controller.home.data_ledger import look
 from controller.store import Store
 from curtail import wire
+from curtail.commands.ledger import verify
 from curtail.errors import WireError
 
 if not Path("/dev/nvidia0").exists():
@@ -64,7 +64,7 @@ CLEAN, DIRTY = 40.0, 450.0
 @pytest.fixture(scope="session")
 def packed_data(tmp_path_factory):
     """Folder of packed data for the preset d2-test: a megabyte of the standard library's sources."""
-    from curtail.disk import SystemDisk
+    from curtail.system.disk import SystemDisk
     from nanochat import dataset, pack
     from nanochat.tokenizer import Tokenizer
 
@@ -388,7 +388,7 @@ class Fleet:
         if not (self.home / "state.db").is_file():
             return []
         problems = [problem for _, problem in look(self.home, weights=True) if problem is not None]
-        chain = ledgercommands.look(self.home, None).problem
+        chain = verify.look(self.home, None).problem
         return [*problems, chain] if chain else problems
 
     def members(self):

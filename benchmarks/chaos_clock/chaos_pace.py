@@ -4,7 +4,7 @@ On a machine with two cores the toy steps of many sites would take each other's 
 and every job that starts would slow all the others: no fleet of GPUs does that. With
 CURTAIL_CHAOS_PACE a step computes what it computes and then waits for its beat, by
 monotonic time. Nothing of the product knows of it: `sitecustomize` hangs it on the
-name by which `agent.trainer` calls the inner steps.
+name by which `agent.job.trainer` calls the inner steps.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
-TRAINER, STEPS = "agent.trainer", "inner_steps"
+TRAINER, STEPS = "agent.job.trainer", "inner_steps"
 
 
 def paced(

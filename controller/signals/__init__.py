@@ -1,1 +1,1 @@
-"""Where readings of marginal carbon intensity come from. Importing it does nothing."""
+"""Live grid signals and replayed traces as sources of readings."""

@@ -16,11 +16,11 @@ from typing import Any
 
 import httpx
 
-from controller.signals import web as webs
+from controller.signals import http as webs
+from controller.signals.answer import Unbelievable
 from controller.signals.credentials import Credential
-from controller.signals.feed import Unbelievable
-from curtail.clock import Clock
-from curtail.reading import check_value
+from curtail.grid.reading import check_value
+from curtail.system.clock import Clock
 
 ADDRESS = "https://api.electricitymap.org"
 NAMES = ("ELECTRICITYMAPS_TOKEN",)

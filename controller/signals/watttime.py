@@ -18,11 +18,11 @@ from typing import Any
 
 import httpx
 
-from controller.signals import web as webs
+from controller.signals import http as webs
+from controller.signals.answer import Answer, SignalError, Unbelievable
 from controller.signals.credentials import Credential
-from controller.signals.feed import Answer, SignalError, Unbelievable
-from curtail.clock import Clock
-from curtail.reading import to_g_per_kwh
+from curtail.grid.reading import to_g_per_kwh
+from curtail.system.clock import Clock
 
 ADDRESS = "https://api.watttime.org"
 NAMES = ("WATTTIME_USER", "WATTTIME_PASSWORD")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from controller.rows import MachineRow, TokenRow
+from controller.store.rows import MachineRow, TokenRow
 from controller.store.tables import Tables
 
 

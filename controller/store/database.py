@@ -21,7 +21,7 @@ from controller.store.fleet import FleetTables
 from controller.store.orders import OrderTables
 from controller.store.run import RunTables
 from controller.store.schema import MIGRATIONS, migrate
-from controller.store.upkeep import RESTORE, WAL_BYTES, check_file, fitness, sqlite_version
+from controller.store.sqlite_file import RESTORE, WAL_BYTES, check_file, fitness, sqlite_version
 from curtail.errors import CurtailError, DiskError, NotFound
 
 log = logging.getLogger("curtail.store")

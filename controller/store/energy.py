@@ -7,9 +7,9 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from controller.accounts import JOULES_PER_KWH, Basis, Detail, Draw, Entry, Grown, Interval
-from controller.rows import SettledRow, SwitchedRow
-from controller.store.chain import ChainTables
+from controller.store.chained import ChainTables
+from controller.store.rows import SettledRow, SwitchedRow
+from curtail.carbon.accounting import JOULES_PER_KWH, Basis, Detail, Draw, Entry, Grown, Interval
 
 _PLAIN = tuple(name for name in Entry.__slots__ if name not in ("curtailed", "detail"))
 _DETAIL = ("machine_kwh", "gpu_kwh", "host_kwh", "coverage", "tokens", "steps", "network_bytes")
@@ -85,7 +85,7 @@ class EnergyTables(ChainTables):
         return [(interval, seen) for interval, seen, _ in self.open_with_marks()]
 
     def open_with_marks(self) -> list[tuple[Interval, float, dict[str, list[int]]]]:
-        """The same, and what was counted of the steps and tokens of the site's job (`controller.trained`).
+        """The same, and what was counted of the steps and tokens of the site's job (`controller.ledger.metering`).
 
         A row is written when more than time has changed. Every step books all sites, so each is certain
         up to the last step.

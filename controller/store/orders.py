@@ -1,9 +1,9 @@
-"""What people order: rows that are added and chained, never changed (`controller.chain`)."""
+"""What people order: rows that are added and chained, never changed (`curtail.carbon.hash_chain`)."""
 
 from __future__ import annotations
 
-from controller.rows import OrderRow
-from controller.store.chain import ChainTables
+from controller.store.chained import ChainTables
+from controller.store.rows import OrderRow
 
 
 class OrderTables(ChainTables):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from controller.rows import KeptRow, MemberRow, RoundRow, VersionRow
+from controller.store.rows import KeptRow, MemberRow, RoundRow, VersionRow
 from controller.store.tables import Tables
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from controller.leases import Pool, Range
-from controller.rows import BlobRow, EventRow, RunRow
+from controller.store.rows import BlobRow, EventRow, RunRow
+from controller.store.sample_pool import Pool, Range
 from controller.store.tables import Tables
 
 KEPT_KINDS = ("regime", "version", "restore")

@@ -4,26 +4,33 @@ An unknown key, a missing key, a wrong type or a quantity without its unit is a
 `ConfigError` that names the key and says what to write instead. Quantities
 carry their unit in the file ("100 g/kWh", "2.024 kW", "60 s") and are plain
 numbers in one unit afterwards: gCO2/kWh, W, s. What each key means is in
-docs/run-file.md. A new key is a field of its section, in `learning`, `deciding`
-or `places`; what it must fulfil beside others goes into `checks`.
+docs/run-file.md. A new key is a field of its section in `schema`;
+what several keys must fulfil together goes into `runfile`.
 """
 
 from __future__ import annotations
 
-from curtail.config.deciding import AccountingSection, FleetSection, PolicySection, SignalSection
-from curtail.config.learning import (
-    CODECS,
-    DataSection,
-    ModelSection,
-    OuterStep,
-    RoundsSection,
-    RunSection,
-    TrainingSection,
-)
-from curtail.config.places import BatterySection, RegionSection, SiteSection, SolarSection
 from curtail.config.quantities import QUANTITIES
 from curtail.config.runfile import load_config, parse_config
-from curtail.config.whole import RunConfig, config_from_json
+from curtail.config.schema import (
+    CODECS,
+    AccountingSection,
+    BatterySection,
+    DataSection,
+    FleetSection,
+    ModelSection,
+    OuterStep,
+    PolicySection,
+    RegionSection,
+    RoundsSection,
+    RunConfig,
+    RunSection,
+    SignalSection,
+    SiteSection,
+    SolarSection,
+    TrainingSection,
+    config_from_json,
+)
 
 __all__ = [
     "CODECS", "QUANTITIES",

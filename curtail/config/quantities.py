@@ -11,7 +11,7 @@ from dataclasses import MISSING, field
 from typing import Any
 
 from curtail.errors import ConfigError
-from curtail.reading import POUNDS_PER_MWH
+from curtail.grid.reading import POUNDS_PER_MWH
 
 QUANTITY = re.compile(r"^\s*([-+]?\d[\d_]*(?:\.\d+)?(?:[eE][-+]?\d+)?)\s*([A-Za-z/%]+)\s*$")
 

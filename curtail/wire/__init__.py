@@ -4,7 +4,7 @@ Bodies are JSON objects of frozen dataclasses, one module for each area of the
 contract; `encode` and `decode` are strict in both directions. Weights and token
 files travel as raw bytes named by their SHA-256, never as JSON. Nothing here
 opens a connection. Durations are in seconds, so that the two ends need not
-agree on the time of day. What a field may hold is in `curtail.limits`.
+agree on the time of day. What a field may hold is in `curtail.wire.limits`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ from curtail.wire.access import (
     TokenRequest,
     TokenRevoke,
 )
-from curtail.wire.answers import Ack, Problem
 from curtail.wire.codec import decode, encode, hints_of
 from curtail.wire.fleet import Crew, Heartbeat, HeartbeatReply, JoinReply, JoinRequest, LeaveRequest, Power, counts
-from curtail.wire.paths import (
+from curtail.wire.protocol import (
     BLOB,
     BLOB_COMMIT,
     BLOBS,
@@ -50,9 +49,13 @@ from curtail.wire.paths import (
     STATUS,
     TOKEN_REVOKE,
     TOKENS,
+    Ack,
+    Problem,
 )
 from curtail.wire.rounds import (
     Assignment,
+    BlobOffer,
+    BlobStatus,
     CheckoutReply,
     CheckoutRequest,
     CommitRequest,
@@ -75,7 +78,6 @@ from curtail.wire.status import (
     SiteStatus,
     Status,
 )
-from curtail.wire.transfer import BlobOffer, BlobStatus
 
 __all__ = [
     "BLOB", "BLOBS", "BLOB_COMMIT", "CACERTS", "CHECKOUT", "COMMIT", "CREDENTIAL", "HEALTH", "HEARTBEAT", "JOIN",

@@ -1,7 +1,7 @@
 """Messages as JSON, strict in both directions.
 
 An unknown, missing or mistyped field, a number that is not finite, or a value that
-`curtail.limits` does not allow is a `WireError` that names the field.
+`curtail.wire.limits` does not allow is a `WireError` that names the field.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import typing
 from collections.abc import Collection
 from typing import Any, TypeVar
 
-from curtail import limits
 from curtail.errors import WireError
+from curtail.wire import limits
 
 KEY = limits.Text(256)
 """A key of an object whose keys the contract does not name."""
@@ -39,7 +39,7 @@ def decode(kind: type[Message], body: bytes | str) -> Message:
     """The `kind` that `body` holds.
 
     Raises: WireError: no JSON object, a field is unknown, missing, given twice, mistyped, or not what
-        `curtail.limits` allows.
+        `curtail.wire.limits` allows.
     """
     try:
         # As text: JSON in bytes might also be UTF-16 or UTF-32.

@@ -19,7 +19,7 @@ class JoinRequest:
     machines: int = 1  # how many machines the site has, this one among them; all of them say the same
     address: str = ""  # where the site's other machines reach this one; "" if there are none
     port: int = 0  # free on this machine for the rendezvous of the site's job
-    key: str = ""  # this agent's public key; the request is signed with it (`curtail.signing`)
+    key: str = ""  # this agent's public key; the request is signed with it (`curtail.security.signing`)
     replace: bool = False  # with an operator's token: take the place of a machine that has another key
 
 

@@ -15,11 +15,11 @@ import threading
 
 import pytest
 
-from controller import home as homes
+from controller.files.versions import Versions
+from controller.home import home as homes
 from controller.store import Store
-from controller.versions import Versions
-from curtail.clock import SystemClock
 from curtail.config import load_config
+from curtail.system.clock import SystemClock
 
 pytestmark = pytest.mark.fault
 

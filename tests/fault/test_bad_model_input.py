@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from curtail.__main__ import run
-from curtail.disk import SystemDisk
+from curtail.system.disk import SystemDisk
 from nanochat import dataset
 from nanochat.tokenizer import Tokenizer
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from controller.rounds import Member
+from controller.rounds.lifecycle import Member
 
 pytestmark = pytest.mark.fault
 
@@ -115,7 +115,7 @@ def test_a_controller_killed_while_it_merges_finishes_the_merge(pair, ensure):
         """Halt the merge as soon as it runs, so that the kill comes in its midst."""
         for pid in children(pair.controller.pid):
             with contextlib.suppress(OSError):
-                if b"controller.aggregate" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                if b"controller.aggregation.aggregate" in Path(f"/proc/{pid}/cmdline").read_bytes():
                     os.kill(pid, signal.SIGSTOP)
                     return pid
         return None

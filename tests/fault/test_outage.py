@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from controller.rounds import Member
+from controller.rounds.lifecycle import Member
 
 pytestmark = pytest.mark.fault
 

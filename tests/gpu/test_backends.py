@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanochat import fp8, kernels
+from nanochat import attention_kernels, fp8
 from nanochat.acceleration import Compiled, accelerate, missing_for_compiling
-from nanochat.backends import Trial, choose_backend
+from nanochat.attention_backend import Trial, choose_backend
+from nanochat.attention_kernels import BACKENDS
 from nanochat.gpt import GPT
-from nanochat.kernels import BACKENDS
 from nanochat.optim import MuonAdamW
 from nanochat.presets import GPTConfig
 from nanochat.schedule import Schedule
@@ -41,7 +41,7 @@ needs_compiler = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def the_flash_kernel_is_torchs_own_again():
     yield
-    kernels.activate(None)
+    attention_kernels.activate(None)
 
 
 def capability():
@@ -98,7 +98,7 @@ def test_what_is_chosen_is_no_slow_one():
 @pytest.mark.parametrize("config", [FULL, WINDOWED], ids=["full", "windows"])
 def test_whole_models_lose_alike_with_the_chosen_backend(config):
     choice = choose_backend(config, CUDA, torch.bfloat16)
-    first, second = built(config, kernels.math), built(config, choice.backend.attend)
+    first, second = built(config, attention_kernels.math), built(config, choice.backend.attend)
     expected = losses(first, first)
     assert losses(second, second) == pytest.approx(expected, abs=0.03)
     assert expected[-1] < expected[0] - 0.3
@@ -108,7 +108,7 @@ def test_a_window_saves_the_memory_of_the_mask():
     """The flash kernel keeps no scores: a long input takes far less than with all of them."""
     config = replace(WINDOWED, sequence_len=8192)
     peaks = []
-    for attend in (kernels.flash, kernels.math):
+    for attend in (attention_kernels.flash, attention_kernels.math):
         model = built(config, attend)
         inputs, targets = samples(1, 8192)
         torch.cuda.empty_cache()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nanochat.device import choose_device, compute_dtype
+from nanochat.distributed import choose_device, compute_dtype
 from nanochat.gpt import GPT
 from nanochat.optim import MuonAdamW
 from nanochat.presets import preset

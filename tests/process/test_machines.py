@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from controller.rounds import Member
+from controller.rounds.lifecycle import Member
 
 pytestmark = pytest.mark.process
 

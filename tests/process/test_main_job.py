@@ -11,8 +11,8 @@ import signal
 import pytest
 import torch
 
-from agent.trainer import schedule_of
-from controller.rounds import Kind, Member, Round
+from agent.job.trainer import schedule_of
+from controller.rounds.lifecycle import Kind, Member, Round
 from controller.serve import run_info
 from curtail.config import config_from_json
 from nanochat import checkpoint, presets, weights

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import curtail
-from nanochat import saves
+from nanochat import train_checkpoints
 
 pytestmark = pytest.mark.process
 
@@ -98,7 +98,7 @@ def killed(data: Path, out: Path, ranks: int) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait()
     until(lambda: not marked(mark), out)
-    assert len(losses(out)) < STEPS and saves.saved_steps(out)[-1] >= 12
+    assert len(losses(out)) < STEPS and train_checkpoints.saved_steps(out)[-1] >= 12
 
 
 def until(condition, out: Path) -> None:
@@ -139,12 +139,12 @@ def test_a_run_killed_with_9_goes_on_with_the_same_losses(packed_data, tmp_path,
     assert len(losses(whole)) == STEPS and losses(whole)[-1] < losses(whole)[0]
 
     shutil.copytree(same, other)
-    from_step = saves.saved_steps(same)[-1]
+    from_step = train_checkpoints.saved_steps(same)[-1]
     with ThreadPoolExecutor(2) as both:
         rest = both.submit(trained, packed_data, same, ranks), both.submit(trained, packed_data, other, 3 - ranks)
         assert [part.result()["steps"] for part in rest] == [STEPS, STEPS]
     assert losses(same) == losses(whole)
-    final = [saves.read(saves.folder_of(out, STEPS)) for out in (whole, same)]
+    final = [train_checkpoints.read(train_checkpoints.folder_of(out, STEPS)) for out in (whole, same)]
     assert final[0].meta.weights_digest == final[1].meta.weights_digest
     assert final[0].progress.optimizer_sha256 == final[1].progress.optimizer_sha256
 
@@ -161,5 +161,5 @@ def test_two_machines_train_one_model_and_one_of_them_writes(packed_data, tmp_pa
         whole.result()
     assert [each.returncode for each in done] == [0, 0], done
     assert json.loads(done[0].stdout)["steps"] == STEPS and done[1].stdout == ""
-    assert saves.read(saves.folder_of(first, STEPS)).progress.ranks == 2 and not second.exists()
+    assert train_checkpoints.read(train_checkpoints.folder_of(first, STEPS)).progress.ranks == 2 and not second.exists()
     assert losses(first) == losses(one)  # to the bit, as on one machine

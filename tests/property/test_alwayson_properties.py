@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlite_utils import Database
 
-from controller import alwayson
-from controller.accounts import JOULES_PER_KWH, always_on_kg
-from controller.alwayson import AlwaysOn
+from controller.ledger import always_on as alwayson
+from controller.ledger.always_on import AlwaysOn
 from controller.store import Transaction
 from controller.store.schema import migrate
+from curtail.carbon.accounting import JOULES_PER_KWH, always_on_kg
 
 STARTED = 1_768_000_000.0
 WATTS = {"A": 2530.0, "B": 700.0}

@@ -1,7 +1,8 @@
 """Machines of one site that die, come back, leave and lose messages at random: does it always train again?
 
-The controller's side is real (`controller.fleet`), the agents follow the rules of `agent.life` and `agent.decide`,
-and jobs behave like torchrun: a part that ends ends the others soon, and a part that waits for others waits long.
+The controller's side is real (`controller.fleet.live`), the agents follow the rules of `agent.loop` and
+`agent.lifecycle`, and jobs behave like torchrun: a part that ends ends the others soon, and a part that waits for
+others waits long.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.decide import BROKEN_S, DRAIN_S
-from controller.fleet import LiveMachine, LiveSite
+from agent.lifecycle import BROKEN_S, DRAIN_S
+from controller.fleet.live import LiveMachine, LiveSite
 from curtail import wire
 
 LOST_AFTER = 15.0

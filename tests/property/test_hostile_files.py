@@ -18,8 +18,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from curtail.disk import SystemDisk
 from curtail.errors import CheckpointError
+from curtail.system.disk import SystemDisk
 from nanochat import delta, weights
 
 COUNT = int(os.environ.get("CURTAIL_FUZZ", "100"))

@@ -12,15 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.accounts import PHASES, Totals, add
-from controller.booking import Booking
-from controller.chain import Finding, Link, follow, following, genesis
-from controller.fleet import LiveMachine, LiveSite
-from controller.orders import Orders
-from controller.signals.trace import Trace, load_trace
+from controller.fleet.live import LiveMachine, LiveSite
+from controller.ledger.recorder import Booking
+from controller.scheduling.overrides import Orders
+from curtail.carbon.accounting import PHASES, Totals, add
+from curtail.carbon.hash_chain import Finding, Link, follow, following, genesis
 from curtail.config import parse_config
 from curtail.errors import NotFound
-from curtail.policy import Verdict
+from curtail.grid.trace import Trace, load_trace
+from curtail.policy.rules import Verdict
 from curtail.wire import OverrideRequest, Power
 
 RECORDED = Path(__file__).resolve().parents[3] / "shared" / "data" / "mci_2026-01-11_18h.csv"

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.signals.trace import Trace
-from curtail.oracle import bound_kg, cells_of, oracle_kg
-from curtail.simulate import Options, simulate
+from curtail.carbon.lower_bound import bound_kg, cells_of, oracle_kg
+from curtail.commands.simulate.run import Options, simulate
+from curtail.grid.trace import Trace
 
 PERIOD = 300
 T0 = 1_767_225_600.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curtail.policy import RegionRule, Window, judge, remember
-from curtail.reading import Reading, unknown
+from curtail.grid.reading import Reading, unknown
+from curtail.policy.rules import RegionRule, Window, judge, remember
 
 values = st.one_of(st.none(), st.floats(-500, 4000), st.just(float("nan")))
 times = st.floats(0, 10_000)

@@ -19,11 +19,11 @@ from pathlib import Path
 import pytest
 from sqlite_utils import Database
 
-from controller.merge import MergeResult
-from controller.roundkeeper import RoundKeeper
-from controller.rounds import Member, MemberEvent
-from controller.rows import BlobRow, RunRow, SiteRow, VersionRow
+from controller.aggregation.outer_step import MergeResult
+from controller.rounds.coordinator import RoundKeeper
+from controller.rounds.lifecycle import Member, MemberEvent
 from controller.store import Transaction, migrate
+from controller.store.rows import BlobRow, RunRow, SiteRow, VersionRow
 from curtail import wire
 from curtail.config import parse_config
 from curtail.errors import Refused

@@ -16,9 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from curtail import limits, wire
+from curtail import wire
 from curtail.errors import WireError
-from curtail.limits import Real, Text, Whole
+from curtail.wire import limits
+from curtail.wire.limits import Real, Text, Whole
 
 COUNT = int(os.environ.get("CURTAIL_FUZZ", "15"))
 fuzz = settings(max_examples=COUNT, deadline=None, suppress_health_check=list(HealthCheck))

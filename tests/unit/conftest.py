@@ -22,22 +22,22 @@ import numpy as np
 import pytest
 from doubles import FakeClock
 
-from controller import auth, tokens
-from controller.aggregate import merge
-from controller.blobs import Uploads
-from controller.energy import ReplayClock
-from controller.merge import MergeResult, MergeSpec
-from controller.rows import BlobRow, MachineRow, RunRow, VersionRow
-from controller.service import Parts, Service
+from controller.aggregation.aggregate import merge
+from controller.aggregation.outer_step import MergeResult, MergeSpec
+from controller.auth import credentials, tokens
+from controller.energy.clock import ReplayClock
+from controller.files.uploads import Uploads
+from controller.files.versions import Versions
+from controller.service.service import Parts, Service
 from controller.store import Store, Transaction
-from controller.versions import Versions
+from controller.store.rows import BlobRow, MachineRow, RunRow, VersionRow
 from curtail import wire
 from curtail.config import RunConfig, parse_config
-from curtail.disk import SystemDisk, file_sha256
 from curtail.errors import CurtailError
-from curtail.policy import Forecast
-from curtail.reading import Reading, unknown
-from curtail.signing import HEADER, AgentKey, Signer
+from curtail.grid.forecast import Forecast
+from curtail.grid.reading import Reading, unknown
+from curtail.security.signing import HEADER, AgentKey, Signer
+from curtail.system.disk import SystemDisk, file_sha256
 from curtail.wire import TokenRequest
 from nanochat import checkpoint, delta, weights
 from nanochat.presets import GPTConfig, to_json, weight_shapes
@@ -130,13 +130,13 @@ class World:
             "run", self.config.to_json(), to_json(MODEL), "m" * 64, "t" * 64, MODEL.sequence_len, "RUNNING",
             now, now, now, 0, 0, budget_steps * BATCH, "PAUSED", now, {}, None, None,
         )  # fmt: skip
-        token = auth.parse_token("ct0.abc.secret")
+        token = credentials.parse_token("ct0.abc.secret")
 
         def create(tx) -> None:
             tx.create_run(run)
             tx.put_blob(BlobRow(sha, str(path), path.stat().st_size, "weights"))
             tx.add_version(VersionRow(0, None, 0, digest, sha, "", now, 1))
-            tx.add_join_token(token.id, auth.hashed(token.secret), now)
+            tx.add_join_token(token.id, credentials.hashed(token.secret), now)
 
         self.store.call(create)
 
@@ -338,13 +338,14 @@ def besieged(tmp_path_factory):
     """No rate limits it: they would answer most of what is sent."""
     import uvicorn
 
-    from controller import blobs, gate, rates
-    from controller.api import Door, create_app
+    from controller.files import uploads
+    from controller.http import connection_limit, rate_limit
+    from controller.http.app import Door, create_app
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("CONTROL", "HEARTBEATS", "STRANGERS"):
-            patch.setattr(rates, name, rates.Rate(1e9, 1e9))
-        patch.setattr(blobs, "MOST_UPLOADS", 10**9)
+            patch.setattr(rate_limit, name, rate_limit.Rate(1e9, 1e9))
+        patch.setattr(uploads, "MOST_UPLOADS", 10**9)
         world = World(tmp_path_factory.mktemp("besieged"))
         world.source.mci = {"A": 50.0, "B": 60.0}
         key = AgentKey()
@@ -359,7 +360,7 @@ def besieged(tmp_path_factory):
         info = wire.RunInfo("run", "n", 1, "p", {}, "0" * 64, "t", 8, 100, 4, 4, "{}", "int8", False, 20, 600.0)
         app = create_app(world.service, world.uploads, info, lambda: None, Door("PEM", None, False))
         listener = socket.create_server(("127.0.0.1", 0))
-        config = uvicorn.Config(app, log_level="critical", access_log=False, **gate.options())
+        config = uvicorn.Config(app, log_level="critical", access_log=False, **connection_limit.options())
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

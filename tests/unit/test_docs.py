@@ -17,11 +17,14 @@ import pytest
 import typer.main
 
 from agent import lifecycle
-from controller import rounds, store, switching
-from controller.api import create_app
-from controller.home import FIXED
-from curtail import cli, config, errors, wire
-from curtail.reading import UNITS
+from controller import store
+from controller.fleet import power_states
+from controller.home.home import FIXED
+from controller.http.app import create_app
+from controller.rounds import lifecycle as rounds
+from curtail import commands as cli
+from curtail import config, errors, wire
+from curtail.grid.reading import UNITS
 from nanochat.presets import PRESETS, parameter_count, preset
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -171,7 +174,7 @@ def test_every_table_of_the_store_is_described() -> None:
         ("### Round", rounds.ROUND_NEXT),
         ("### Member", rounds.MEMBER_NEXT),
         ("### Agent", lifecycle.NEXT),
-        ("### Machines", switching.POWER_NEXT),
+        ("### Machines", power_states.POWER_NEXT),
     ],
 )
 def test_a_state_table_equals_the_codes(heading: str, code: dict[tuple[StrEnum, StrEnum], StrEnum]) -> None:
@@ -185,7 +188,7 @@ def test_a_state_table_equals_the_codes(heading: str, code: dict[tuple[StrEnum, 
         ("### Round", rounds.Round),
         ("### Member", rounds.Member),
         ("### Agent", lifecycle.State),
-        ("### Machines", switching.Power),
+        ("### Machines", power_states.Power),
     ],
 )
 def test_every_state_is_explained(heading: str, states: type[StrEnum]) -> None:

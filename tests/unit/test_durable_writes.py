@@ -12,7 +12,7 @@ from pathlib import Path
 import curtail
 
 ROOT = Path(curtail.__file__).parent.parent
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parent / "power_loss"
 SOURCES = sorted(
     path for name in ("agent", "controller", "curtail", "nanochat") for path in (ROOT / name).rglob("*.py")
 )
@@ -91,46 +91,49 @@ LOG = "a log, for people"
 LINK = "a second name, made again when it is missing"
 
 PAST_THE_DISK = {
-    "agent/cache.py": {"link": LINK, "symlink_to": LINK},
+    "agent/job/data_cache.py": {"link": LINK, "symlink_to": LINK},
     "agent/home.py": {"os.open": "a lock, which ends with its process", "ftruncate": "the process in that lock"},
     "agent/hooks.py": {"mkdir": LOG, "write_bytes": LOG},
-    "agent/jobfolder.py": {"write_text": SCRATCH, "os.replace": SCRATCH},
+    "agent/job_files.py": {"write_text": SCRATCH, "os.replace": SCRATCH},
     "agent/launcher.py": {"mkdir": "a folder for each job; the next one has another", "open": LOG},
-    "agent/transfer.py": {"open": "a part that is gone on with; the whole is hashed before it counts"},
-    "controller/aggregate.py": {"copyfile": BESIDE},
-    "controller/archive.py": {
+    "agent/http/transfer.py": {"open": "a part that is gone on with; the whole is hashed before it counts"},
+    "controller/aggregation/aggregate.py": {"copyfile": BESIDE},
+    "controller/home/archive.py": {
         "os.open": AGAIN, "open": AGAIN, "mkdir": AGAIN, "rename": "a backup is fsynced as a whole before",
     },
-    "controller/backup.py": {"mkdir": SCRATCH, "open": SCRATCH, "link": SCRATCH, "copyfile": SCRATCH},
-    "controller/beside.py": {"mkdir": SCRATCH, "write_text": SCRATCH},
-    "controller/blobs.py": {
+    "controller/home/backup.py": {"mkdir": SCRATCH, "open": SCRATCH, "link": SCRATCH, "copyfile": SCRATCH},
+    "controller/aggregation/process.py": {"mkdir": SCRATCH, "write_text": SCRATCH},
+    "controller/files/uploads.py": {
         "mkdir": "an upload that has not its size begins anew", "open": BESIDE, "truncate": BESIDE, "os.open": BESIDE,
         "touch": "says that a part is safe, after its fsync",
     },
-    "controller/commands.py": {"mkdir": LOG, "open": LOG},
-    "controller/home.py": {"open": "a lock, which ends with its process", "symlink_to": LINK, "os.replace": LINK},
-    "controller/removals.py": {"mkdir": SCRATCH, "rename": SCRATCH, "truncate": SCRATCH},
-    "controller/restore.py": {"mkdir": BESIDE, "rename": "the folder is fsynced as a whole before"},
+    "controller/fleet/power_commands.py": {"mkdir": LOG, "open": LOG},
+    "controller/home/home.py": {"open": "a lock, which ends with its process", "symlink_to": LINK, "os.replace": LINK},
+    "controller/files/trash.py": {"mkdir": SCRATCH, "rename": SCRATCH, "truncate": SCRATCH},
+    "controller/home/restore.py": {"mkdir": BESIDE, "rename": "the folder is fsynced as a whole before"},
     "controller/store/database.py": {"sqlite3.connect": "synchronous = FULL; test_power_loss.py at each commit"},
-    "controller/store/upkeep.py": {"sqlite3.connect": "reads, or copies into a backup"},
-    "controller/versions.py": {"mkdir": BESIDE, "rename": "the points of test_fault_points.py that name the folder"},
-    "curtail/convert.py": {"mkdir": AGAIN},
-    "curtail/corpus.py": {"mkdir": AGAIN},
-    "curtail/demo.py": {"mkdir": AGAIN},
-    "curtail/disk.py": {"os.open": "this is the disk", "open": "", "os.replace": "", "mkdir": ""},
-    "curtail/doctor/machine.py": {"TemporaryDirectory": SCRATCH},
-    "curtail/download.py": {"open": "a part that is gone on with; the whole is hashed before it counts",
+    "controller/store/sqlite_file.py": {"sqlite3.connect": "reads, or copies into a backup"},
+    "controller/files/versions.py": {
+        "mkdir": BESIDE,
+        "rename": "the points of test_fault_points.py that name the folder",
+    },
+    "curtail/commands/checkpoint/convert.py": {"mkdir": AGAIN},
+    "curtail/commands/data/prepare.py": {"mkdir": AGAIN},
+    "curtail/commands/demo/run.py": {"mkdir": AGAIN},
+    "curtail/system/disk.py": {"os.open": "this is the disk", "open": "", "os.replace": "", "mkdir": ""},
+    "curtail/commands/doctor/machine.py": {"TemporaryDirectory": SCRATCH},
+    "curtail/commands/data/download.py": {"open": "a part that is gone on with; the whole is hashed before it counts",
                             "write_text": "the tag of that part"},
-    "curtail/fetch.py": {"mkdir": AGAIN},
-    "curtail/report.py": {"mkdir": AGAIN},
-    "curtail/service.py": {"mkdir": AGAIN},
-    "curtail/shardsource.py": {"link": BESIDE, "copyfile": BESIDE},
-    "curtail/training.py": {"mkdir": TRAINED, "open": LOG},
+    "curtail/commands/data/fetch.py": {"mkdir": AGAIN},
+    "curtail/commands/report/run.py": {"mkdir": AGAIN},
+    "curtail/commands/systemd/install.py": {"mkdir": AGAIN},
+    "curtail/commands/data/mirrors.py": {"link": BESIDE, "copyfile": BESIDE},
+    "curtail/commands/train/run.py": {"mkdir": TRAINED, "open": LOG},
     "nanochat/dataset.py": {"mkdir": SCRATCH},
-    "nanochat/foreign.py": {"open": BESIDE, "torch.save": BESIDE},
+    "nanochat/upstream_checkpoint.py": {"open": BESIDE, "torch.save": BESIDE},
     "nanochat/metrics.py": {"open": "lines of steps after the newest checkpoint are made again with them"},
     "nanochat/pack.py": {"mkdir": SCRATCH, "open": BESIDE, "os.replace": "the manifest last, each behind an fsync"},
-    "nanochat/saves.py": {"mkdir": BESIDE, "rename": TRAINED},
+    "nanochat/train_checkpoints.py": {"mkdir": BESIDE, "rename": TRAINED},
     "nanochat/shuffle.py": {"open": SCRATCH},
     "nanochat/tensorfile.py": {"os.open": BESIDE},
     "nanochat/trainer.py": {"mkdir": TRAINED},

@@ -28,7 +28,7 @@ TORCH_FREE = {f"nanochat.{name}" for name in
               ("weights", "delta", "codecs", "tensorfile", "checkpoint", "presets", "manifest", "recipe")}  # fmt: skip
 """Both ends apply bit-identical arithmetic and read the same files: docs/decisions/001."""
 
-OWN_PROCESS = {"controller.genesis": {"nanochat.gpt"}}
+OWN_PROCESS = {"controller.aggregation.initial_weights": {"nanochat.gpt"}}
 """Makes version 0 in a process of its own, because building a model needs torch."""
 
 PEERS = {"curtail": set(), "rustbpe": set(), "nanochat": {"rustbpe"}, "agent": {"nanochat"}, "controller": TORCH_FREE}
@@ -108,7 +108,7 @@ def is_allowed(module: str, target: str) -> bool:
 
 
 def test_the_files_are_found() -> None:
-    assert {"curtail.wire", "controller.service", "agent.join", "nanochat.gpt", "rustbpe"} <= set(MODULES)
+    assert {"curtail.wire", "controller.service.service", "agent.join", "nanochat.gpt", "rustbpe"} <= set(MODULES)
     assert set(MODULES) >= CORE | TORCH_FREE | set(OWN_PROCESS)
 
 
@@ -138,10 +138,12 @@ def test_leaves_are_imported_by_the_command_line_only() -> None:
 
 
 def test_modules_of_commands_do_not_import_each_other() -> None:
-    shared = {"curtail.cli.root", "curtail.cli.arguments"}
-    targets = [(f, resolve(f.target)) for f in ALL if f.module.startswith("curtail.cli.")]
+    shared = {"curtail.commands.program", "curtail.commands.options"}
+    targets = [(f, resolve(f.target)) for f in ALL if f.module.startswith("curtail.commands.")]
     assert shared <= {target for _, target in targets}
-    assert not [str(f) for f, target in targets if target and target.startswith("curtail.cli") and target not in shared]
+    assert not [
+        str(f) for f, target in targets if target and target.startswith("curtail.commands") and target not in shared
+    ]
 
 
 def test_the_core_needs_the_standard_library_only() -> None:
@@ -158,10 +160,10 @@ def test_the_core_needs_the_standard_library_only() -> None:
 @pytest.mark.parametrize(
     ("packages", "only"),
     [
-        (("vessim",), "controller.energy"),
+        (("vessim",), "controller.energy.simulation"),
         (("sqlite3", "sqlite_utils"), "controller.store"),
-        (("fastapi", "starlette"), "controller.api"),
-        (("zeroconf",), "curtail.discovery"),
+        (("fastapi", "starlette"), "controller.http.app"),
+        (("zeroconf",), "curtail.system.mdns"),
         (("tiktoken",), "nanochat.tokenizer"),
     ],
 )
@@ -175,7 +177,7 @@ def test_only_the_launcher_of_the_agent_starts_processes() -> None:
     assert users == {"agent.launcher"}
 
 
-@pytest.mark.parametrize("module", ["controller.service", "controller.api", "controller.serve"])
+@pytest.mark.parametrize("module", ["controller.service.service", "controller.http.app", "controller.serve"])
 def test_the_controller_starts_without_torch_or_vessim(module: str) -> None:
     code = f"import sys, {module}; print([n for n in ('torch', 'vessim') if n in sys.modules])"
     done = subprocess.run(

@@ -1,0 +1,101 @@
+"""Whom an agent and its job talk to: the controller whose authority's key the token named, and nobody else.
+
+The authority's certificate is fetched once, held against the token's pin and kept
+in the agent's folder (`ca.pem`); from then on no token is needed. A token with
+another pin means another controller, so what was kept of the one before goes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.home import Home
+from agent.http.bandwidth import Link
+from agent.http.client import Control
+from curtail.errors import AuthError
+from curtail.security.signing import AgentKey, Signer
+from curtail.security.tls import check_url, fetch_authority, open_http, pin_of
+from curtail.security.token import Token
+from curtail.system.disk import Disk
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """What decides who may answer.
+
+    Args:
+        token: None: the agent joined before.
+        server_name: the name that the controller's certificate must hold, if not the host of its address.
+        insecure: plain HTTP to another machine is wanted.
+    """
+
+    home: Home
+    disk: Disk
+    token: Token | None = None
+    server_name: str | None = None
+    insecure: bool = False
+
+
+def open_control(url: str, trust: Trust) -> Control:
+    """The agent's connection. Raises: UsageError, AuthError: somebody else answers there. Unreachable, DiskError."""
+    authority = known_authority(url, trust)
+    return Control(open_http(url, authority, server_name=trust.server_name, insecure=trust.insecure))
+
+
+def open_jobs_control(
+    url: str,
+    credential_file: Path,
+    fence: int,
+    wall: Callable[[], float],
+    link: Link | None = None,
+    server_name: str | None = None,
+    insecure: bool = False,
+) -> Control:
+    """A job's connection, with what its agent keeps in the folder of the credential.
+
+    Raises: UsageError, AuthError: credential, key or authority are missing there.
+    """
+    home = Home(credential_file.parent)
+
+    def credential() -> str | None:
+        return home.credential()
+
+    if credential() is None:
+        raise AuthError(f"cannot read the credential {credential_file}", "the agent writes it when it joins")
+    try:
+        signer = Signer(AgentKey(home.key_file.read_bytes()), wall, fence)
+    except OSError as error:
+        raise AuthError(f"cannot read the agent's key {home.key_file}: {error.strerror}") from error
+    http = open_http(url, _kept(home), server_name=server_name, insecure=insecure)
+    return Control(http, credential(), link, signer, credential)
+
+
+def known_authority(url: str, trust: Trust) -> str | None:
+    """The certificate of the authority of the controller at `url`; None: plain HTTP needs none.
+
+    Raises: UsageError, Unreachable, DiskError. AuthError: no token names it, or another one answers.
+    """
+    if check_url(url, trust.insecure).scheme == "http":
+        return None
+    kept, token = _kept(trust.home), trust.token
+    if kept is not None and (token is None or token.pin is None or pin_of(kept) == token.pin):
+        return kept
+    if token is None or token.pin is None:
+        raise AuthError(
+            f"nothing says which controller must answer at {url}",
+            "give a token that begins with ct1: set CURTAIL_TOKEN or use --token-file",
+        )
+    authority = fetch_authority(url, token.pin)
+    if kept is not None:
+        trust.disk.remove("CREDENTIAL", trust.home.credential_file)  # it was for the controller before
+    trust.disk.replace("CA", trust.home.authority_file, authority.encode(), 0o600)
+    return authority
+
+
+def _kept(home: Home) -> str | None:
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return home.authority_file.read_text(encoding="ascii")
+    return None

@@ -1,0 +1,1 @@
+"""HTTP to the controller: control messages, resumable transfers, bandwidth, backoff."""

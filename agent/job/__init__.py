@@ -1,0 +1,1 @@
+"""What torchrun runs on every rank (`python -m agent.job`); the only part of the agent that imports torch."""

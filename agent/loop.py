@@ -1,0 +1,193 @@
+"""The life of an agent: poll, decide, act.
+
+Finds out what happened (`agent.lifecycle` says which event that is), goes to the
+next state of `agent.lifecycle` and acts: starts, drains, ends, leaves. Whether the
+site may train is the controller's decision (`agent.heartbeat` hears it); here only
+the end of its permit is watched, so that no job trains without one. Units: seconds
+of `Clock.monotonic`.
+"""
+
+from __future__ import annotations
+
+import signal
+
+from agent import heartbeat
+from agent.heartbeat import Exchange
+from agent.home import Home
+from agent.hooks import Hook, Hooks, hook_variables
+from agent.http.client import Control
+from agent.job_files import Orders
+from agent.job_supervisor import OwnJob
+from agent.lifecycle import Event, State, View, advance, backoff_s, energy_phase, next_event
+from agent.membership import Membership
+from agent.options import Edges, JoinOptions, Stop
+
+POLL_S = 0.2
+"""Between two looks at the job and at signals."""
+
+
+class Agent:
+    """One machine in a run: its state, and what follows from it."""
+
+    def __init__(self, options: JoinOptions, edges: Edges, home: Home, control: Control, stop: Stop) -> None:
+        self.options, self.edges, self.stop = options, edges, stop
+        self.member = Membership(options, edges, home, control)
+        self.job = OwnJob(self.member)
+        self.state, self.since = State.JOINING, edges.clock.monotonic()
+        self.backoff_until = 0.0
+        self.hooks = Hooks(
+            options.hooks,
+            home.path,
+            hook_variables(options.site, options.region, control.address, edges.environment),
+            edges.disk,
+            edges.clock,
+            edges.spawn,
+        )
+        self.talk = Exchange(self.member, self.job, self.hooks, self._say)
+        stop.kill = self._kill
+
+    def first_contact(self) -> None:
+        """Join, or take up what is kept of an earlier join; `live` does, if the controller is out of reach.
+
+        Raises: Unreachable, AuthError, WireError, Refused: a machine that never joined does not wait.
+        """
+        if self.talk.first_contact():
+            self._take(Event.JOINED)
+
+    def live(self) -> int:
+        """Run until the end; the exit code.
+
+        Raises: AuthError, Refused: the controller turned this agent away.
+        """
+        try:
+            while True:
+                self.edges.notifier.alive(self.edges.clock.monotonic())
+                self.hooks.observe()
+                self.job.observe(self.state is State.DRAINING)
+                self._settle()
+                if self.state is not State.LEFT and self.talk.beats.due(self.state, self._phase()):
+                    self.talk.beat(self.state, self._joined)
+                    self._settle()
+                if self.state is State.LEFT:
+                    break
+                self.edges.clock.sleep(POLL_S)
+        finally:
+            self.edges.notifier.stopping()
+            self._kill()
+        if self.talk.fatal is not None:
+            raise self.talk.fatal
+        return 130 if self.stop.number == signal.SIGINT else 0
+
+    def _joined(self) -> State:
+        self._take(Event.JOINED)
+        return self.state
+
+    def _phase(self) -> str:
+        return energy_phase(self.state, self.job.phase)
+
+    # -- what happened, and what follows -------------------------------------------
+
+    def _settle(self) -> None:
+        """Take events until nothing more happens."""
+        while (event := next_event(self._view())) is not None:
+            self._take(event)
+        if self.state is State.STOPPING:
+            self.job.press(self.edges.clock.monotonic() - self.since)
+
+    def _view(self) -> View:
+        return View(
+            self.state,
+            self.edges.clock.monotonic(),
+            self.since,
+            self.talk.permit_until,
+            self.talk.hold_until,
+            self.job.exit,
+            self.job.phase,
+            self.job.handing_in,
+            self.stop.number is not None or self.talk.fatal is not None,
+            self.talk.finished,
+            self.talk.credential_refused,
+            self.backoff_until,
+            self.job.crew_changed,
+            self.job.crew_broken,
+            self.talk.refused,
+            self.hooks.pause_due,
+            self.hooks.resume_due,
+            self.hooks.failed,
+        )
+
+    def _take(self, event: Event) -> None:
+        """Go to the next state and do what it asks for."""
+        self.state, self.since = advance(self.state, event), self.edges.clock.monotonic()
+        if event is Event.PERMIT_GRANTED:
+            self._start()
+        elif event in (Event.PERMIT_ENDED, Event.CREW_CHANGED):
+            self._drain(event)
+        elif event in (Event.JOB_ENDED, Event.JOB_FAILED):
+            self._bury(event)
+        elif event is Event.JOB_TRAINS:
+            self.job.trains(self.since)
+        elif event is Event.LEAVE:
+            if self.talk.fatal is None:
+                self.member.leave("the run is finished" if self.talk.finished else "the agent was stopped")
+        elif event is Event.CREDENTIAL_REFUSED:
+            self.talk.beats.at_once()
+        elif event in (Event.PAUSE_DUE, Event.RESUME_DUE):
+            self.hooks.begin(Hook.ON_PAUSE if event is Event.PAUSE_DUE else Hook.ON_RESUME, self.talk.reason)
+        elif event in (Event.HOOK_DONE, Event.HOOK_FAILED):
+            self._after_hook()
+        self._say(self._line(event))
+
+    def _after_hook(self) -> None:
+        """A command is over. After a failed on_resume no job starts for a while."""
+        ended = self.hooks.take()
+        self.talk.beats.at_once()
+        if self.state is State.BACKOFF:
+            self.backoff_until = self.edges.clock.monotonic() + self._pause_s()
+        if not ended.failed:
+            self._say(ended.words)
+
+    def _start(self) -> None:
+        self.job.start(self.talk.orders(), self.hooks.wake)
+
+    def _drain(self, event: Event) -> None:
+        if event is Event.CREW_CHANGED:
+            gone = self.job.crew_broken
+            words = "a machine of the site is gone" if gone else "the site's machines have changed"
+            self.talk.reason = f"{words}, the job starts again with those that are here"
+        elif self.stop.number is not None:
+            self.talk.reason = "the agent was stopped"
+        elif self.talk.fatal is not None:
+            self.talk.reason = self.talk.fatal.message
+        elif self.talk.permit_until is not None:
+            # With a forecast the controller grants only up to the end of the window, and says no more than that.
+            words = "lapsed without word from the controller" if self.talk.beats.failures else "has run out"
+            self.talk.reason = f"the permit {words}"
+        self.talk.give_up_permit()
+        self.job.order(Orders(0.0, True, self.talk.reason))
+
+    def _bury(self, event: Event) -> None:
+        """The job is over: ask the controller anew before another starts."""
+        self.job.bury(event is Event.JOB_FAILED, self.edges.clock.monotonic())
+        if event is Event.JOB_FAILED:
+            self.backoff_until = self.edges.clock.monotonic() + backoff_s(self.job.failures)
+        self.talk.ask_anew()
+
+    def _kill(self) -> None:
+        self.hooks.kill()
+        self.job.kill()
+
+    # -- words ---------------------------------------------------------------------
+
+    def _line(self, event: Event) -> str:
+        if event is Event.JOINED:
+            return heartbeat.joined(self.member)
+        return heartbeat.line(
+            self.state, event, self.talk.reason, self.talk.finished, self._pause_s(), self.job, self.hooks
+        )
+
+    def _say(self, text: str) -> None:
+        self.edges.say(f"site {self.options.site}: {text}")
+
+    def _pause_s(self) -> float:
+        return backoff_s(max(1, self.hooks.failures) if self.hooks.note else self.job.failures)

@@ -1,0 +1,1 @@
+"""Who asks: credentials, tokens, nonces, the certificate authority."""

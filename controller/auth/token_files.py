@@ -1,0 +1,90 @@
+"""The token files in the controller's folder: `join-token` for agents, `operator-token` for its own commands.
+
+Both are good without a limit until they are replaced; whoever can read the
+folder is trusted. A file that is gone, damaged or names another authority is
+made anew, and the token it held is revoked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from functools import partial
+from pathlib import Path
+
+from controller.auth import credentials, tokens
+from controller.auth.credentials import Role
+from controller.store import Store, Transaction
+from curtail.errors import AuthError, CurtailError, NotFound
+from curtail.security.token import Token, parse_token
+from curtail.system.disk import Disk, disk_error
+from curtail.wire import TokenRequest
+
+JOIN, OPERATOR = "join-token", "operator-token"
+ROLE_OF = {JOIN: Role.AGENT, OPERATOR: Role.OPERATOR}
+
+
+def ensure(home: Path, store: Store, pin: str | None, now: float, disk: Disk) -> None:
+    """Make the files that are missing or no good. Args: now: Unix time. Raises: DiskError."""
+    for name, role in ROLE_OF.items():
+        path = home / name
+        held = read(path)
+        if held is not None and held.pin == pin and store.call(partial(_good, held=held, now=now)):
+            continue
+        request = TokenRequest(role.value, "", "", None, None, name)
+        made = store.call(partial(tokens.create, request=request, pin=pin, now=now))
+        write(path, made.token, disk)
+        if held is not None:
+            store.call(partial(_revoke, held=held, now=now))
+
+
+def read(path: Path) -> Token | None:
+    """The token in a file; None: there is none. Raises: DiskError: the file cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError:
+        return None
+    except OSError as error:
+        raise disk_error("read", path, error) from error
+    with contextlib.suppress(AuthError):
+        return parse_token(text)
+    return None
+
+
+def check_run(home: Path) -> None:
+    """Raises: NotFound: there is no run in `home`."""
+    if not (home / "state.db").is_file():
+        raise NotFound(f"there is no run in {home}", "name the folder that was given to `curtail controller start`")
+
+
+def reach(home: Path, absent: CurtailError) -> tuple[str, Token]:
+    """Address and operator's token of the controller that runs in `home` on this machine.
+
+    Args: absent: raised where no controller has said that it listens.
+    Raises: NotFound: its token cannot be found. DiskError: nor read.
+    """
+    try:
+        url = str(json.loads((home / "controller.json").read_text(encoding="utf-8"))["url"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise absent from None
+    token = read(home / OPERATOR)
+    if token is None:
+        raise NotFound(f"there is no token in {home / OPERATOR}", "the controller makes it when it starts")
+    return url, token
+
+
+def write(path: Path, text: str, disk: Disk) -> None:
+    """Keep a token for the owner of the folder only. Raises: DiskError."""
+    disk.replace("JOIN_TOKEN", path, f"{text}\n".encode(), mode=0o600)
+
+
+def _good(tx: Transaction, held: Token, now: float) -> bool:
+    row = tx.token(held.id)
+    return row is not None and credentials.matches(held.secret, row.secret) and tokens.state(row, now) is None
+
+
+def _revoke(tx: Transaction, held: Token, now: float) -> None:
+    if tx.token(held.id) is not None:
+        tokens.revoke(tx, held.id, now)

@@ -1,0 +1,1 @@
+"""The energy simulation: Vessim, panels and batteries, the replay clock."""

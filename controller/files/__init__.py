@@ -1,0 +1,1 @@
+"""Large files on the controller's disk: uploads, versions, free space, deletion."""

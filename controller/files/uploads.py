@@ -1,0 +1,415 @@
+"""Uploads and downloads of files that are named by their SHA-256.
+
+An upload is reserved first (size and free space are checked before a byte is
+sent), then arrives in parts that are written to their place in one file, each
+with its own checksum; the whole is hashed before it counts. Parts are written
+as they arrive, so that many at a time take little memory. Parts that arrived
+survive a restart, so a broken upload resumes. Which file a name stands for is
+in the store; this module only handles bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+from controller.files.trash import Removals
+from curtail.errors import DiskError, NotFound, Refused, WireError
+from curtail.system.disk import Disk, disk_error
+from curtail.wire import PART_BYTES, BlobStatus
+
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+RESERVE = 64 * 1024 * 1024
+"""Bytes that must stay free after an upload, for the store and the next version's small files."""
+
+ABANDONED_S = 86400.0
+"""An upload that is a day old belongs to a round that is long over."""
+
+TIDY_S = 3600.0
+"""Between two looks for abandoned uploads, while somebody uploads."""
+
+LEFT_S = 120.0
+"""An upload that stands still so long may be thrown away for another one of the same site: its job is most likely
+gone. If it is not, it sends the file again."""
+
+MOST_UPLOADS = 64
+"""Files of one site that are under way or wait for their merge: a job has one, and what killed jobs left may add up."""
+
+QUOTA_FILES = 4
+"""How many of the largest possible contributions all files of one site may take together."""
+
+PIECE = 1024 * 1024
+"""Bytes read and sent, or received and written, at a time."""
+
+DIGEST = re.compile(r"sha-256=:[A-Za-z0-9+/]{43}=:")
+RANGE = re.compile(r"bytes=([0-9]{1,15})-([0-9]{0,15})")
+
+
+class RangeRefused(WireError):
+    """The part of a file that was asked for cannot be sent."""
+
+    def __init__(self, message: str, size: int) -> None:
+        super().__init__(message)
+        self.headers = {"content-range": f"bytes */{size}"}
+
+
+def check_name(sha256: str) -> str:
+    """`sha256` if it is one. Raises: WireError."""
+    if not SHA256.fullmatch(sha256):
+        raise WireError("a blob is named by 64 lower-case hex digits, its SHA-256")
+    return sha256
+
+
+class Uploads:
+    """The folder `HOME/blobs`: finished contributions, and `incoming` ones.
+
+    Args:
+        largest: bytes of the largest contribution of this run.
+        quota: bytes that all files of one site may have; None: `QUOTA_FILES` of the largest.
+    """
+
+    def __init__(self, folder: Path, disk: Disk, largest: int, quota: int | None = None) -> None:
+        self.folder = folder
+        self._incoming = folder / "incoming"
+        self._removals = Removals(folder.parent / "removed")
+        self._disk = disk
+        self._largest = largest
+        self._quota = QUOTA_FILES * largest if quota is None else quota
+        self._tidied = float("-inf")
+        self._lock = threading.Lock()
+        self._writing: dict[tuple[str, int], PartFile] = {}  # the newest that writes each part
+        self._finishing: dict[str, threading.Lock] = {}
+
+    def path(self, sha256: str) -> Path:
+        """Where a finished upload lies."""
+        return self.folder / check_name(sha256)
+
+    def check(self, sha256: str, size: int, others: Collection[str] = ()) -> None:
+        """Is there a place for an upload? Nothing is changed.
+
+        Args: others: the same site's other files, under way and finished.
+        Raises: Refused: too large, or too much for one site. DiskError: no room.
+        """
+        check_name(sha256)
+        if not 0 < size <= self._largest:
+            raise Refused(
+                f"an upload of {size} bytes is refused", f"at most {self._largest} bytes fit this run's model"
+            )
+        if len(others) >= MOST_UPLOADS:
+            raise Refused(f"the site has {len(others)} files here already, no more are taken", "commit them first")
+        held = sum(self._size_of(name) for name in others)
+        if held + size > self._quota:
+            raise Refused(
+                f"the site's files have {held} bytes here, {size} more exceed its quota of {self._quota}",
+                "commit what was uploaded and wait for its merge",
+            )
+        data = self._incoming / sha256 / "data"
+        if not data.exists() and not self.path(sha256).exists():
+            self._check_room(size)
+
+    def make_way(self, size: int, others: Collection[str], now: float) -> list[str]:
+        """Throw away uploads that stand still, the oldest first, until `size` bytes more are within the site's share.
+
+        Args: others: the site's other files, under way and finished. now: Unix time.
+        Returns: the names of those that are gone.
+        """
+        left, gone = set(others), []
+        for idle, name in sorted(self._standing(others, now), reverse=True):
+            held = sum(self._size_of(other) for other in left)
+            if idle < LEFT_S or (len(left) < MOST_UPLOADS and held + size <= self._quota):
+                break
+            shutil.rmtree(self._incoming / name, ignore_errors=True)
+            left.discard(name)
+            gone.append(name)
+        return gone
+
+    def _standing(self, names: Collection[str], now: float) -> Iterator[tuple[float, str]]:
+        """(seconds since its last byte, name) of uploads under way, and of those that have no file at all."""
+        for name in names:
+            if self.path(name).exists():
+                continue
+            try:
+                yield now - (self._incoming / name / "data").stat().st_mtime, name
+            except FileNotFoundError:
+                yield float("inf"), name
+
+    def reserve(self, sha256: str, size: int) -> BlobStatus:
+        """Begin or resume an upload of `size` bytes.
+
+        Raises: Refused: too large. DiskError: no room.
+        """
+        self.check(sha256, size)
+        folder = self._incoming / sha256
+        data = folder / "data"
+        try:
+            if self.path(sha256).exists():  # whole and checked, but a crash came before it was booked
+                return BlobStatus(sha256, size, PART_BYTES, (), complete=False)
+            with self._lock:  # what is promised to one is not there for another
+                if data.exists() and data.stat().st_size != size:
+                    # A name is a hash, so it has one size: a power loss left this, and nothing in it can be trusted.
+                    shutil.rmtree(folder)
+                if not data.exists():
+                    self._check_room(size)
+                    folder.mkdir(exist_ok=True)
+                    with open(data, "wb") as file:
+                        file.truncate(size)
+        except OSError as error:
+            raise disk_error("reserve", data, error) from error
+        return self._status(sha256, size)
+
+    def begin_part(self, sha256: str, number: int, digest: str) -> PartFile:
+        """Part `number` on its way to its place; `digest` is the Content-Digest header of RFC 9530, sha-256.
+
+        Whoever sends the same part before is refused from now on: its connection is most likely dead.
+        Raises: NotFound: never reserved. WireError: there is no such part, or no digest.
+        """
+        data = self._reserved(sha256)
+        size = data.stat().st_size
+        count = -(-size // PART_BYTES)
+        if not 0 <= number < count:
+            raise WireError(f"part {number} does not exist; there are {count}")
+        if not DIGEST.fullmatch(digest):
+            raise WireError("a part needs the header Content-Digest: sha-256=:BASE64:")
+        key = (sha256, number)
+        part = PartFile(data, number, min(PART_BYTES, size - number * PART_BYTES), digest, lambda: self._ended(key))
+        with self._lock:
+            before, self._writing[key] = self._writing.get(key), part
+        if before is not None:
+            before.supersede()
+        return part
+
+    def _ended(self, key: tuple[str, int]) -> None:
+        with self._lock:
+            part = self._writing.get(key)
+            if part is not None and part.closed:
+                del self._writing[key]
+
+    def write_part(self, sha256: str, number: int, body: bytes, digest: str) -> None:
+        """Store a part that is here as a whole.
+
+        Raises: NotFound: never reserved. WireError: wrong length or checksum. DiskError.
+        """
+        with self.begin_part(sha256, number, digest) as part:
+            part.write(body)
+            part.finish()
+
+    def finish(self, sha256: str) -> tuple[Path, int]:
+        """Check the whole and move it to its place; returns path and size. A repeat is no error.
+
+        Raises: NotFound: never reserved. Refused: parts are missing. WireError: the hash is wrong.
+        """
+        check_name(sha256)
+        with self._lock:
+            turn = self._finishing.setdefault(sha256, threading.Lock())
+        try:
+            with turn:  # a second request for the same waits, and finds it done
+                return self._finish(sha256)
+        finally:
+            with self._lock:
+                self._finishing.pop(sha256, None)
+
+    def _finish(self, sha256: str) -> tuple[Path, int]:
+        final = self.path(sha256)
+        if final.exists():
+            return final, final.stat().st_size
+        data = self._reserved(sha256)
+        size = data.stat().st_size
+        missing = self._status(sha256, size).missing
+        if missing:
+            raise Refused(f"{len(missing)} parts of the upload are missing", "send them, then commit again")
+        hasher = hashlib.sha256()
+        for piece in read_pieces(data, 0, size):
+            hasher.update(piece)
+        if hasher.hexdigest() != sha256:
+            shutil.rmtree(data.parent, ignore_errors=True)
+            raise WireError("the uploaded file is not what its name says", "send it again")
+        self._disk.publish("BLOB", data, final)
+        shutil.rmtree(data.parent, ignore_errors=True)
+        return final, size
+
+    def remove(self, sha256: str) -> None:
+        """Forget a finished upload; its room is free some time later."""
+        self._removals.take(self.path(sha256))
+
+    def purge(self, now: float) -> None:
+        """At a start: free what is on its way out, and drop abandoned uploads; `now` is Unix time."""
+        self._removals.resume()
+        self._drop_abandoned(now)
+
+    def tidy(self, now: float) -> None:
+        """Drop abandoned uploads, if the last look is `TIDY_S` seconds ago."""
+        if abs(now - self._tidied) >= TIDY_S:
+            self._tidied = now
+            self._drop_abandoned(now)
+
+    def _drop_abandoned(self, now: float) -> None:
+        """Drop uploads that nobody went on with for `ABANDONED_S` seconds."""
+        for data in self._incoming.glob("*/data"):
+            with contextlib.suppress(FileNotFoundError):  # finished a moment ago
+                if now - data.stat().st_mtime > ABANDONED_S:
+                    shutil.rmtree(data.parent, ignore_errors=True)
+
+    def _size_of(self, sha256: str) -> int:
+        """Bytes of a file here, under way or finished; 0: there is none."""
+        for path in (self.path(sha256), self._incoming / sha256 / "data"):
+            with contextlib.suppress(FileNotFoundError):
+                return path.stat().st_size
+        return 0
+
+    def _check_room(self, size: int) -> None:
+        """Raises: DiskError: the disk has no room for `size` bytes, not even when all that was removed is freed."""
+        promised = self._promised()
+        if self._free() - promised < size + RESERVE:
+            self._removals.wait()
+        free = self._free()
+        if free - promised < size + RESERVE:
+            raise DiskError(
+                f"the controller's disk has {free} bytes left, of which {promised} are promised to other uploads and"
+                f" {RESERVE} are kept free; the upload needs {size}",
+                "free some space in the controller's folder",
+            )
+
+    def _free(self) -> int:
+        self._disk.folder("BLOBS", self._incoming)  # what is finished here is moved up into a folder that is safe
+        try:
+            return shutil.disk_usage(self.folder).free
+        except OSError as error:
+            raise disk_error("measure", self.folder, error) from error
+
+    def _promised(self) -> int:
+        """Bytes of uploads under way that do not lie on the disk yet."""
+        total = 0
+        for data in self._incoming.glob("*/data"):
+            with contextlib.suppress(FileNotFoundError):
+                status = data.stat()
+                total += max(0, status.st_size - status.st_blocks * 512)
+        return total
+
+    def _reserved(self, sha256: str) -> Path:
+        data = self._incoming / check_name(sha256) / "data"
+        if not data.exists():
+            raise NotFound("this upload was never begun", "offer the blob first")
+        return data
+
+    def _status(self, sha256: str, size: int) -> BlobStatus:
+        folder = self._incoming / sha256
+        count = -(-size // PART_BYTES)
+        missing = tuple(n for n in range(count) if not (folder / f"{n}.done").exists())
+        return BlobStatus(sha256, size, PART_BYTES, missing, complete=False)
+
+
+class PartFile:
+    """One part of an upload while it arrives; it counts from `finish` on, and never if its checksum is wrong.
+
+    Args: data: the file of the whole upload. size: bytes that the part must have. ended: called after `close`.
+    """
+
+    def __init__(
+        self, data: Path, number: int, size: int, digest: str, ended: Callable[[], None] = lambda: None
+    ) -> None:
+        self.size = size
+        self._data, self._number, self._digest, self._ended = data, number, digest, ended
+        self._done = data.parent / f"{number}.done"
+        self._known = self._done.exists()  # sent again: what is there is not overwritten with what may be damaged
+        self._hash, self._count = hashlib.sha256(), 0
+        self._lock, self._superseded = threading.Lock(), False
+        try:
+            self._file = os.open(data, os.O_WRONLY)
+        except OSError as error:
+            raise disk_error("write", data, error) from error
+
+    def __enter__(self) -> PartFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @property
+    def closed(self) -> bool:
+        """Is nothing written any more?"""
+        return self._file < 0
+
+    def supersede(self) -> None:
+        """The same part comes over another connection: this one writes nothing any more."""
+        with self._lock:
+            self._superseded = True
+
+    def write(self, piece: bytes | bytearray) -> None:
+        """The next bytes. Raises: WireError: more than the part has, or it comes elsewhere. DiskError."""
+        if self._count + len(piece) > self.size:
+            raise WireError(f"part {self._number} is longer than the {self.size} bytes that are needed")
+        self._hash.update(piece)
+        at, view = self._number * PART_BYTES + self._count, memoryview(piece)
+        self._count += len(piece)
+        try:
+            with self._lock:
+                self._check_turn()
+                while view and not self._known:
+                    written = os.pwrite(self._file, view, at)
+                    at, view = at + written, view[written:]
+        except OSError as error:
+            raise disk_error("write", self._data, error) from error
+
+    def finish(self) -> None:
+        """All bytes are here: check them and make them durable. Raises: WireError: length or checksum. DiskError."""
+        if self._count != self.size:
+            raise WireError(f"part {self._number} has {self._count} bytes, {self.size} are needed")
+        actual = base64.b64encode(self._hash.digest()).decode()
+        if self._digest != f"sha-256=:{actual}:":
+            raise WireError(f"part {self._number} arrived damaged: its Content-Digest does not match")
+        try:
+            with self._lock:
+                self._check_turn()
+                os.fsync(self._file)
+                self._done.touch()
+        except OSError as error:
+            raise disk_error("write", self._data, error) from error
+
+    def _check_turn(self) -> None:
+        if self._superseded:
+            raise WireError(f"part {self._number} is being sent again over another connection")
+
+    def close(self) -> None:
+        """Let go of the file; a part that is not finished arrives anew."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+            self._ended()
+
+
+def parse_range(header: str | None, size: int) -> tuple[int, int]:
+    """(first, one past last) byte of a Range header; all of the file without one.
+
+    Raises: RangeRefused: a form or position that cannot be served.
+    """
+    if header is None:
+        return 0, size
+    match = RANGE.fullmatch(header.strip())
+    if match is None:
+        raise RangeRefused("only one range of the form bytes=FIRST- or bytes=FIRST-LAST is served", size)
+    first = int(match[1])
+    stop = min(size, int(match[2]) + 1) if match[2] else size
+    if first >= stop:
+        raise RangeRefused(f"the range starts at byte {first}, the file has {size}", size)
+    return first, stop
+
+
+def read_pieces(path: Path, first: int, stop: int) -> Iterator[bytes]:
+    """Bytes [first, stop) of a file, a megabyte at a time."""
+    with open(path, "rb") as file:
+        file.seek(first)
+        left = stop - first
+        while left > 0:
+            piece = file.read(min(PIECE, left))
+            if not piece:
+                return
+            left -= len(piece)
+            yield piece

@@ -1,0 +1,71 @@
+"""The global weights on disk: one folder for each version.
+
+`HOME/versions/v000012/` is a checkpoint as `curtail eval` reads it, with the
+broadcast delta and the outer velocity beside it. A version is made in a folder
+whose name starts with a dot and renamed when it is whole and durable; only then
+may the store speak of it. Old versions are deleted, the newest N stay.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from controller.files.trash import Removals
+from curtail.errors import CheckpointError, CurtailError
+from curtail.system.disk import SystemDisk, disk_error, fsync_folder
+from nanochat import checkpoint, weights
+
+
+class Versions:
+    """The folder `HOME/versions`. Raises from all methods: DiskError."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._removals = Removals(folder.parent / "removed")
+
+    def path(self, version: int) -> Path:
+        """Folder of a published version."""
+        return self.folder / f"v{version:06d}"
+
+    def prepare(self, version: int) -> Path:
+        """An empty folder in which to make `version`; what a crash left there is gone."""
+        making = self.folder / f".making-v{version:06d}"
+        SystemDisk().folder("VERSIONS", self.folder)
+        try:
+            shutil.rmtree(making, ignore_errors=True)
+            making.mkdir()
+        except OSError as error:
+            raise disk_error("create", making, error) from error
+        return making
+
+    def publish(self, version: int) -> Path:
+        """Rename the folder made for `version` to its place, durably.
+
+        A folder already there was renamed before a crash, without a row in the store: it is replaced.
+        """
+        making, final = self.folder / f".making-v{version:06d}", self.path(version)
+        try:
+            if final.exists():
+                shutil.rmtree(final)
+            fsync_folder(making)
+            os.rename(making, final)
+            fsync_folder(self.folder)
+        except OSError as error:
+            raise disk_error("publish", final, error) from error
+        return final
+
+    def remove(self, version: int) -> None:
+        """Delete a version's folder; its room is free some time later."""
+        self._removals.take(self.path(version))
+
+    def verify(self, version: int, digest: str) -> None:
+        """Read all of a version. Raises: CheckpointError: it is not what the store says."""
+        words, remedy = f"version {version} in {self.path(version)} is damaged", "restore the folder from a backup"
+        try:
+            _, found = checkpoint.read_checkpoint(self.path(version), verify=False)
+        except CurtailError as error:
+            raise CheckpointError(f"{words}: {error.message}", remedy) from error
+        if weights.digest(found) != digest:
+            raise CheckpointError(words, remedy)

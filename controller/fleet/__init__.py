@@ -1,0 +1,1 @@
+"""The soft state of sites and machines; switching machines off and on."""

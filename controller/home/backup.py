@@ -1,0 +1,223 @@
+"""`curtail controller backup`: a run as it was at one moment, also while its controller goes on.
+
+First the store is copied, then the files that the copy names. They never change
+once a row names them, but the controller may remove them meanwhile; so each is
+held by a second name (a hard link) before any is read, and when one is gone
+already the store is copied anew. Secrets stay out unless they are asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from controller.files.versions import Versions
+from controller.home.archive import NAME, Contents, Entry, Sink, check_target, write
+from controller.store import Transaction, reading
+from controller.store.rows import RunRow, VersionRow
+from controller.store.sqlite_file import copy_file
+from curtail import __version__
+from curtail.config import config_from_json
+from curtail.errors import DataError, DiskError, NotFound, Refused, UsageError
+from curtail.system.disk import disk_error
+from nanochat.checkpoint import META_FILE, MODEL_FILE
+
+STORE = "state.db"
+HOLDING = "backup"
+"""Folder of the home with the second names; a backup that was killed leaves it, the next one clears it."""
+
+TRIES = 10
+"""How often a version may be removed between the copy of the store and the second name of its files."""
+
+MARGIN = 16 * 1024 * 1024
+"""Bytes that a backup needs beside its files."""
+
+SECRETS = ("join-token", "tls/*")
+"""Where a controller's home holds secrets: who has them can let sites in, or pass for the controller."""
+
+Files = dict[str, str | None]
+"""Name below the home -> SHA-256 that the store knows, or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """The run in a copy of the store."""
+
+    run: RunRow
+    latest: VersionRow
+    files: Files
+
+
+def backup(home: Path, target: Path, secrets: bool) -> Contents:
+    """Write the run in `home` to `target`, a folder or a tar file; returns what it holds.
+
+    Raises: NotFound: no run there. Refused: `target` exists. UsageError: it lies in `home`.
+        DiskError: no room. DataError: a file of the run is damaged.
+    """
+    check_target(target)
+    if target.absolute().parent.resolve().is_relative_to(home.resolve()):
+        raise UsageError(f"{target} lies in the folder that it is to save", "give a place on another disk")
+    with _holding(home) as held:
+        moment = hold(home, held)
+        names: dict[str, Path] = {name: held / name for name in moment.files}
+        names[STORE] = held / STORE
+        if secrets:
+            names |= {f"secrets/{path.relative_to(home).as_posix()}": path for path in secret_files(home)}
+        _check_room(target, names)
+
+        def fill(sink: Sink) -> Contents:
+            return _contents(moment, {name: _add(sink, name, path, moment) for name, path in names.items()}, secrets)
+
+        return write(target, fill)
+
+
+def wanted(tx: Transaction, home: Path) -> Moment:
+    """What the rows name below `home`, and what lies beside it in the folders of kept versions.
+
+    Raises: NotFound: the store holds no run.
+    """
+    run = tx.run()
+    if run is None:
+        raise NotFound(f"the store in {home} holds no run yet", "start its controller first")
+    files: Files = {}
+    for version in tx.kept_versions():
+        folder = Versions(home / "versions").path(version.version).relative_to(home)
+        with contextlib.suppress(OSError):  # what is gone meanwhile is missed below
+            names = [(folder / name).as_posix() for name in os.listdir(home / folder)]
+            files |= {name: None for name in names if NAME.fullmatch(name)}
+        files |= {(folder / META_FILE).as_posix(): None, (folder / MODEL_FILE).as_posix(): version.weights}
+        if version.updates:
+            files[(folder / "update.safetensors").as_posix()] = version.updates
+    files |= {f"blobs/{blob.sha256}": blob.sha256 for blob in tx.blobs_of_kind("contribution")}
+    return Moment(run, tx.latest_version(), files)
+
+
+def hold(home: Path, held: Path) -> Moment:
+    """A copy of the store and second names of all its files, in the empty folder `held`.
+
+    Raises: DataError: a file that the store names is not there, however often it is asked.
+    """
+    missing = ""
+    for _ in range(TRIES):
+        (held / STORE).unlink(missing_ok=True)
+        copy_file(home / STORE, held / STORE)
+        with reading(held / STORE) as tx:
+            moment = wanted(tx, home)
+        gone = [name for name in moment.files if not _second_name(home / name, held / name)]
+        if not gone:
+            return moment
+        missing = gone[0]
+    raise DataError(f"the file {home / missing} is missing", "run `curtail ledger check --weights`")
+
+
+def _second_name(path: Path, held: Path) -> bool:
+    """Give `path` the second name `held`; False if it is gone. Raises: DiskError."""
+    try:
+        held.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path, held)
+        except FileExistsError:
+            return True  # in an earlier try: files never change
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS):
+                raise
+            shutil.copyfile(path, held)  # a file system without hard links
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise disk_error("hold", path, error) from error
+    return True
+
+
+def secret_files(home: Path) -> list[Path]:
+    """The files below `home` that hold secrets."""
+    return [path for pattern in SECRETS for path in sorted(home.glob(pattern)) if path.is_file()]
+
+
+@contextlib.contextmanager
+def _holding(home: Path) -> Iterator[Path]:
+    """The empty folder for second names, while the block runs. Raises: NotFound, Refused, DiskError."""
+    if not (home / STORE).is_file():
+        raise NotFound(f"there is no store in {home}", "name the folder that was given to `curtail controller start`")
+    folder = home / HOLDING
+    try:
+        lock = open(home / f"{HOLDING}.lock", "w")  # noqa: SIM115 (held while the block runs)
+    except OSError as error:
+        raise disk_error("use the folder", home, error) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Refused(f"another backup of {home} is being made", "wait for it") from None
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(mode=0o700)
+            yield folder
+        except OSError as error:
+            raise disk_error("use the folder", folder, error) from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def clear_holding(home: Path) -> None:
+    """Drop the second names that a killed backup left: they would keep files that the run has long removed."""
+    if (home / HOLDING).is_dir():
+        with contextlib.suppress(Refused), _holding(home):  # refused: a backup is being made
+            pass
+
+
+def _check_room(target: Path, names: dict[str, Path]) -> None:
+    try:
+        size = sum(path.stat().st_size for path in names.values())
+        free = shutil.disk_usage(target.absolute().parent).free
+    except OSError as error:
+        raise disk_error("measure", target, error) from error
+    if free < size + MARGIN:
+        raise DiskError(
+            f"the backup needs {size + MARGIN:,} bytes, {target.absolute().parent} has {free:,} left",
+            "free some space there or choose another folder",
+        )
+
+
+def _add(sink: Sink, name: str, path: Path, moment: Moment) -> Entry:
+    with open(path, "rb") as file:
+        entry = sink.add(name, os.fstat(file.fileno()).st_size, file)
+    expected = moment.files.get(name)
+    if expected is not None and entry.sha256 != expected:
+        raise DataError(f"{name} is damaged: it is not what the store says", "use an older backup of it")
+    return entry
+
+
+def _contents(moment: Moment, files: dict[str, Entry], secrets: bool) -> Contents:
+    return Contents(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        curtail=__version__,
+        run=moment.run.id,
+        name=config_from_json(moment.run.config).run.name,
+        version=moment.latest.version,
+        tokens=moment.run.tokens,
+        secrets=secrets,
+        files=files,
+    )
+
+
+def run_backup(home: Path, target: Path, secrets: bool) -> int:
+    """Make a backup and say what it holds; returns the exit code. Raises: CurtailError."""
+    made = backup(home, target, secrets)
+    size = sum(entry.size for entry in made.files.values())
+    print(
+        f"{target}: run {made.name} at version {made.version}, {made.tokens} tokens;"
+        f" {len(made.files)} files, {size} bytes"
+    )
+    if secrets:
+        print("it holds secrets: keep it where only you can read it")
+    else:
+        print("it holds no secrets: a restored controller makes a new join token and a new certificate authority")
+    return 0

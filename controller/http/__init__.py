@@ -1,0 +1,1 @@
+"""The controller's HTTP server: sockets, limits, routes."""

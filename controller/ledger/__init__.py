@@ -1,0 +1,1 @@
+"""Writes the energy ledger and settles it with later values."""

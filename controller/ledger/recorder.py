@@ -1,0 +1,303 @@
+"""Keeps the energy ledger: turns what sites report into rows, inside transactions.
+
+The arithmetic is in `curtail.carbon.accounting`, what meters say in `controller.ledger.metering`;
+this module remembers the open interval of each site, closes it whenever phase,
+reading, PUE, method or flags change, and keeps the running totals. Open intervals are
+saved at every step, so that a killed controller loses no more than it can estimate:
+what was drawn until it is back is booked when it is back.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from controller.fleet.live import LiveSite
+from controller.ledger.always_on import AlwaysOn
+from controller.ledger.metering import CONSTANT, METER, Drawn, Flow, Metered, SiteMeter, Trained
+from controller.store import Transaction
+from curtail.carbon import accounting
+from curtail.carbon.accounting import Basis, Draw, Entry, Grown, Interval, Totals
+from curtail.config import RunConfig
+from curtail.grid.reading import Reading
+from curtail.policy.rules import Verdict
+
+ESTIMATED, STALE, SUSPECT = "estimated", "stale", "suspect zero"
+
+
+class Booking:
+    """The ledger's open end. Its methods run inside a transaction on the store's thread.
+
+    Args: speed: seconds of the controller's clock in a real one.
+    """
+
+    def __init__(self, config: RunConfig, speed: float = 1.0) -> None:
+        self._config = config
+        self._speed = speed
+        self._open: dict[str, Interval] = {}
+        self._meters: dict[str, SiteMeter] = {}
+        self._trained: dict[str, dict[str, Trained]] = {}  # of each site, the latest job alone
+        self._until: dict[str, float] = {}  # of sites without an open interval: up to when they are booked
+        self._silent: set[str] = set()
+        self._saved: dict[str, tuple[Interval, dict[str, list[int]]]] = {}
+        self._always_on: AlwaysOn | None = None  # from the first time somebody asks
+        self.drawn = Drawn()
+        self.totals = Totals()
+        self.by_site: dict[str, Totals] = {}
+
+    def restore(self, tx: Transaction, now: float | None = None) -> None:
+        """Continue after a restart: close what was open, and estimate what was drawn since, up to `now`.
+
+        A site may have gone on as it was until its permit ended; then it stood by. The MCI of that
+        time was not read, so it is unknown until it is settled.
+        """
+        self._count(entry for _, entry in tx.entries_after(0))
+        for interval, seen, marks in tx.open_with_marks():
+            self._write(tx, accounting.close(interval, seen))
+            self._trained[interval.site] = {job: Trained.of(kept) for job, kept in marks.items()}
+            stop = seen if now is None else max(seen, now)
+            for part in self._meanwhile(interval, seen, stop):
+                self._write(tx, part)
+            self._until[interval.site] = stop
+            tx.drop_open(interval.site)
+
+    def _meanwhile(self, last: Interval, seen: float, now: float) -> list[Entry]:
+        """Estimated rows of [seen, now), in which there was no controller."""
+        permit = min(now, seen + self._config.policy.permit * self._speed)
+        if last.phase in accounting.STANDING:
+            permit = seen
+        basis = last.basis or Basis()
+        flags = tuple(sorted({*basis.flags, ESTIMATED}))
+        known = replace(basis, flags=flags, reason="the controller was away; as before, until the permit ended")
+        rows = [accounting.close(replace(last, t0=seen, method=CONSTANT, basis=known, draw=None, grown=None), permit)]
+        if last.region in self._config.regions:
+            phase = last.phase if last.phase in accounting.STANDING else "paused"
+            blind = Basis(threshold=basis.threshold, flags=(ESTIMATED,), reason="the controller was away")
+            standing = Interval(
+                last.site, last.region, phase, permit, self._config.watts(last.region, phase), CONSTANT, last.pue,
+                1.0, None, False, blind,
+            )  # fmt: skip
+            rows.append(accounting.close(standing, now))
+        return [row for row in rows if row is not None]
+
+    def book(
+        self,
+        tx: Transaction,
+        live: LiveSite,
+        now: float,
+        reading: Reading | None,
+        verdict: Verdict | None,
+        grid_share: float,
+        heard: bool = True,
+    ) -> None:
+        """Note what `live` draws from `now` on.
+
+        Args: heard: is it heard from? If not, its power and its phase are estimated.
+        """
+        self._undoable(tx, live.site)
+        (self._silent.discard if heard else self._silent.add)(live.site)
+        before = self._open.get(live.site)
+        start = max(now, self._until.get(live.site, now)) if before is None else max(now, before.t0)
+        meter = self._meters.setdefault(live.site, SiteMeter())
+        model_w = self._config.watts(live.region, live.phase if before is None else before.phase)
+        reports = {agent: m.power if self._talks(live, agent) else None for agent, m in live.machines.items()}
+        correction = meter.book(reports, start, self._speed, model_w)
+        wanted = self._interval(live, start, reading, verdict, grid_share, heard)
+        if before is None:
+            self._open[live.site] = replace(wanted, t0=self._until.pop(live.site, start))
+        else:
+            before = _corrected(before, start, correction)
+            entry, self._open[live.site] = accounting.change(before, start, wanted)
+            self._write(tx, entry)
+        self._save(tx, live.site, start)
+
+    def _talks(self, live: LiveSite, agent: str) -> bool:
+        """Does this machine report while others of its site do? If not, what it drew last says nothing."""
+        seen = live.machines[agent].seen
+        return seen is None or live.seen is None or live.seen - seen <= self._config.fleet.lost_after
+
+    def trained(self, site: str, job: str, number: int, steps: int, tokens: int, committed: bool = False) -> None:
+        """Count what a job says of its round `number`, or has committed of it: since the round began."""
+        known = self._trained.get(site, {}).get(job) or Trained()
+        self._trained[site] = {job: known}
+        more = known.committed(number, steps, tokens) if committed else known.said(number, steps, tokens)
+        self._add(site, steps=more[0], tokens=more[1])
+
+    def carried(self, site: str, size: int) -> None:
+        """Count bytes that went to or came from the site."""
+        self._add(site, network_bytes=size)
+
+    def _add(self, site: str, **counts: int) -> None:
+        interval = self._open.get(site)
+        if interval is None or not any(counts.values()):
+            return
+        grown = interval.grown or Grown(interval.t0)
+        sums = {name: getattr(grown, name) + count for name, count in counts.items()}
+        self._open[site] = replace(interval, grown=replace(grown, **sums))
+
+    def finish(self, tx: Transaction, site: str, now: float, again: bool = False) -> None:
+        """The site left: close its interval. Again: it joins anew at once, so what follows begins here."""
+        self._undoable(tx, site)
+        interval = self._open.pop(site, None)
+        self._meters.pop(site, None)
+        self._saved.pop(site, None)
+        self.drawn.drop(site)
+        if not again:
+            self._trained.pop(site, None)
+            self._until.pop(site, None)
+        if interval is not None:
+            self._write(tx, accounting.close(interval, now))
+            tx.drop_open(site)
+            if again:
+                self._until[site] = max(now, interval.t0)
+
+    def _undoable(self, tx: Transaction, site: str) -> None:
+        """If this change of the store fails, as on a full disk, what is remembered of the site is as before."""
+        tables: tuple[dict[str, Any], ...] = (
+            self._open, self._saved, self._trained, self._until, self.by_site, self._meters,
+        )  # fmt: skip
+        meter = self._meters.get(site)
+        kept = None if meter is None else meter.copy()
+        before = [table.get(site) for table in tables[:-1]] + [kept]
+        totals = self.totals
+
+        def undo() -> None:
+            self.totals = totals
+            for table, value in zip(tables, before, strict=True):
+                if value is None:
+                    table.pop(site, None)
+                else:
+                    table[site] = value
+
+        tx.after_rollback.append(undo)
+
+    def present(self, now: float) -> tuple[Totals, dict[str, Totals]]:
+        """Totals up to `now`, open intervals included: of all, and of each site."""
+        total, sites = self.totals, dict(self.by_site)
+        for site, interval in self._open.items():
+            entry = accounting.close(interval, now)
+            if entry is not None:
+                total = accounting.add(total, [entry])
+                sites[site] = accounting.add(sites.get(site, Totals()), [entry])
+        return total, sites
+
+    def draws(self, live: LiveSite) -> float:
+        """Note what the site draws now; W of its whole region, PUE included.
+
+        It is what the site measures, if it does and is heard from; else what the run's model says.
+        """
+        watts = live.watts
+        if watts is None or live.site in self._silent:
+            watts = self._config.watts(live.region, live.phase)
+        self.drawn.put(live.site, live.region, watts * self._config.regions[live.region].pue)
+        return self.drawn.of(live.region)
+
+    def always_on_kg(
+        self,
+        totals: Totals,
+        started: float,
+        sites: Mapping[str, str],
+        readings: Mapping[str, Sequence[tuple[float, float | None]]],
+    ) -> float | None:
+        """kgCO2 of the same training without waiting, on the sites given as name -> region; from all readings."""
+        known = {
+            region: [(point, mci) for point, mci in readings.get(region, ()) if mci is not None]
+            for region in set(sites.values())
+        }
+        rows = [(self._train_w(region), known[region]) for region in sites.values()]
+        return accounting.always_on_kg(totals.train_seconds, started, rows)
+
+    def always_on_now(self, tx: Transaction, totals: Totals, started: float, regions: Iterable[str]) -> float | None:
+        """The same from what was summed before, and the readings since; for a run that goes on.
+
+        Args: regions: of each site. Returns: None also if the run file knows one of them no more.
+        """
+        counts = Counter(regions)
+        if any(region not in self._config.regions for region in counts):
+            return None
+        self._always_on = self._always_on or AlwaysOn(started)
+        groups = {region: (count, self._train_w(region)) for region, count in counts.items()}
+        return self._always_on.kg(tx, totals.train_seconds, groups)
+
+    def _train_w(self, region: str) -> float:
+        """Power of one site that trains, by the run file, with PUE."""
+        return self._config.watts(region, "train") * self._config.regions[region].pue
+
+    def _interval(
+        self, live: LiveSite, now: float, reading: Reading | None, verdict: Verdict | None, share: float, heard: bool
+    ) -> Interval:
+        model_w = self._config.watts(live.region, live.phase)
+        drawn = self._meters[live.site].present(live.expected, model_w, heard)
+        if heard and live.watts is not None and not any(machine.power for machine in live.machines.values()):
+            drawn = Metered(live.watts, METER, Draw(sampled=1.0))  # power without a counter of energy
+        basis = self._basis(live, now, reading, verdict, heard)
+        raw = basis.mci_raw
+        return Interval(
+            site=live.site,
+            region=live.region,
+            phase=live.phase,
+            t0=now,
+            watts=drawn.watts,
+            method=drawn.method,
+            pue=self._config.regions[live.region].pue,
+            grid_share=share,
+            mci=None if raw is None or SUSPECT in basis.flags else max(0.0, raw),
+            curtailed=verdict is not None and verdict.curtailed,
+            basis=basis,
+            draw=drawn.draw,
+        )
+
+    def _basis(
+        self, live: LiveSite, now: float, reading: Reading | None, verdict: Verdict | None, heard: bool
+    ) -> Basis:
+        flags = set() if verdict is None else set(verdict.flags)
+        known = reading is not None and reading.mci is not None
+        if not heard:
+            flags.add(ESTIMATED)
+        if reading is not None and known and now > reading.valid_until:
+            flags.add(STALE)
+        return Basis(
+            mci_raw=None if reading is None else reading.mci,
+            source="" if reading is None else reading.source,
+            # an unknown reading is for the moment of asking, which says nothing
+            point_time=reading.point_time if reading is not None and known else None,
+            threshold=self._config.threshold(live.region),
+            flags=tuple(sorted(flags)),
+            reason="no reading has arrived yet" if verdict is None else verdict.reason,
+        )
+
+    def _save(self, tx: Transaction, site: str, now: float) -> None:
+        """Keep what is open; but not at every step, when only time has passed: the store knows the run's clock."""
+        interval = self._open[site]
+        marks = {job: trained.kept() for job, trained in self._trained.get(site, {}).items()}
+        if self._saved.get(site) != (interval, marks):
+            self._saved[site] = (interval, marks)
+            tx.put_open(interval, now, marks)
+
+    def _write(self, tx: Transaction, entry: Entry | None) -> None:
+        if entry is not None:
+            tx.add_entries([entry])
+            self._count([entry])
+
+    def _count(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            self.totals = accounting.add(self.totals, [entry])
+            self.by_site[entry.site] = accounting.add(self.by_site.get(entry.site, Totals()), [entry])
+
+
+def _corrected(interval: Interval, now: float, flow: Flow) -> Interval:
+    """The interval, with what its meters say of the time before `now` instead of what was assumed."""
+    if flow == Flow():
+        return interval
+    sums = accounting.grow(interval, now)
+    grown = replace(
+        sums,
+        joules=sums.joules + flow.joules,
+        grid_joules=sums.grid_joules + flow.joules * interval.pue * interval.grid_share,
+        gpu_joules=sums.gpu_joules + flow.gpu,
+        host_joules=sums.host_joules + flow.host,
+        sampled_s=sums.sampled_s + flow.sampled,
+    )
+    return replace(interval, grown=grown)

@@ -1,0 +1,1 @@
+"""Rounds: their life cycle, sample leases, commits, publication of a version."""

@@ -1,0 +1,92 @@
+"""A contribution becomes durable: what is checked, and what the commit makes true.
+
+Everything happens in one transaction on the store's thread, so a receipt that
+was sent is in the store. A repeat gets the first receipt.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+from controller.rounds import lifecycle
+from controller.rounds.leases import Members
+from controller.rounds.lifecycle import Kind, Member, MemberEvent, Round
+from controller.store import Transaction
+from controller.store.rows import MemberRow, RoundRow
+from controller.store.sample_pool import Range
+from curtail.config import RunConfig
+from curtail.errors import Refused
+from curtail.wire import CommitRequest, Receipt
+
+
+class Commits:
+    """Checks and books contributions."""
+
+    def __init__(self, config: RunConfig, members: Members) -> None:
+        self._config = config
+        self._members = members
+
+    def commit(self, tx: Transaction, request: CommitRequest, now: float) -> Receipt:
+        """Make a contribution durable.
+
+        Raises: Refused: wrong round, base, fence, counts or a blob that is not here; nothing changes then.
+        """
+        row = tx.round(request.round)
+        member = None if row is None else tx.member(request.round, request.site)
+        if row is None or member is None:
+            raise Refused(f"this site has no part in round {request.round}", "check out again")
+        if member.receipt and member.blob == request.blob:
+            return Receipt(member.receipt, row.round, member.site, member.tokens, True)
+        self._check(tx, row, member, request)
+        state = lifecycle.advance_member(Member(member.state), MemberEvent.COMMIT)
+        receipt = secrets.token_hex(8)
+        tx.set_member(
+            row.round,
+            member.site,
+            state=state.value,
+            samples=request.samples,
+            tokens=request.tokens,
+            steps=request.steps,
+            blob=request.blob,
+            digest=request.digest,
+            receipt=receipt,
+            seconds=request.seconds,
+            loss_first=request.loss_first,
+            loss_mean=request.loss_mean,
+            loss_last=request.loss_last,
+            arrived_wall=now if member.arrived_wall is None else member.arrived_wall,
+        )
+        if request.keep:
+            self._members.keep(tx, member, request.samples)
+        else:
+            self._members.give_back(tx, Range(member.lease_start + request.samples, member.lease_stop))
+        return Receipt(receipt, row.round, member.site, request.tokens, False)
+
+    def _check(self, tx: Transaction, row: RoundRow, member: MemberRow, request: CommitRequest) -> None:
+        run, base = tx.run(), tx.version(row.base_version)
+        assert run is not None and base is not None
+        batch = self._config.training.batch_samples
+        where = f"the commit of round {row.round}"
+        if not _takes_commits(Round(row.state), Member(member.state)):
+            raise Refused(f"{where} comes too late: {member.reason or 'the round has ended'}", "check out again")
+        if member.fence != request.fence or member.job != request.job:
+            raise Refused(f"{where} comes from another job than the one that holds the lease", "check out again")
+        if (request.base_version, request.base_digest) != (base.version, base.digest):
+            raise Refused(f"{where} starts from other weights than version {base.version}", "check out again")
+        if request.codec != member.codec:
+            raise Refused(f"{where} is coded as {request.codec}, {member.codec} was asked for", "check out again")
+        if not 0 < request.samples <= member.lease_stop - member.lease_start:
+            raise Refused(f"{where} claims {request.samples} samples, outside of its lease")
+        if request.samples != request.steps * batch or request.tokens != request.samples * run.sequence_len:
+            raise Refused(f"{where}: steps, samples and tokens do not belong together")
+        if request.keep and not lifecycle.may_keep(Kind(row.kind), self._config.rounds.overlap):
+            raise Refused(f"{where} keeps samples, this run's federated rounds do not overlap", "commit without keep")
+        if request.keep and tx.kept(member.site) is not None:
+            raise Refused(f"{where} keeps samples, and the site keeps others already", "commit without keep")
+        blob = tx.blob(request.blob)
+        if blob is None or (blob.kind == "contribution" and blob.site not in ("", member.site)):
+            raise Refused(f"{where} names a file that was not uploaded", "upload it, then commit again")
+
+
+def _takes_commits(round_state: Round, state: Member) -> bool:
+    return state is Member.LATE or (state is Member.TRAINING and round_state is Round.OPEN)

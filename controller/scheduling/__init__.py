@@ -1,0 +1,1 @@
+"""Which sites train now: reads the signal, decides, grants permits."""

@@ -1,0 +1,206 @@
+"""What is decided at each step: readings and sites in, a verdict for every site and region out.
+
+Gathers what `curtail.policy.decision.decide` asks for, keeps its memory, and books what
+has to be known later: readings, and when a region opens or closes. The planner
+calls the same function, so that a plan is what would happen. Nothing here is
+durable but orders; after a restart the costs of sites are learned again from the
+ledger's rows. Methods run inside one transaction on the store's thread; times are
+the controller's clock.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from math import inf
+from statistics import median
+
+from controller.energy.clock import ReplayClock
+from controller.fleet.live import Fleet, LiveSite
+from controller.ledger.recorder import Booking
+from controller.rounds.lifecycle import Member
+from controller.scheduling.goal import COMMITS, Aim, Progress, aim
+from controller.scheduling.overrides import Orders
+from controller.scheduling.site_costs import Learned, costs, learn
+from controller.signals.replay import Source
+from controller.store import Transaction
+from controller.store.events import Event
+from controller.store.rows import RunRow
+from curtail.carbon.accounting import Entry
+from curtail.config import RunConfig
+from curtail.grid.reading import Reading
+from curtail.policy.costs import SiteCosts
+from curtail.policy.decision import View, decide
+from curtail.policy.price import Price
+from curtail.policy.rules import RegionRule, Site, Verdict, Window
+from curtail.system.clock import Clock
+
+
+def rules(config: RunConfig) -> dict[str, RegionRule]:
+    """What each region must fulfil, by the run file."""
+    policy = config.policy
+    return {
+        region: RegionRule(
+            region,
+            config.threshold(region),
+            policy.max_reading_age,
+            policy.enter_dwell,
+            policy.leave_lead,
+            policy.oldest_start,
+            policy.min_window,
+            policy.leave_above,
+        )
+        for region in config.regions
+    }
+
+
+class Deciding:
+    """The verdicts in force.
+
+    Args:
+        away: are the machines of the site switched off, so that its silence says nothing?
+        perfect: the forecast is the signal's own future.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        source: Source,
+        replay: ReplayClock,
+        clock: Clock,
+        fleet: Fleet,
+        booking: Booking,
+        event: Event,
+        away: Callable[[str], bool],
+        perfect: bool,
+    ) -> None:
+        self._config, self._source, self._replay, self._clock = config, source, replay, clock
+        self._fleet, self._booking, self._event = fleet, booking, event
+        self._away, self._perfect = away, perfect
+        self._rules = rules(config)
+        self._windows: dict[str, Window] = {}
+        self._learned: dict[str, Learned] = {}
+        self._costs: dict[tuple[str, str], SiteCosts] = {}  # of a site in a region, until it teaches more
+        self._last_row = 0
+        self.orders = Orders(config.regions, event)
+        self.readings: dict[str, Reading] = {}
+        self.regions: dict[str, Verdict] = {}  # for people: the best of its sites, or what one would hear
+        self.sites: dict[str, Verdict] = {}  # of those that are here, or could be switched on
+        self.price: Price | None = None
+        self.aim: Aim | None = None
+
+    def restore(self, tx: Transaction) -> None:
+        """Continue after a restart: orders, and what the sites cost. No verdict is trusted."""
+        self.orders.restore(tx)
+        self._learn(tx)
+
+    def step(self, tx: Transaction, run: RunRow, now: float) -> None:
+        """Read, and decide anew on all sites together."""
+        for region in self._rules:
+            self._read(tx, region, now)
+        self.orders.expire(tx, now, self._clock.wall())
+        self._learn(tx)
+        mono, lost_after = self._clock.monotonic(), self._config.fleet.lost_after
+        here = [live for live in self._fleet if live.heard(mono, lost_after) or self._away(live.site)]
+        views = {live.site: self._view(live.region, now, live) for live in here}
+        # a region without a site is judged all the same: people want to know, and a zero there is a witness
+        empty = {region: f"region {region}" for region in self._rules if region not in {live.region for live in here}}
+        views |= {name: self._view(region, now, None) for region, name in empty.items()}
+        self.aim = self._aim(tx, run, now)
+        decision = decide(views, self.aim.goal, now, self.price)
+        self.price = decision.price
+        self._windows = {view.rule.region: decision.windows[name] for name, view in views.items()}
+        self.sites = {live.site: decision.verdicts[live.site] for live in here}
+        for live in here:
+            held = self.sites[live.site].hold
+            live.held_since = (live.held_since if live.held_since is not None else now) if held else None
+        for region in self._rules:
+            verdicts = [decision.verdicts[name] for name, view in views.items() if view.rule.region == region]
+            self._tell(tx, region, max(verdicts, key=lambda verdict: (verdict.granted, verdict.hold)))
+
+    def costs(self, live: LiveSite) -> SiteCosts:
+        """What a start, a stop and an exchange cost the site, as far as is known."""
+        key = (live.site, live.region)
+        if key not in self._costs:
+            self._costs[key] = costs(self.learned(live.site), self._config.costs(live.region))
+        return self._costs[key]
+
+    def learned(self, site: str) -> Learned:
+        """What its ledger has taught of a site."""
+        return self._learned.get(site, Learned())
+
+    def _read(self, tx: Transaction, region: str, now: float) -> None:
+        reading = self._source.reading(region, now)
+        last = self.readings.get(region)
+        self.readings[region] = reading
+        if last is not None:
+            tx.after_rollback.append(lambda: self.readings.update({region: last}))
+        said = (reading.point_time, reading.mci, reading.reason)
+        if last is not None and (last.point_time, last.mci, last.reason) == said:
+            return
+        known_before = last is None or last.mci is not None
+        if reading.mci is not None or known_before:  # one row at the start of an unknown spell
+            tx.add_reading(region, reading.point_time, reading.mci, reading.source, reading.reason)
+        if reading.mci is None and known_before:
+            self._event(tx, "signal", f"{region}: {reading.reason}")
+
+    def _learn(self, tx: Transaction) -> None:
+        rows = tx.entries_after(self._last_row)
+        first = next(rows, None)
+        if first is None:
+            return
+        known = self._last_row, self._learned
+        tx.after_rollback.append(lambda: self._unlearn(*known))
+        self._learned = learn(self._noted(itertools.chain([first], rows)), self._learned)
+        self._costs.clear()
+
+    def _noted(self, rows: Iterable[tuple[int, Entry]]) -> Iterator[Entry]:
+        for self._last_row, entry in rows:
+            yield entry
+
+    def _unlearn(self, last_row: int, learned: dict[str, Learned]) -> None:
+        self._last_row, self._learned = last_row, learned
+        self._costs.clear()
+
+    def _view(self, region: str, now: float, live: LiveSite | None) -> View:
+        site = None
+        if live is not None:
+            running = live.running(self._clock.monotonic(), self._config.fleet.lost_after)
+            site = Site(self.costs(live), running, 0.0 if live.held_since is None else now - live.held_since)
+        return View(
+            self._rules[region],
+            self._windows.get(region, Window()),
+            self.readings[region],
+            self._source.forecast(region, now, inf),
+            site,
+            self.orders.of(region, now),
+            self._source.second(region, now),
+        )
+
+    def _aim(self, tx: Transaction, run: RunRow, now: float) -> Aim:
+        live = tx.live_round()
+        training = set()
+        if live is not None:
+            training = {m.site for m in tx.members(live.round) if Member(m.state) is Member.TRAINING}
+        under_way = sum(
+            site.round_tokens
+            for site in self._fleet
+            if live is not None and site.working_on == live.round and site.site in training
+        )
+        waiting = sum(member.tokens for member in tx.waiting(Member.COMMITTED.value))
+        exchanges = [self.costs(site).sync_s for site in self._fleet]
+        progress = Progress(
+            left=max(0, run.sample_limit * run.sequence_len - run.tokens - waiting - under_way),
+            commits=tx.recent_speeds(COMMITS),
+            reported=[site.tokens_per_s for site in self._fleet if site.phase == "train"],
+            spent_kg=self._booking.present(now)[0].kg_attributed if self._config.policy.budget_kg is not None else 0.0,
+            sync_s=median(exchanges) if exchanges else self._config.policy.sync,
+        )
+        return aim(self._config, run, self._replay.speed, progress, self._perfect)
+
+    def _tell(self, tx: Transaction, region: str, verdict: Verdict) -> None:
+        before = self.regions.get(region)
+        self.regions[region] = verdict
+        if before is None or before.granted != verdict.granted:
+            word = "may train" if verdict.granted else "must not train"
+            self._event(tx, "policy", f"{region} {word}: {verdict.reason}")

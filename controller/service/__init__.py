@@ -1,0 +1,1 @@
+"""Use cases: one method for each message of the HTTP contract."""

@@ -1,0 +1,1 @@
+"""`curtail checkpoint`: import from nanochat, export to other formats."""

@@ -1,0 +1,1 @@
+"""`curtail data` and `curtail tokenizer`: text to packed training data."""

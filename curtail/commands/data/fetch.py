@@ -1,0 +1,277 @@
+"""`curtail data fetch`: a published data set as a folder of shards, checked and resumable.
+
+Decides which shards are missing, what is checked before one of them gets its
+name, and when the folder counts as complete (`shards.json` is written last).
+`fetch.json` keeps the hash of every shard from its first fetch on; one that
+arrives differently later is refused. Bytes travel in `curtail.commands.data.download`; names
+and numbers of shards are `nanochat.hub_datasets`'s. Sizes in bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from curtail.commands.data.download import check_address, connect, forget
+from curtail.commands.data.mirrors import Folder, Host, Source
+from curtail.commands.data.progress import Transfers, transfers
+from curtail.errors import DataError, DiskError, NotFound, Refused, UsageError
+from curtail.system.disk import Disk, SystemDisk, disk_error
+
+if TYPE_CHECKING:
+    from nanochat.dataset import Shard, Shards
+    from nanochat.hub_datasets import PublishedSet
+
+RECORD_NAME = "fetch.json"
+FORMAT = "curtail-fetch"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class FetchOptions:
+    """What `curtail data fetch` was asked for."""
+
+    dataset: str
+    shards: int  # for training; the one for validation is added
+    out: Path
+    mirror: str | None  # base address instead of the published one
+    offline: Path | None  # folder to take the shards from instead
+    parallel: int  # files at once
+
+
+def run(options: FetchOptions) -> int:
+    """Carry out `curtail data fetch`; returns the exit code. Raises: CurtailError."""
+    from nanochat.hub_datasets import published_set
+
+    published = published_set(options.dataset)
+    if options.mirror is not None and options.offline is not None:
+        raise UsageError("--mirror and --offline are two sources", "give one of them")
+    address = check_address(options.mirror or published.address)
+    if options.offline is not None and not options.offline.is_dir():
+        raise NotFound(f"there is no folder {options.offline}", "give the folder that holds the shards")
+    stop = threading.Event()
+    names = (published.validation_name, *published.names(options.shards))
+    with connect() as http, transfers(len(names)) as show:
+        source = Folder(options.offline) if options.offline else Host(http, address, stop, stop.wait)
+        shards = fetch(
+            published, options.shards, options.out, source, parallel=options.parallel, show=show, stop=stop,
+            disk=SystemDisk(),
+        )  # fmt: skip
+    listed = (*shards.training, shards.validation)
+    print(
+        f"{len(listed)} shards of {published.name}, {sum(shard.documents for shard in listed):,} documents,"
+        f" {sum(shard.bytes for shard in listed) / 1e6:,.1f} MB of text in {options.out};"
+        f" {shards.validation.name} is for validation"
+    )
+    return 0
+
+
+def fetch(
+    published: PublishedSet,
+    count: int,
+    out: Path,
+    source: Source,
+    *,
+    disk: Disk,
+    show: Transfers,
+    stop: threading.Event,
+    parallel: int = 4,
+) -> Shards:
+    """Make `out` hold the first `count` training shards and the one for validation, and their list.
+
+    Shards that are there with the recorded hash are not fetched again. `stop` is
+    set when one of them fails, so that the others end.
+
+    Raises:
+        UsageError: there are not so many shards, or `parallel` is below 1.
+        NotFound, AuthError, Unreachable: the source does not give a shard.
+        DataError: a shard is no text, or not what it was at its first fetch; `out`
+            holds another data set.
+        Refused: another fetch is at work in `out`.
+        DiskError: `out` is full (known before the first byte, if sizes are) or not writable.
+    """
+    if parallel < 1:
+        raise UsageError(f"cannot fetch {parallel} shards at once", "give at least 1")
+    names = (published.validation_name, *published.names(count))
+    with _alone(out):
+        return _complete(names, published, out, source, disk, show, stop, parallel)
+
+
+def _complete(
+    names: tuple[str, ...],
+    published: PublishedSet,
+    out: Path,
+    source: Source,
+    disk: Disk,
+    show: Transfers,
+    stop: threading.Event,
+    parallel: int,
+) -> Shards:
+    """`fetch` for these names, the one for validation first, in a folder that is ours alone."""
+    from nanochat.dataset import Shards, write_shards
+
+    record = _Record(out, published, disk)
+    if missing := [name for name in names if not (out / name).is_file()]:
+        _check_room(out, source.expected(missing, out) - sum(_size(_part(out, name)) for name in missing))
+    record.write()
+    # One alone first: what is wrong with the source is then said once.
+    record.add(_one(names[0], out, source, record.known.get(names[0]), disk, show))
+    with ThreadPoolExecutor(parallel, thread_name_prefix="fetch") as pool:
+        waiting = [pool.submit(_one, name, out, source, record.known.get(name), disk, show) for name in names[1:]]
+        try:
+            for future in as_completed(waiting):
+                record.add(future.result())
+        except BaseException:
+            stop.set()
+            for future in waiting:
+                future.cancel()
+            raise
+    shards = Shards(tuple(record.known[name] for name in names[1:]), record.known[names[0]])
+    write_shards(out, shards, disk)
+    return shards
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Make the folder and keep other fetches out of it: two would write one `.part`."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise disk_error("create", out, error) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise Refused(f"another fetch is at work in {out}", "wait for it, or choose another folder") from error
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _one(name: str, out: Path, source: Source, known: Shard | None, disk: Disk, show: Transfers) -> Shard:
+    """The shard `name`, present and checked; `known` is what it was at its first fetch."""
+    from nanochat.sources import sha256_of
+
+    path, part = out / name, _part(out, name)
+    if path.is_file():
+        if known is None or sha256_of(path) == known.sha256:
+            try:
+                shard = known or _examine(path, name)
+                show.done(name, _size(path))
+                return shard
+            except DataError as error:
+                show.say(f"{error.message}; it is fetched again")
+        else:
+            show.say(f"{path} does not match its hash in {RECORD_NAME}; it is fetched again")
+    tries = 0
+    while True:
+        promise = source.bring(name, part, lambda have, size: show.at(name, have, size), show.say)
+        try:
+            shard = _examine(part, name)
+            if promise.sha256 not in (None, shard.sha256):
+                raise DataError(f"{source.place(name)} arrived with another hash than its host names", "try again")
+            if known is not None and shard != known:
+                raise DataError(
+                    f"{source.place(name)} is not what it was at the first fetch",
+                    f"use another source, or fetch the changed data set into another folder than {out}",
+                )
+            break
+        except DataError as error:
+            # Nobody can continue it; a second copy shows whether the transfer or the source is to blame.
+            forget(part)
+            tries += 1
+            if tries == 2:
+                raise DataError(error.message.replace(str(part), source.place(name)), error.remedy) from None
+            show.say(f"{name}: {error.message}; once more")
+    disk.remove("SHARD_DROP", path)  # if both are links to one file, renaming would do nothing
+    disk.publish("SHARD", part, path)
+    forget(part)
+    show.done(name, _size(path))
+    return shard
+
+
+def _examine(path: Path, name: str) -> Shard:
+    from nanochat.dataset import Shard
+    from nanochat.sources import measure_parquet, sha256_of
+
+    documents, size = measure_parquet(path)
+    return Shard(name, sha256_of(path), documents, size)
+
+
+class _Record:
+    """`fetch.json`: the data set of a folder, and its shards as they first arrived."""
+
+    def __init__(self, out: Path, published: PublishedSet, disk: Disk) -> None:
+        self._path, self._name, self._disk = out / RECORD_NAME, published.name, disk
+        self.known = self._read(out, published)
+
+    def add(self, shard: Shard) -> None:
+        """Remember a shard, durably."""
+        if self.known.get(shard.name) != shard:
+            self.known[shard.name] = shard
+            self.write()
+
+    def write(self) -> None:
+        shards = [asdict(self.known[name]) for name in sorted(self.known)]
+        content = {"format": FORMAT, "version": FORMAT_VERSION, "dataset": self._name, "shards": shards}
+        self._disk.replace("FETCH_RECORD", self._path, (json.dumps(content, indent=1) + "\n").encode())
+
+    def _read(self, out: Path, published: PublishedSet) -> dict[str, Shard]:
+        from nanochat.dataset import Shard, read_shards
+
+        elsewhere = "choose another folder with --out"
+        try:
+            content = json.loads(self._path.read_bytes())
+            if (content["format"], content["version"]) != (FORMAT, FORMAT_VERSION):
+                raise ValueError("another format")
+            dataset, shards = content["dataset"], [Shard(**entry) for entry in content["shards"]]
+        except FileNotFoundError:
+            try:
+                listed = read_shards(out)
+            except NotFound:
+                return {}
+            # A data set that was imported, or one that was fetched and copied without its record.
+            dataset = published.name if listed.validation.name == published.validation_name else "another data set"
+            shards = [*listed.training, listed.validation]
+        except OSError as error:
+            raise disk_error("read", self._path, error) from error
+        except (ValueError, KeyError, TypeError):
+            raise DataError(f"{self._path} is truncated or of another form", "delete it and fetch again") from None
+        if dataset != published.name:
+            raise DataError(f"{out} holds {dataset}, not {published.name}", elsewhere)
+        return {shard.name: shard for shard in shards}
+
+
+def _check_room(out: Path, wanted: int) -> None:
+    """Raises: DiskError: `out` has not that much free space."""
+    try:
+        free = shutil.disk_usage(out).free
+    except OSError as error:
+        raise disk_error("use", out, error) from error
+    if wanted > free:
+        raise DiskError(
+            f"the shards need about {wanted / 1e9:.1f} GB in {out}, and {free / 1e9:.1f} GB are free",
+            "free some space there, choose another folder, or ask for fewer shards",
+        )
+
+
+def _part(out: Path, name: str) -> Path:
+    return out / f"{name}.part"
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

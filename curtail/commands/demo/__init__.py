@@ -1,0 +1,1 @@
+"""`curtail demo`: the whole system on one machine."""

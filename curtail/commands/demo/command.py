@@ -1,0 +1,27 @@
+"""`demo`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from curtail.commands.program import app
+
+
+@app.command()
+def demo(
+    json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON; progress goes to stderr.")] = False,
+    keep: Annotated[
+        Path | None,
+        typer.Option(help="Folder for everything; by default a new one in ~/.local/state/curtail.", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the model and of the trace.")] = 1,
+) -> int:
+    """Watch it work, in under five minutes.
+
+    A controller and three sites run on this machine and train a small model on Python's own
+    sources, under an invented grid signal. Neither network nor GPU is needed.
+    """
+    from curtail.commands.demo.run import run_demo
+
+    return run_demo(json_out=json, keep=keep, seed=seed)

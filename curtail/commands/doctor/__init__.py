@@ -1,0 +1,1 @@
+"""`curtail doctor`: checks of a machine, its network and its folders."""

@@ -1,0 +1,1 @@
+"""`curtail token`, `node` and `override`: what an operator does to a run."""

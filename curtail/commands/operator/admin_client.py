@@ -1,0 +1,285 @@
+"""`token` and `node`: what an operator does about who may come in, on the controller's machine.
+
+A running controller is asked over its own API, with the operator's token of its
+folder; the store of a stopped one is changed directly, while its folder is held.
+A token is printed once, to stdout or into a file for its owner only, and nowhere
+else. Times are Unix seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from curtail import wire
+from curtail.errors import CurtailError, NotFound, Refused, Unreachable, WireError
+from curtail.system.disk import SystemDisk
+from curtail.wire import (
+    NodeList,
+    NodeRemove,
+    NodeRemoved,
+    TokenInfo,
+    TokenList,
+    TokenReply,
+    TokenRequest,
+    TokenRevoke,
+)
+
+if TYPE_CHECKING:
+    import httpx
+
+    from controller.store import Store
+
+Reply = TypeVar("Reply")
+
+
+class Desk(Protocol):
+    """Where an operator's orders go."""
+
+    def create(self, request: TokenRequest) -> TokenReply: ...
+    def tokens(self) -> TokenList: ...
+    def revoke(self, token_id: str) -> bool: ...
+    def nodes(self) -> NodeList: ...
+    def remove(self, request: NodeRemove) -> NodeRemoved: ...
+
+
+class RunningDesk:
+    """The API of a running controller."""
+
+    def __init__(self, http: httpx.Client) -> None:
+        self._http = http
+
+    def create(self, request: TokenRequest) -> TokenReply:
+        return self._ask("POST", wire.TOKENS, TokenReply, request)
+
+    def tokens(self) -> TokenList:
+        return self._ask("GET", wire.TOKENS, TokenList)
+
+    def revoke(self, token_id: str) -> bool:
+        """Returns: False: it was revoked before."""
+        return self._ask("POST", wire.TOKEN_REVOKE, wire.Ack, TokenRevoke(token_id)).ok
+
+    def nodes(self) -> NodeList:
+        return self._ask("GET", wire.NODES, NodeList)
+
+    def remove(self, request: NodeRemove) -> NodeRemoved:
+        return self._ask("POST", wire.NODE_REMOVE, NodeRemoved, request)
+
+    def order(self, request: wire.OverrideRequest) -> None:
+        """Order a region to train or to pause. Raises: Refused."""
+        self._ask("POST", wire.OVERRIDE, wire.Ack, request)
+
+    def status(self) -> wire.Status:
+        """The snapshot of the run."""
+        return self._ask("GET", wire.STATUS, wire.Status)
+
+    def _ask(self, method: str, path: str, kind: type[Reply], message: Any = None) -> Reply:
+        import httpx
+
+        content = wire.encode(message) if message is not None else None
+        headers = {"Content-Type": "application/json"} if content is not None else {}
+        try:
+            response = self._http.request(method, path, content=content, headers=headers)
+        except httpx.HTTPError as error:
+            raise Unreachable(f"the controller does not answer: {error or type(error).__name__}") from error
+        if response.is_success:
+            return wire.decode(kind, response.content)
+        try:
+            problem = wire.decode(wire.Problem, response.content)
+        except WireError:
+            raise CurtailError(f"the controller answered {response.status_code}") from None
+        raise Refused(problem.message, problem.remedy or None)
+
+
+class StoppedDesk:
+    """The store of a controller that does not run."""
+
+    def __init__(self, store: Store, pin: str | None) -> None:
+        self._store, self._pin = store, pin
+
+    def create(self, request: TokenRequest) -> TokenReply:
+        from controller.auth import tokens
+
+        return self._store.call(lambda tx: tokens.create(tx, request, self._pin, time.time()))
+
+    def tokens(self) -> TokenList:
+        from controller.auth import tokens
+
+        return self._store.call(lambda tx: tokens.listing(tx, time.time()))
+
+    def revoke(self, token_id: str) -> bool:
+        from controller.auth import tokens
+
+        return self._store.call(lambda tx: tokens.revoke(tx, token_id, time.time()))
+
+    def nodes(self) -> NodeList:
+        from controller.service.sites import node
+
+        return self._store.call(
+            lambda tx: NodeList(tuple(node(row, s.region, None) for s in tx.sites() for row in tx.machines(s.site)))
+        )
+
+    def remove(self, request: NodeRemove) -> NodeRemoved:
+        from controller.service.sites import forget
+
+        return NodeRemoved(self._store.call(lambda tx: forget(tx, request.site, request.agent)))
+
+
+@contextlib.contextmanager
+def open_desk(home: Path) -> Iterator[Desk]:
+    """Where the orders for the run in `home` go.
+
+    Raises: NotFound: no run there. Refused: its controller is just starting. AuthError, Unreachable.
+    """
+    from controller.auth.token_files import check_run
+    from controller.home.home import lock
+    from controller.store import Store
+
+    check_run(home)
+    try:
+        held = lock(home)
+    except Refused:
+        with _running(home) as desk:
+            yield desk
+        return
+    with held:
+        store = Store(home / "state.db")
+        store.open()
+        try:
+            yield StoppedDesk(store, _pin(home))
+        finally:
+            store.close()
+
+
+@contextlib.contextmanager
+def _running(home: Path) -> Iterator[Desk]:
+    from controller.auth.token_files import reach
+    from curtail.security.tls import open_with_token
+
+    url, token = reach(home, Refused(f"the controller of {home} is starting or ending", "try again in a moment"))
+    # Plain HTTP at another address than loopback: this machine talks to itself, and the operator insisted.
+    with open_with_token(url, token, insecure=True) as http:
+        yield RunningDesk(http)
+
+
+def _pin(home: Path) -> str | None:
+    from controller.auth.authority import Files
+    from curtail.security.tls import pin_of
+
+    try:
+        return pin_of(Files(home / "tls").authority.read_text(encoding="ascii"))
+    except FileNotFoundError:
+        return None
+
+
+# -- the commands ----------------------------------------------------------------
+
+
+def create(home: Path, request: TokenRequest, out: Path | None, as_json: bool) -> int:
+    """Carry out `curtail token create`; returns the exit code. Raises: CurtailError; no token is made then."""
+    if out is not None:
+        _check_new(out)
+    with open_desk(home) as desk:
+        made = desk.create(request)
+    if out is not None:
+        from controller.auth.token_files import write
+
+        write(out, made.token, SystemDisk())
+        print(json.dumps({"id": made.id, "file": str(out)}) if as_json else f"token {made.id} is in {out}")
+        return 0
+    print(json.dumps(dataclasses.asdict(made)) if as_json else made.token)
+    if not as_json:
+        print(f"token {made.id}; hand it over as a file or in CURTAIL_TOKEN, never in a command", file=sys.stderr)
+    return 0
+
+
+def _check_new(out: Path) -> None:
+    """Before a token is made: can it be kept there? A token that was shown once is never written over.
+
+    Raises: Refused, NotFound.
+    """
+    if out.exists() or out.is_symlink():
+        raise Refused(f"{out} is there already", "give another name, or remove it")
+    if not out.absolute().parent.is_dir():
+        raise NotFound(f"the folder {out.absolute().parent} does not exist", "create it first")
+
+
+def rotate(home: Path) -> int:
+    """Carry out `curtail token rotate`: a new HOME/join-token, and the old one is good for nothing any more."""
+    from controller.auth.token_files import JOIN, read, write
+
+    with open_desk(home) as desk:
+        before = read(home / JOIN)
+        made = desk.create(TokenRequest("agent", "", "", None, None, JOIN))
+        write(home / JOIN, made.token, SystemDisk())
+        if before is not None:
+            with contextlib.suppress(NotFound, Refused):  # it may be of a run that was here before
+                desk.revoke(before.id)
+    print(f"{home / JOIN} holds token {made.id}; machines that joined stay")
+    return 0
+
+
+def list_tokens(home: Path, as_json: bool) -> int:
+    """Carry out `curtail token list`."""
+    with open_desk(home) as desk:
+        found = desk.tokens().tokens
+    if as_json:
+        print(json.dumps([dataclasses.asdict(token) for token in found]))
+        return 0
+    rows = [("id", "role", "for", "used", "expires", "state", "note")]
+    rows += [(t.id, t.role, t.site or t.region or "any", _used(t), _moment(t.expires), t.state, t.note) for t in found]
+    print(table(rows))
+    return 0
+
+
+def revoke(home: Path, token_id: str) -> int:
+    """Carry out `curtail token revoke`."""
+    with open_desk(home) as desk:
+        revoked = desk.revoke(token_id)
+    how = "is revoked" if revoked else "was revoked before"
+    print(f"token {token_id} {how}; machines that joined with it stay, `curtail node rm` removes them")
+    return 0
+
+
+def list_nodes(home: Path, as_json: bool) -> int:
+    """Carry out `curtail node list`."""
+    with open_desk(home) as desk:
+        found = desk.nodes().nodes
+    if as_json:
+        print(json.dumps([dataclasses.asdict(node) for node in found]))
+        return 0
+    rows = [("site", "region", "machine", "agent", "key", "gpus", "joined", "heard")]
+    for n in found:
+        heard = "left" if n.left else "-" if n.seen_s is None else f"{n.seen_s:.0f} s ago"
+        rows.append((n.site, n.region, n.machine, n.agent[:8], n.key, str(n.devices), _moment(n.joined), heard))
+    print(table(rows))
+    return 0
+
+
+def remove_node(home: Path, site: str, agent: str | None) -> int:
+    """Carry out `curtail node rm`."""
+    with open_desk(home) as desk:
+        count = desk.remove(NodeRemove(site, agent)).count
+    print(f"{count} of {site} forgotten; if it is not to come back, revoke the tokens that it may hold")
+    return 0
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as lines with columns below each other."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _used(token: TokenInfo) -> str:
+    return str(token.used) if token.uses is None else f"{token.used} of {token.uses}"
+
+
+def _moment(at: float | None) -> str:
+    return "never" if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M UTC")

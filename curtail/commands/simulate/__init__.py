@@ -1,0 +1,1 @@
+"""`curtail simulate`: plan a run on a recorded or invented signal."""

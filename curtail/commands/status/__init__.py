@@ -1,0 +1,1 @@
+"""`curtail status`: watch a run in the terminal."""

@@ -1,0 +1,1 @@
+"""`curtail controller service` and `curtail agent service`: systemd units."""

@@ -1,0 +1,1 @@
+"""`curtail trace` and `curtail signal`: make, import, show and check MCI signals."""

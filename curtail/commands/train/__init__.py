@@ -1,0 +1,1 @@
+"""`curtail train`, `bench train`, `eval` and `sample`: one machine without a controller."""

@@ -1,0 +1,149 @@
+"""A section of the file's parsed TOML made into its dataclass: every key known, there, and of its type and range."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from curtail.config.quantities import EXAMPLES, parse_quantity
+from curtail.config.schema import BatterySection, OuterStep, SolarSection
+from curtail.errors import ConfigError
+from curtail.wire.limits import LARGEST
+
+_SECRET = re.compile(r"passw|secret|token|credential|api_?key", re.IGNORECASE)
+
+LARGEST_REAL = 1e15
+"""Of a number without a unit, either side of zero, where its field says nothing else."""
+
+
+def section(kind: Any, value: Any, where: str) -> Any:
+    """The section of type `kind` that the table `value` holds.
+
+    Raises: ConfigError: names `where` and the key, and what to write instead.
+    """
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where}: a section is needed, not {value!r}")
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    refuse_unknown(value, list(fields), where, "key")
+    hints = typing.get_type_hints(kind)
+    out = {}
+    for name, spec in fields.items():
+        if name in value:
+            out[name] = _value(hints[name], spec.metadata, value[name], f"{where} {name}")
+        elif spec.default is dataclasses.MISSING:
+            quantity = spec.metadata.get("quantity")
+            remedy = f'add {name} = "{EXAMPLES[quantity]}"' if quantity else f"add {name} = ..."
+            raise ConfigError(f"{where}: key {name} is missing", remedy)
+    return kind(**out)
+
+
+def _value(hint: Any, metadata: Mapping[str, Any], value: Any, where: str) -> Any:
+    if isinstance(value, str) and value in metadata.get("words", ()):
+        return metadata["words"][value]
+    if hint == tuple[str, ...]:
+        if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+            raise ConfigError(f"{where} = {value!r}: a list of texts is needed", 'write for example ["KEY=VALUE"]')
+        return tuple(value)
+    if hint == tuple[OuterStep, ...]:
+        return _outer(value, where)
+    if hint == Mapping[str, Any] | None:
+        return _options(value, where)
+    if hint in (SolarSection | None, BatterySection | None):
+        return section(SolarSection if hint == SolarSection | None else BatterySection, value, where)
+    if hint is bool:
+        if not isinstance(value, bool):
+            raise ConfigError(f"{where} = {value!r}: true or false is needed")
+        return value
+    if "quantity" in metadata:
+        number = parse_quantity(metadata["quantity"], value, where)
+        return _within(number, metadata, where)
+    if hint is str:
+        if not isinstance(value, str) or not value:
+            raise ConfigError(f"{where} = {value!r}: a text in quotes is needed")
+        choices = metadata.get("choices")
+        if choices and value not in choices:
+            raise ConfigError(f"{where} = {value!r} is not known", f"use one of {', '.join(choices)}")
+        return value
+    if hint in (int, int | None):
+        if isinstance(value, bool) or not isinstance(value, int):
+            words = "".join(f', or "{word}",' for word in metadata.get("words", ()))
+            raise ConfigError(f"{where} = {value!r}: a whole number without a unit{words} is needed")
+        return _within(value, metadata, where, LARGEST)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigError(f"{where} = {value!r}: a number without a unit is needed")
+    return float(_within(value, metadata, where))
+
+
+def _options(value: Any, where: str) -> Mapping[str, Any]:
+    """A plug-in's own table: no secrets, and nothing but what JSON can keep."""
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where} = {value!r}: a table is needed", 'write for example {zone = "north"}')
+    for key, inner in value.items():
+        if _SECRET.search(key):
+            raise ConfigError(
+                f"{where} {key} looks like a secret",
+                "run files are kept and shown; let the plug-in read it from the environment or a file",
+            )
+        if isinstance(inner, Mapping):
+            _options(inner, f"{where} {key}")
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{where}: only texts, finite numbers, true, false, lists and tables can be used") from None
+    return dict(value)
+
+
+def _outer(value: Any, where: str) -> tuple[OuterStep, ...]:
+    """The table of outer steps: numbers of sites, from 2 on, each with a rate and a momentum."""
+    if not isinstance(value, Mapping) or not value:
+        raise ConfigError(f"{where}: a table by number of sites is needed", "write 2 = {lr = 1.0, momentum = 0.0}")
+    rows = []
+    for sites, row in value.items():
+        if not re.fullmatch("[0-9]{1,16}", str(sites)) or int(sites) < 2:
+            raise ConfigError(
+                f"{where}: {sites!r} is no number of sites",
+                "use 2 or more; a sole contributor's weights stay as they are",
+            )
+        if isinstance(row, Mapping) and "sites" in row:
+            raise ConfigError(f"{where} {sites}: unknown key 'sites'", "known here: lr, momentum")
+        rows.append(
+            section(OuterStep, {"sites": int(sites), **row} if isinstance(row, Mapping) else row, f"{where} {sites}")
+        )
+    rows.sort(key=lambda row: row.sites)
+    if rows[0].sites != 2:
+        raise ConfigError(f"{where}: the row for 2 sites is missing", "add 2 = {lr = 1.0, momentum = 0.0}")
+    return tuple(rows)
+
+
+def _within(number: Any, metadata: Mapping[str, Any], where: str, largest: float = LARGEST_REAL) -> Any:
+    """`number` within the bounds of its field, and in any case not farther than `largest` from zero."""
+    low, high = metadata.get("low"), metadata.get("high")
+    if number != number:
+        raise ConfigError(f"{where} is NaN", "write a number")
+    if abs(number) > largest:  # which is not shown: a whole number may have thousands of digits
+        if number > 0:
+            raise ConfigError(f"{where} is too large", f"at most {_said(largest if high is None else high)} is allowed")
+        raise ConfigError(f"{where} is too small", f"at least {_said(-largest if low is None else low)} is needed")
+    if low is not None and not number >= low:
+        raise ConfigError(f"{where} = {number:g} is too small", f"at least {low:g} is needed")
+    if high is not None and not number <= high:
+        raise ConfigError(f"{where} = {number:g} is too large", f"at most {high:g} is allowed")
+    return number
+
+
+def _said(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
+
+
+def refuse_unknown(value: Mapping[str, Any], known: list[str], where: str, what: str) -> None:
+    """Raises: ConfigError: `value` has a name that is not `known`; `what` says of what kind, a key or a section."""
+    for name in value:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            remedy = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+            raise ConfigError(f"{where}: unknown {what} {name!r}", remedy)

@@ -1,0 +1,336 @@
+"""The sections about what is trained, and how: [run], [model], [data], [training], [rounds].
+
+The sections about when a site trains, and what is booked: [policy], [signal], [fleet], [accounting].
+
+The sections about one region or one site: [regions.NAME] with its panels and battery, [sites.NAME].
+
+The whole run file as one value, and the form in which the store keeps it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from curtail.config.quantities import QUANTITY, number, parse_quantity, quantity
+from curtail.errors import ConfigError
+from curtail.grid.reading import UNITS
+from curtail.policy.costs import SHORTEST_WINDOW_S, SiteCosts
+
+
+@dataclass(frozen=True, slots=True)
+class RunSection:
+    """[run]"""
+
+    name: str
+    seed: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSection:
+    """[model]"""
+
+    preset: str
+
+
+@dataclass(frozen=True, slots=True)
+class DataSection:
+    """[data]"""
+
+    path: str  # folder made by `curtail data prepare`; relative to the run file
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSection:
+    """[training]"""
+
+    token_budget: int = number(low=1)
+    batch_samples: int = number(low=1)  # samples per optimizer step of a site
+    # per rank and pass; 0, in the file "auto": on a GPU what fits, on a CPU the whole slice
+    device_batch_samples: int = field(default=0, metadata={"low": 0, "high": None, "words": {"auto": 0}})
+    recipe: str = "reference"  # hyperparameters by name; `nanochat.recipe` knows which there are
+    set: tuple[str, ...] = ()  # KEY=VALUE, on top of the recipe
+    warmdown_fraction: float | None = number(None, low=0.0, high=1.0)  # default: the recipe's
+
+
+CODECS = ("fp32", "bf16", "int8", "int4")
+"""Forms in which a delta can travel; `nanochat.delta` makes and reads them."""
+
+
+LEASE_ROUNDS = 50
+"""For how many rounds a lease of several sites lasts that train on while their contributions travel."""
+
+
+@dataclass(frozen=True, slots=True)
+class OuterStep:
+    """One row of [rounds.outer]: the outer step when `sites` or more contribute, up to the next row."""
+
+    sites: int
+    lr: float = number(1.0, low=0.0)
+    momentum: float = number(0.0, low=0.0, high=0.999)  # Nesterov
+
+
+@dataclass(frozen=True, slots=True)
+class RoundsSection:
+    """[rounds]"""
+
+    inner_steps: int = number(100, low=1)  # most steps of a site in one round, besides those made ahead of it
+    length: float = quantity("duration", 300.0, low=0.1)  # wall time after which a site commits
+    grace: float = quantity("duration", 30.0)  # most wall time that a round waits for commits after that
+    quorum: int = number(1, low=1)  # contributions without which a round waits longer than the grace
+    codec: str = field(default="int8", metadata={"choices": CODECS})  # of deltas
+    broadcast: str = field(default="", metadata={"choices": CODECS})  # of updates; default: as codec
+    overlap: bool = False  # FEDERATED sites train on while their contribution travels and is merged
+    ahead_steps: int | None = number(None, low=0)  # steps a lease exceeds a round by; default: see `ahead`
+    rewarm_steps: int = number(20, low=0)  # over which a site without inner state raises its learning rate
+    outage: float = quantity("duration", 600.0)  # how long a contribution waits for an unreachable controller
+    stale_weight: float = number(0.0, low=0.0, high=1.0)  # per version of staleness; 0: late ones are refused
+    outer: tuple[OuterStep, ...] = (OuterStep(2, 1.0, 0.0),)  # ascending by sites; chosen in docs/federated.md
+    rate_power: float | None = number(None, low=0.0, high=1.0)  # inner rates of K sites at once: * K ** this
+    memory_power: float | None = number(None, low=0.0, high=1.0)  # steps that Muon remembers: * K ** this
+    keep_versions: int = number(3, low=2)
+
+    @property
+    def ahead(self) -> int:
+        """Steps by which a lease exceeds the round where the job may train on.
+
+        A sole site's lease grows by the samples after it. With several sites the next one holds those, so
+        that a lease lasts for what it was made for: `LEASE_ROUNDS`, of which one is not overlapped.
+        """
+        if self.ahead_steps is not None:
+            return self.ahead_steps
+        return self.inner_steps * (LEASE_ROUNDS - 1 if self.overlap else 1)
+
+    @property
+    def powers(self) -> tuple[float, float]:
+        """Powers of the number of sites on inner rates and on Muon's memory.
+
+        By default what suits the plain mean; an outer momentum already makes several sites' steps
+        longer, and both together do harm (benchmarks/parity.md), so with one they are 0.
+        """
+        mean = all(row.momentum == 0.0 for row in self.outer)
+        both = 0.5 if mean else 0.0
+        return (
+            both if self.rate_power is None else self.rate_power,
+            both if self.memory_power is None else self.memory_power,
+        )
+
+    @property
+    def broadcast_codec(self) -> str:
+        """Form in which updates travel."""
+        return self.broadcast or self.codec
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySection:
+    """[policy]"""
+
+    threshold: float = quantity("intensity", 100.0, low=None)
+    max_reading_age: float = quantity("duration", 600.0, low=1.0)  # controller clock
+    enter_dwell: float = quantity("duration", 0.0)  # controller clock
+    leave_lead: float = quantity("duration", 0.0)  # controller clock; needs a forecast
+    permit: float = quantity("duration", 15.0, low=0.5)  # wall time a permit lives without renewal
+    start_age: float | None = quantity("duration", None)  # controller clock; default: half of max_reading_age
+    min_window: float = quantity("duration", SHORTEST_WINDOW_S)  # controller clock; needs a forecast
+    leave_above: float | None = quantity("intensity", None, low=None)  # default: at the threshold
+    deadline: str = ""  # a moment with its zone, or a duration from the run's start; `deadline_at`
+    budget_kg: float | None = number(None, low=0.0)  # most kgCO2 attributed to the run
+    safety: float | None = number(None, low=1.0)  # factor on the work; default: by how sure the forecast is
+    most_sites: int | None = number(None, low=1)  # more than these are of no use
+    start: float = quantity("duration", 100.0)  # controller clock; permit to first step, until it is measured
+    stop: float = quantity("duration", 15.0)  # controller clock; end of the permit to released GPUs
+    sync: float = quantity("duration", 30.0)  # controller clock; of a federated round without training
+    tokens_per_s: float | None = number(None, low=0.0)  # wall time; of one site that trains, until it is measured
+
+    @property
+    def oldest_start(self) -> float:
+        """Seconds of age beyond which a reading starts no site: one period, of which two make it stale."""
+        return self.max_reading_age / 2 if self.start_age is None else self.start_age
+
+    def deadline_at(self, started: float) -> float | None:
+        """The deadline on the controller's clock, None without one.
+
+        Args: started: of the run. Raises: ConfigError: it is neither a moment nor a duration.
+        """
+        if not self.deadline:
+            return None
+        if QUANTITY.match(self.deadline):
+            return started + parse_quantity("duration", self.deadline, "[policy] deadline")
+        try:
+            moment = datetime.fromisoformat(self.deadline)
+        except ValueError:
+            moment = None
+        if moment is None or moment.tzinfo is None:
+            raise ConfigError(
+                f"[policy] deadline = {self.deadline!r} is no deadline",
+                'write a moment with its zone, "2026-03-01T08:00+00:00", or a time after the start, "14.6 h"',
+            )
+        return moment.timestamp()
+
+
+@dataclass(frozen=True, slots=True)
+class SignalSection:
+    """[signal]"""
+
+    source: str = "trace"  # trace, constant, watttime, or a plug-in's name; `controller.signals.select` knows which
+    path: str = ""  # of the trace; relative to the run file
+    unit: str = field(default="", metadata={"choices": UNITS})  # of the trace
+    forecast: bool = False  # the trace's own future is the forecast
+    value: float | None = quantity("intensity", None, low=None)  # of the constant
+    poll: float = quantity("duration", 30.0, low=1.0)  # wall time between two answers of a live source
+    horizon: float = quantity("duration", 86400.0)  # of a live source's forecast
+    credentials: str = ""  # file with names and passwords; relative to the run file
+    url: str = ""  # of the source; default: its own
+    average: str = ""  # a source of averages, for accounts only
+    options: Mapping[str, Any] | None = None  # of a plug-in
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSection:
+    """[fleet]"""
+
+    heartbeat: float = quantity("duration", 2.0, low=0.05, high=1e6)  # wall time
+    lost_after: float = quantity("duration", 15.0, low=0.2)  # wall time without a heartbeat
+
+
+@dataclass(frozen=True, slots=True)
+class AccountingSection:
+    """[accounting]: what the full boundary of the ledger adds; docs/carbon-accounting.md gives the sources."""
+
+    network_kwh_per_gb: float = number(0.06, low=0.0, high=100.0)  # of what sites send and fetch
+    controller_power: float = quantity("power", 20.0)  # of the controller's machine, the whole run long
+    intensity: float = quantity("intensity", 480.0)  # of network and controller, wherever they are
+    embodied_g_per_site_hour: float = number(29.0, low=0.0, high=1e6)  # making of a site's machines, per hour of use
+
+
+@dataclass(frozen=True, slots=True)
+class SolarSection:
+    """[regions.NAME.solar]: panels behind the region's grid connection."""
+
+    peak: float = quantity("power", low=1.0, high=1e9)
+    path: str = ""  # CSV of shares of the peak; relative to the run file
+    column: str = ""  # of it; default: the region's name
+    latitude: float | None = number(None, low=-90.0, high=90.0)  # degrees north; of a sky without clouds
+    longitude: float | None = number(None, low=-180.0, high=180.0)  # degrees east
+
+
+@dataclass(frozen=True, slots=True)
+class BatterySection:
+    """[regions.NAME.battery]: charged by the region's own panels, never from the grid."""
+
+    capacity: float = quantity("energy", low=1.0, high=1e10)  # Wh
+    min_soc: float = number(0.0, low=0.0, high=1.0)  # never discharged below this share of the capacity
+    initial_soc: float | None = number(None, low=0.0, high=1.0)  # when the run begins; default: min_soc
+    max_charge: float | None = quantity("power", None)  # default: no limit
+    max_discharge: float | None = quantity("power", None)
+
+
+@dataclass(frozen=True, slots=True)
+class RegionSection:
+    """[regions.NAME]"""
+
+    power_train: float = quantity("power")  # of one site while it trains
+    power_idle: float = quantity("power")  # loading, syncing, draining
+    power_paused: float | None = quantity("power", None)  # standing by; default: power_idle
+    power_off: float | None = quantity("power", None)  # switched off by on_pause; default: power_paused
+    pue: float = number(1.0, low=1.0, high=5.0)
+    threshold: float | None = quantity("intensity", None, low=None)  # default: [policy] threshold
+    column: str = ""  # of the trace; default: the region's name
+    signal: str = ""  # the region's name at a live source; default: the region's name
+    zone: str = ""  # the region's name at a source of averages
+    start: float | None = quantity("duration", None)  # controller clock; default: [policy] start
+    stop: float | None = quantity("duration", None)
+    sync: float | None = quantity("duration", None)
+    solar: SolarSection | None = None
+    battery: BatterySection | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SiteSection:
+    """[sites.NAME]: how the controller switches a site's machines off and on."""
+
+    on_pause: str = ""  # command for the shell, on the controller's machine
+    on_resume: str = ""
+    off_after: float = quantity("duration", 900.0)  # controller clock; shorter pauses are not worth it
+    limit: float = quantity("duration", 300.0, low=1.0)  # wall time that each command may take
+    wake_limit: float = quantity("duration", 900.0, low=1.0)  # wall time until the agent must be heard from
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """The whole run file."""
+
+    run: RunSection
+    model: ModelSection
+    data: DataSection
+    training: TrainingSection
+    regions: Mapping[str, RegionSection]
+    rounds: RoundsSection = field(default=RoundsSection())
+    policy: PolicySection = field(default=PolicySection())
+    signal: SignalSection = field(default=SignalSection())
+    fleet: FleetSection = field(default=FleetSection())
+    accounting: AccountingSection = field(default=AccountingSection())
+    sites: Mapping[str, SiteSection] = field(default_factory=dict)
+
+    def threshold(self, region: str) -> float:
+        """gCO2/kWh below which `region` counts as curtailed."""
+        own = self.regions[region].threshold
+        return self.policy.threshold if own is None else own
+
+    def watts(self, region: str, phase: str) -> float:
+        """Modelled power of one site of `region` in an energy phase, W, without PUE."""
+        section = self.regions[region]
+        if phase == "train":
+            return section.power_train
+        if phase == "off" and section.power_off is not None:
+            return section.power_off
+        if phase in ("paused", "off"):
+            return section.power_idle if section.power_paused is None else section.power_paused
+        return section.power_idle
+
+    def costs(self, region: str) -> SiteCosts:
+        """What a site of `region` costs before anything is measured: seconds of the controller's clock, W."""
+        own, policy = self.regions[region], self.policy
+        return SiteCosts(
+            start_s=policy.start if own.start is None else own.start,
+            stop_s=policy.stop if own.stop is None else own.stop,
+            sync_s=policy.sync if own.sync is None else own.sync,
+            train_w=self.watts(region, "train"),
+            idle_w=self.watts(region, "sync"),
+            paused_w=self.watts(region, "paused"),
+        )
+
+    def to_json(self) -> str:
+        """Canonical JSON, the form kept in the store."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+
+def config_from_json(text: str) -> RunConfig:
+    """The inverse of `RunConfig.to_json`."""
+    value = json.loads(text)
+    hints = typing.get_type_hints(RunConfig)
+    sections = {name: _stored(hints[name], value[name]) for name in value if name not in ("regions", "sites")}
+    sites = {name: _stored(SiteSection, site) for name, site in value.get("sites", {}).items()}
+    regions = {name: _stored(RegionSection, region) for name, region in value["regions"].items()}
+    return RunConfig(regions=regions, sites=sites, **sections)
+
+
+def _stored(kind: Any, value: Mapping[str, Any]) -> Any:
+    """A section in its stored form; keys that an older version had are passed over. JSON knows no tuples."""
+    known = {f.name: value[f.name] for f in dataclasses.fields(kind) if f.name in value}
+    if kind is TrainingSection and "set" in known:
+        known["set"] = tuple(known["set"])
+    if kind is RoundsSection:
+        if "outer" in known:
+            known["outer"] = tuple(OuterStep(**row) for row in known["outer"])
+        # a run from before these could be chosen goes on as it began
+        known = {"rate_power": 0.0, "memory_power": 0.0} | known
+    for name, inner in (("solar", SolarSection), ("battery", BatterySection)):
+        if kind is RegionSection and known.get(name) is not None:
+            known[name] = _stored(inner, known[name])
+    return kind(**known)

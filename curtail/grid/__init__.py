@@ -1,0 +1,1 @@
+"""The grid signal as values: a reading, a forecast, a recorded trace."""

@@ -1,0 +1,1 @@
+"""Pictures: SVG charts, HTML pages and PNG files; knows nothing of runs."""

@@ -1,0 +1,146 @@
+"""The key of an agent, and requests that are signed with it.
+
+A signature covers method, path, the body's hash, the epoch, the time and a number
+used once, so that a request that was seen cannot be sent again, by anybody, to
+any effect. Keys are Ed25519. What is checked is here; what is remembered, the
+controller keeps: `controller.auth.credentials` in its store, `controller.auth.nonces` in memory. Times
+are Unix seconds.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import itertools
+import re
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from curtail.errors import AuthError
+
+HEADER = "Curtail-Signature"
+
+SKEW_S = 300.0
+"""Seconds by which the time of a signed request may differ from the controller's."""
+
+FORM = re.compile(r"v1;time=(\d{1,12});nonce=([0-9a-f]{32});fence=(-?\d{1,12});sig=([A-Za-z0-9+/=]{88})")
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What a signed request says beside its signature."""
+
+    time: int
+    nonce: str
+    fence: int
+    signature: bytes
+
+
+class AgentKey:
+    """A private key, which never leaves its machine."""
+
+    def __init__(self, pem: bytes | None = None) -> None:
+        """The key in `pem`, or a new one. Raises: AuthError: `pem` is no such key."""
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+        if pem is None:
+            self._key = Ed25519PrivateKey.generate()
+            return
+        try:
+            key = load_pem_private_key(pem, None)
+        except (ValueError, TypeError):
+            key = None
+        if not isinstance(key, Ed25519PrivateKey):
+            raise AuthError("this file holds no key of an agent", "delete it: the agent makes a new one and joins anew")
+        self._key = key
+
+    @property
+    def pem(self) -> bytes:
+        """The private key, to be kept readable by its owner only."""
+        from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+        return self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+    @property
+    def public(self) -> str:
+        """The public key, 44 characters of base64."""
+        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+        return base64.b64encode(self._key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)).decode()
+
+    def header(self, method: str, path: str, body: bytes, fence: int, now: float, nonce: str | None = None) -> str:
+        """The value of `HEADER` for one request at the Unix time `now`. `nonce`: 32 hex digits; None: at random."""
+        nonce, time = nonce or secrets.token_hex(16), int(now)
+        signature = self._key.sign(_message(method, path, body, fence, time, nonce))
+        return f"v1;time={time};nonce={nonce};fence={fence};sig={base64.b64encode(signature).decode()}"
+
+
+@dataclass(slots=True)
+class Signer:
+    """Signs the requests of one agent or job.
+
+    Args:
+        wall: this machine's Unix time.
+        ahead_s: by how much the controller's is ahead of it, as its latest answer said: the times of day of the
+            two need not agree.
+    What it signs is numbered, so that the controller can tell what came before without a list of all of it.
+    """
+
+    key: AgentKey
+    wall: Callable[[], float]
+    fence: int = 0
+    ahead_s: float = 0.0
+    _life: str = field(default_factory=lambda: secrets.token_hex(8))
+    _count: Iterator[int] = field(default_factory=lambda: itertools.count(1))  # from any thread
+
+    def header(self, method: str, path: str, body: bytes) -> str:
+        """The value of `HEADER` for one request."""
+        nonce = f"{self._life}{next(self._count):016x}"
+        return self.key.header(method, path, body, self.fence, self.wall() + self.ahead_s, nonce)
+
+
+def read_stamp(header: str | None) -> Stamp:
+    """What the header of a request says. Raises: AuthError: there is none, or of another form."""
+    found = FORM.fullmatch(header or "")
+    if found is None:
+        raise AuthError("this request must be signed with the agent's key", "use the same version of curtail on both")
+    try:
+        signature = base64.b64decode(found[4], validate=True)
+    except binascii.Error:
+        raise AuthError("the signature of this request is no base64") from None
+    return Stamp(int(found[1]), found[2], int(found[3]), signature)
+
+
+def check(stamp: Stamp, public: str, method: str, path: str, body: bytes, now: float) -> None:
+    """Is the request signed with the key `public`, and at about `now`? Whether it came before is not known here.
+
+    Raises: AuthError: another key, other content, or too far from `now`; says the measured difference.
+    """
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    try:
+        key = Ed25519PublicKey.from_public_bytes(base64.b64decode(public, validate=True))
+        key.verify(stamp.signature, _message(method, path, body, stamp.fence, stamp.time, stamp.nonce))
+    except (InvalidSignature, ValueError):
+        raise AuthError("the request is not signed with the key that this agent joined with") from None
+    skew = stamp.time - now
+    if abs(skew) > SKEW_S:
+        word = "ahead of" if skew > 0 else "behind"
+        raise AuthError(
+            f"the request was signed {abs(skew):.0f} s {word} the controller's clock, {SKEW_S:.0f} s are allowed",
+            "set both clocks (NTP)",
+        )
+
+
+def fingerprint(public: str) -> str:
+    """The first characters of a public key's hash, for people."""
+    return hashlib.sha256(public.encode()).hexdigest()[:12] if public else "-"
+
+
+def _message(method: str, path: str, body: bytes, fence: int, time: int, nonce: str) -> bytes:
+    parts = ("curtail v1", method, path, hashlib.sha256(body).hexdigest(), str(fence), str(time), nonce)
+    return "|".join(parts).encode()
