@@ -28,7 +28,7 @@ SHUFFLE_SEED = 1337
 """Order of the questions before the first ones are taken; nanochat's."""
 DEFAULT_DELIMITER = " "
 
-_REMEDY = "fetch the bundle again, or give a folder of the published form (docs/evaluation.md)"
+_REMEDY = "fetch the bundle again, or give a folder of the published form (docs/guides/evaluation.md)"
 _OWN_KEYS = {"label", "icl_task_type", "dataset_uri", "num_fewshot", "continuation_delimiter"}
 _WITHOUT_MEANING = {"has_categories"}  # the published files say it; the metric does not use it
 

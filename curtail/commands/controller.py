@@ -11,7 +11,7 @@ from curtail.commands.program import check_words, controller_app, controller_ser
 
 @controller_app.command("start")
 def controller_start(
-    run_file: Annotated[Path, typer.Argument(help="The run file, TOML; docs/run-file.md lists its keys.")],
+    run_file: Annotated[Path, typer.Argument(help="The run file, TOML; docs/reference/run-file.md lists its keys.")],
     home: Annotated[Path, typer.Option(help="Folder of the run's state; made if missing, continued if not.")],
     trace: Annotated[
         Path | None,

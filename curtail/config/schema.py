@@ -90,7 +90,7 @@ class RoundsSection:
     rewarm_steps: int = number(20, low=0)  # over which a site without inner state raises its learning rate
     outage: float = quantity("duration", 600.0)  # how long a contribution waits for an unreachable controller
     stale_weight: float = number(0.0, low=0.0, high=1.0)  # per version of staleness; 0: late ones are refused
-    outer: tuple[OuterStep, ...] = (OuterStep(2, 1.0, 0.0),)  # ascending by sites; chosen in docs/federated.md
+    outer: tuple[OuterStep, ...] = (OuterStep(2, 1.0, 0.0),)  # ascending by sites; chosen in docs/guides/federated.md
     rate_power: float | None = number(None, low=0.0, high=1.0)  # inner rates of K sites at once: * K ** this
     memory_power: float | None = number(None, low=0.0, high=1.0)  # steps that Muon remembers: * K ** this
     keep_versions: int = number(3, low=2)
@@ -200,7 +200,7 @@ class FleetSection:
 
 @dataclass(frozen=True, slots=True)
 class AccountingSection:
-    """[accounting]: what the full boundary of the ledger adds; docs/carbon-accounting.md gives the sources."""
+    """[accounting]: what the full boundary of the ledger adds; docs/guides/carbon-accounting.md gives the sources."""
 
     network_kwh_per_gb: float = number(0.06, low=0.0, high=100.0)  # of what sites send and fetch
     controller_power: float = quantity("power", 20.0)  # of the controller's machine, the whole run long

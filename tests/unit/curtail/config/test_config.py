@@ -176,7 +176,7 @@ def test_a_folder_a_file_of_bytes_and_a_number_without_end_are_told_in_plain_wor
         load_config(tmp_path)
     assert str(caught.value) == f"the run file {tmp_path} is a folder: name the file in it"
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match="no text in UTF-8"):
+    with pytest.raises(ConfigError, match="is not UTF-8 text"):
         load_config(tmp_path / "bytes")
     for text in (f"a = {'9' * 5000}", f"a = {'[' * 5000}"):
         (tmp_path / "long").write_text(text)
