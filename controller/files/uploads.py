@@ -22,7 +22,7 @@ from pathlib import Path
 
 from controller.files.trash import Removals
 from curtail.errors import DiskError, NotFound, Refused, WireError
-from curtail.system.disk import Disk, disk_error
+from curtail.system.disk import Disk, disk_error, file_sha256
 from curtail.wire import PART_BYTES, BlobStatus
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -46,19 +46,7 @@ MOST_UPLOADS = 64
 QUOTA_FILES = 4
 """How many of the largest possible contributions all files of one site may take together."""
 
-PIECE = 1024 * 1024
-"""Bytes read and sent, or received and written, at a time."""
-
 DIGEST = re.compile(r"sha-256=:[A-Za-z0-9+/]{43}=:")
-RANGE = re.compile(r"bytes=([0-9]{1,15})-([0-9]{0,15})")
-
-
-class RangeRefused(WireError):
-    """The part of a file that was asked for cannot be sent."""
-
-    def __init__(self, message: str, size: int) -> None:
-        super().__init__(message)
-        self.headers = {"content-range": f"bytes */{size}"}
 
 
 def check_name(sha256: str) -> str:
@@ -74,10 +62,14 @@ class Uploads:
     Args:
         largest: bytes of the largest contribution of this run.
         quota: bytes that all files of one site may have; None: `QUOTA_FILES` of the largest.
+        part_bytes: size of all parts of an upload but the last.
     """
 
-    def __init__(self, folder: Path, disk: Disk, largest: int, quota: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, disk: Disk, largest: int, quota: int | None = None, part_bytes: int = PART_BYTES
+    ) -> None:
         self.folder = folder
+        self.part_bytes = part_bytes
         self._incoming = folder / "incoming"
         self._removals = Removals(folder.parent / "removed")
         self._disk = disk
@@ -151,7 +143,7 @@ class Uploads:
         data = folder / "data"
         try:
             if self.path(sha256).exists():  # whole and checked, but a crash came before it was booked
-                return BlobStatus(sha256, size, PART_BYTES, (), complete=False)
+                return BlobStatus(sha256, size, self.part_bytes, (), complete=False)
             with self._lock:  # what is promised to one is not there for another
                 if data.exists() and data.stat().st_size != size:
                     # A name is a hash, so it has one size: a power loss left this, and nothing in it can be trusted.
@@ -173,13 +165,13 @@ class Uploads:
         """
         data = self._reserved(sha256)
         size = data.stat().st_size
-        count = -(-size // PART_BYTES)
+        count = self._parts(size)
         if not 0 <= number < count:
             raise WireError(f"part {number} does not exist; there are {count}")
         if not DIGEST.fullmatch(digest):
             raise WireError("a part needs the header Content-Digest: sha-256=:BASE64:")
-        key = (sha256, number)
-        part = PartFile(data, number, min(PART_BYTES, size - number * PART_BYTES), digest, lambda: self._ended(key))
+        key, start = (sha256, number), number * self.part_bytes
+        part = PartFile(data, number, start, min(self.part_bytes, size - start), digest, lambda: self._ended(key))
         with self._lock:
             before, self._writing[key] = self._writing.get(key), part
         if before is not None:
@@ -191,15 +183,6 @@ class Uploads:
             part = self._writing.get(key)
             if part is not None and part.closed:
                 del self._writing[key]
-
-    def write_part(self, sha256: str, number: int, body: bytes, digest: str) -> None:
-        """Store a part that is here as a whole.
-
-        Raises: NotFound: never reserved. WireError: wrong length or checksum. DiskError.
-        """
-        with self.begin_part(sha256, number, digest) as part:
-            part.write(body)
-            part.finish()
 
     def finish(self, sha256: str) -> tuple[Path, int]:
         """Check the whole and move it to its place; returns path and size. A repeat is no error.
@@ -225,10 +208,7 @@ class Uploads:
         missing = self._status(sha256, size).missing
         if missing:
             raise Refused(f"{len(missing)} parts of the upload are missing", "send them, then commit again")
-        hasher = hashlib.sha256()
-        for piece in read_pieces(data, 0, size):
-            hasher.update(piece)
-        if hasher.hexdigest() != sha256:
+        if file_sha256(data) != sha256:
             shutil.rmtree(data.parent, ignore_errors=True)
             raise WireError("the uploaded file is not what its name says", "send it again")
         self._disk.publish("BLOB", data, final)
@@ -301,21 +281,25 @@ class Uploads:
 
     def _status(self, sha256: str, size: int) -> BlobStatus:
         folder = self._incoming / sha256
-        count = -(-size // PART_BYTES)
-        missing = tuple(n for n in range(count) if not (folder / f"{n}.done").exists())
-        return BlobStatus(sha256, size, PART_BYTES, missing, complete=False)
+        missing = tuple(n for n in range(self._parts(size)) if not (folder / f"{n}.done").exists())
+        return BlobStatus(sha256, size, self.part_bytes, missing, complete=False)
+
+    def _parts(self, size: int) -> int:
+        """How many parts an upload of `size` bytes has."""
+        return -(-size // self.part_bytes)
 
 
 class PartFile:
     """One part of an upload while it arrives; it counts from `finish` on, and never if its checksum is wrong.
 
-    Args: data: the file of the whole upload. size: bytes that the part must have. ended: called after `close`.
+    Args: data: the file of the whole upload. start: where the part begins in it. size: bytes that the part must have.
+        ended: called after `close`.
     """
 
     def __init__(
-        self, data: Path, number: int, size: int, digest: str, ended: Callable[[], None] = lambda: None
+        self, data: Path, number: int, start: int, size: int, digest: str, ended: Callable[[], None] = lambda: None
     ) -> None:
-        self.size = size
+        self.size, self._start = size, start
         self._data, self._number, self._digest, self._ended = data, number, digest, ended
         self._done = data.parent / f"{number}.done"
         self._known = self._done.exists()  # sent again: what is there is not overwritten with what may be damaged
@@ -347,7 +331,7 @@ class PartFile:
         if self._count + len(piece) > self.size:
             raise WireError(f"part {self._number} is longer than the {self.size} bytes that are needed")
         self._hash.update(piece)
-        at, view = self._number * PART_BYTES + self._count, memoryview(piece)
+        at, view = self._start + self._count, memoryview(piece)
         self._count += len(piece)
         try:
             with self._lock:
@@ -383,33 +367,3 @@ class PartFile:
             os.close(self._file)
             self._file = -1
             self._ended()
-
-
-def parse_range(header: str | None, size: int) -> tuple[int, int]:
-    """(first, one past last) byte of a Range header; all of the file without one.
-
-    Raises: RangeRefused: a form or position that cannot be served.
-    """
-    if header is None:
-        return 0, size
-    match = RANGE.fullmatch(header.strip())
-    if match is None:
-        raise RangeRefused("only one range of the form bytes=FIRST- or bytes=FIRST-LAST is served", size)
-    first = int(match[1])
-    stop = min(size, int(match[2]) + 1) if match[2] else size
-    if first >= stop:
-        raise RangeRefused(f"the range starts at byte {first}, the file has {size}", size)
-    return first, stop
-
-
-def read_pieces(path: Path, first: int, stop: int) -> Iterator[bytes]:
-    """Bytes [first, stop) of a file, a megabyte at a time."""
-    with open(path, "rb") as file:
-        file.seek(first)
-        left = stop - first
-        while left > 0:
-            piece = file.read(min(PIECE, left))
-            if not piece:
-                return
-            left -= len(piece)
-            yield piece
