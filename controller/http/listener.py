@@ -107,6 +107,16 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def announcing(
+    face: Face, port: int, names: Sequence[str], run: str, name: str
+) -> contextlib.AbstractContextManager[object]:
+    """While the block runs, the local network can find the controller of the run `run`, called `name`."""
+    from curtail.system.mdns import announce
+
+    facts = {"run": name, "proto": "https" if face.tls else "http"}
+    return announce(f"curtail {name} {run}", port, face.addresses(names), facts)
+
+
 @contextlib.contextmanager
 def renewing(
     context: ssl.SSLContext, identity: Identity, ensure: Callable[[], Identity], every_s: float = LOOK_S
