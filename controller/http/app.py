@@ -1,8 +1,8 @@
 """The HTTP application: the routes of `controller.http.routes`, and errors as `wire.Problem`.
 
-Decides nothing: for each request it has the checks of its route carried out, calls the
-route and encodes what that returns. What stands before it (sizes of headers, rates, slow
-senders) is in `controller.http.request_limits`.
+For each request it runs the checks of the route, calls the route and encodes the result.
+Limits that apply before (header sizes, rates, slow senders) are in
+`controller.http.request_limits`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What is checked of a request before its route is called: body, credential, role, signature.
+"""Checks a request before its route is called: body, credential, role, signature.
 
-Which of them apply is said by the route (`controller.http.routes`); this module
-carries them out, in an order that is the same for all routes of a kind. Raises the
-errors of `curtail.errors`; `controller.http.app` makes answers of them.
+The route says which checks apply (`controller.http.routes`); this module carries them out,
+in the same order for all routes of a kind. It raises the errors of `curtail.errors`, and
+`controller.http.app` turns them into responses.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 class TooLarge(WireError):
-    """A body has more bytes than are taken."""
+    """A body has more bytes than are accepted."""
 
 
 class NoJson(WireError):
-    """A body is of another type."""
+    """The Content-Type of a body is not JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Door:
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """What the routes answer from."""
+    """What the calls of the routes use."""
 
     service: Service
     uploads: Uploads
@@ -112,7 +112,7 @@ class Incoming:
 async def admit(
     backend: Backend, request: Request, roles: tuple[Role, ...], signed: Signed | None, takes: type | None
 ) -> Incoming:
-    """The request, if it is as its route wants it.
+    """Check a request and decode its body.
 
     Args: roles: who may send it; (): anybody. takes: the message in its body; None, `bytes`: the body is not read here.
     Raises: AuthError, Forbidden, Refused, WireError.

@@ -1,9 +1,8 @@
 """The routes of the controller: one table of path, method, roles, messages, signature, refusals and use case.
 
 The application (`controller.http.app`) and the document at /openapi.json
-(`controller.http.openapi`) are both made of `ROUTES`, so neither can know a route that
-the other does not. To add one, add its path to `curtail.wire` and its row here. Bytes are
-streamed by `controller.http.transfers`.
+(`controller.http.openapi`) are both made of `ROUTES`. To add a route, add its path to
+`curtail.wire` and its row here. `controller.http.transfers` has the calls that stream bytes.
 """
 
 from __future__ import annotations
