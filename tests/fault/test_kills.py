@@ -30,6 +30,7 @@ def pair(module_fleet):
         **{"rounds.outer.2": {"lr": 0.7, "momentum": 0.5}},
     )  # fmt: skip
     module_fleet.write_trace([(3600, "AB")])
+    module_fleet.pace_s = module_fleet.PACE_S
     module_fleet.start_controller()
     return module_fleet
 
@@ -187,6 +188,7 @@ def test_after_all_of_it_the_ledger_balances(pair):
 
 
 def test_a_gap_and_the_end_of_a_trace_stop_training_and_status_says_why(fleet, site, slowness):
+    fleet.pace_s = fleet.PACE_S
     fleet.write_run(regions=("A",), policy={"max_reading_age": "300 s"})
     clean = 20 * slowness
     fleet.write_trace([(clean, "A"), (12, None), (clean, "A")], regions=("A",))
