@@ -1,8 +1,6 @@
 # What a developer runs daily. `make` lists the targets; each first brings .venv up to date, which takes no time if it is.
 
 PYTHON := .venv/bin/python
-UNIT := tests/unit tests/property tests/fault/test_bad_input.py tests/fault/test_bad_model_input.py
-EXAMPLES ?= 25
 
 .DEFAULT_GOAL := help
 .PHONY: help setup fmt lint types test test-all process fuzz docs demo
@@ -25,8 +23,7 @@ types: setup ## mypy
 	.venv/bin/mypy
 
 test: setup ## unit and property tests; ARGS="tests/unit/test_docs.py", ARGS="-k permit"
-	OMP_NUM_THREADS=1 CURTAIL_EXAMPLES=$(EXAMPLES) .venv/bin/pytest -q \
-	    $(if $(findstring tests/,$(ARGS)),,-n auto --maxprocesses 8 --dist worksteal $(UNIT)) $(ARGS)
+	.ci/tests quick $(ARGS)
 
 test-all: ## every check and every test, as in CI
 	./install.sh test
