@@ -92,14 +92,16 @@ class InlineMerger:
 class World:
     """A controller and what its sites know."""
 
-    def __init__(self, home: Path, budget_steps: int = 100, **rounds: object) -> None:
+    def __init__(
+        self, home: Path, budget_steps: int = 100, part_bytes: int = wire.PART_BYTES, **rounds: object
+    ) -> None:
         self.home = home
         self.clock = FakeClock()
         self.source = SetReadings()
         self.merger = InlineMerger()
         self.config = _config(budget_steps, rounds)
         self.versions = Versions(home / "versions")
-        self.uploads = Uploads(home / "blobs", SystemDisk(), 1 << 30)
+        self.uploads = Uploads(home / "blobs", SystemDisk(), 1 << 30, part_bytes=part_bytes)
         self.store = Store(home / "state.db")
         self.store.open()
         if self.store.call(lambda tx: tx.run()) is None:
