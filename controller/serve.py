@@ -37,7 +37,8 @@ from controller.home.backup import clear_holding
 from controller.home.housekeeping import CHECKED, Upkeep, warn_of_sqlite, was_killed
 from controller.http.listener import ADDRESS_SHARE, BANNER, Face, choose, listen, renewing
 from controller.ledger.settlement_thread import live_settler
-from controller.service.service import TICK_LIMIT_S, Parts, Service
+from controller.scheduling.permits import TICK_LIMIT_S
+from controller.service.service import Parts, Service
 from controller.signals.select import Signal, Surroundings, columns, open_signal, replayed
 from controller.store import Store
 from curtail.config import RunConfig, load_config

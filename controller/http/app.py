@@ -31,6 +31,7 @@ from controller.auth.nonces import Replays
 from controller.files.uploads import PIECE, RangeRefused, Uploads, check_name, parse_range, read_pieces
 from controller.http import openapi
 from controller.http.request_limits import Guard, Refusal, TooSlow
+from controller.service import snapshot
 from controller.service.service import Service
 from controller.store import Transaction
 from controller.store.rows import BlobRow, MachineRow
@@ -254,7 +255,7 @@ def create_app(
     async def status(request: Request) -> Response:
         if not door.open_status:
             await caller(request, Role.VIEWER, Role.OPERATOR)
-        return _json(await transact(service.status))
+        return _json(await transact(lambda tx: snapshot.make(tx, service)))
 
     @app.get(wire.TOKENS)
     async def token_list(request: Request) -> Response:
