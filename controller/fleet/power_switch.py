@@ -257,7 +257,7 @@ class Switches:
         """A woken site that may train is in its start until its job has begun: waking is part of what it costs."""
         if self.state(live.site) is not Power.WAKING and live.site not in self._woken:
             return
-        if live.job is None and live.granted:
+        if live.job is None and live.permit.granted:
             live.phase = "start"
         else:
             self._woken.discard(live.site)

@@ -17,6 +17,7 @@ from controller.auth import tokens
 from controller.auth.credentials import Role
 from controller.http import transfers
 from controller.http.checks import Backend, Incoming, Signed
+from controller.service import snapshot
 from controller.store import Transaction
 from curtail import wire
 from curtail.errors import AuthError, NotFound
@@ -136,7 +137,7 @@ ROUTES = (
           AGENT, None, bytes, refusals=(404, 416), headers=(RANGE, IF_RANGE), rate_limited=False),
     # -- people ------------------------------------------------------------------
     Route("GET", wire.STATUS, "The snapshot that every view is made of.",
-          in_store(lambda backend, tx, sent: backend.service.status(tx)),
+          in_store(lambda backend, tx, sent: snapshot.make(tx, backend.service)),
           VIEWER, gives=wire.Status, status_view=True),
     Route("GET", wire.TOKENS, "All tokens, without their secrets.",
           in_store(lambda backend, tx, sent: tokens.listing(tx, backend.now())),

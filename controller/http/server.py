@@ -18,7 +18,8 @@ from typing import Any
 from controller.auth.authority import Identity
 from controller.energy.simulation import EnergySimulation
 from controller.http.listener import ADDRESS_SHARE, Face, renewing
-from controller.service.service import TICK_LIMIT_S, Service
+from controller.scheduling.permits import TICK_LIMIT_S
+from controller.service.service import Service
 from curtail.system.clock import Clock
 from curtail.system.systemd import Notifier
 

@@ -28,6 +28,7 @@ from controller.auth import credentials, tokens
 from controller.energy.clock import ReplayClock
 from controller.files.uploads import Uploads
 from controller.files.versions import Versions
+from controller.service import snapshot
 from controller.service.service import Parts, Service
 from controller.store import Store, Transaction
 from controller.store.rows import BlobRow, MachineRow, RunRow, VersionRow
@@ -162,6 +163,10 @@ class World:
         (row,) = [row for row in rows if agent in (None, row.agent)]
         return row
 
+    def authenticate(self, credential: str) -> MachineRow:
+        """The machine a credential belongs to. Raises: AuthError."""
+        return self.store.call(lambda tx: credentials.machine_of(tx, credential, self.clock.wall()))
+
     def beat(self, site: str, job: str | None = None, phase: str = "paused", fence: int | None = None):
         who = self.who(site)
         beat = wire.Heartbeat(who.agent, site, who.fence if fence is None else fence, "IDLE", phase, job, None, "")
@@ -260,7 +265,7 @@ class World:
         return self.store.call(counted)
 
     def status(self) -> wire.Status:
-        return self.store.call(self.service.status)
+        return self.store.call(lambda tx: snapshot.make(tx, self.service))
 
     def check(self) -> None:
         """The ledger is sound, and the newest version is what the store says."""
