@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from controller.fleet.live import Fleet
-from controller.rounds.leases import Event
 from controller.scheduling.permits import run_refusal
 from controller.scheduling.scheduler import Deciding
 from controller.store import Transaction
+from controller.store.events import Event
 from controller.store.rows import RunRow
 from curtail.policy.rules import Regime, Verdict, regime_of, regime_reason
 from curtail.system.clock import Clock
