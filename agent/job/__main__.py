@@ -3,7 +3,7 @@
 Lives for a whole curtailment window: data are fetched and process group, model
 and optimizer are built once, then `agent.job.loop` trains round after round. Rank
 0 talks for the site (`agent.job.controller_link`). Where the job runs on several machines,
-the first rank of each has a `Speaker` too: it fetches the data for its machine
+the first rank of each has a `ControllerLink` too: it fetches the data for its machine
 and answers its agent. Exit code 0 means drained or told to leave; the status file
 and the last line of the first rank's log say why.
 """
@@ -22,10 +22,10 @@ import torch
 from agent.controller_trust import open_jobs_control
 from agent.http.bandwidth import Link
 from agent.http.transfer import Stopped
-from agent.job.controller_link import JobEnvironment, Speaker
+from agent.job.controller_link import ControllerLink, JobEnvironment
 from agent.job.data_cache import data_folder, fetch_data
 from agent.job.loop import JobLoop
-from agent.job.ranks import Team
+from agent.job.ranks import RankGroup
 from agent.job.trainer import Trainer
 from curtail import wire
 from curtail.errors import CurtailError, UsageError
@@ -63,24 +63,24 @@ def environment(values: Mapping[str, str]) -> JobEnvironment:
         raise UsageError(f"this job was started without {error}", "jobs are started by `curtail agent join`") from None
 
 
-def begin(speaker: Speaker) -> dict[str, object]:
+def begin(link: ControllerLink) -> dict[str, object]:
     """Rank 0: the run, or why to leave at once."""
-    info = speaker.run_info()
-    return {"info": asdict(info)} if info is not None else {"leave": _why(speaker)}
+    info = link.run_info()
+    return {"info": asdict(info)} if info is not None else {"leave": _why(link)}
 
 
-def fetch(speaker: Speaker, info: wire.RunInfo, disk: Disk, clock: Clock) -> str | None:
+def fetch(link: ControllerLink, info: wire.RunInfo, disk: Disk, clock: Clock) -> str | None:
     """The first rank of each machine: the data into its cache; why to leave instead."""
-    env = speaker.env
+    env = link.env
     try:
-        fetch_data(speaker.control, info.manifest, env.cache, disk, clock, speaker.draining, speaker.log)
+        fetch_data(link.control, info.manifest, env.cache, disk, clock, link.draining, link.log)
     except Stopped:
-        return _why(speaker)
+        return _why(link)
     return None
 
 
-def _why(speaker: Speaker) -> str:
-    return speaker.drain_reason() or "draining"
+def _why(link: ControllerLink) -> str:
+    return link.drain_reason() or "draining"
 
 
 def open_stream(folder: Path) -> SampleStream:
@@ -92,34 +92,34 @@ def open_stream(folder: Path) -> SampleStream:
 
 def train_window(
     env: JobEnvironment,
-    speaker: Speaker | None,
+    link: ControllerLink | None,
     disk: Disk,
     clock: Clock,
     opening: Callable[[Path], SampleStream] = open_stream,
 ) -> str:
     """Everything between start and end of this rank; why it ended.
 
-    Args: speaker: on the first rank of each machine, None on the others.
+    Args: link: on the first rank of each machine, None on the others.
     """
     torch.set_num_threads(env.threads)
     device = choose_device("auto", ranks_from_environment().local_rank)
-    if speaker is not None:
-        speaker.tell("start")
-    team = Team(join_ranks(device, COLLECTIVE_S))
-    start = team.share(begin(speaker) if speaker is not None and team.speaks else None)
+    if link is not None:
+        link.tell("start")
+    group = RankGroup(join_ranks(device, COLLECTIVE_S))
+    start = group.share(begin(link) if link is not None and group.speaks else None)
     if "leave" in start:
         return str(start["leave"])
     info = wire.RunInfo(**start["info"])
-    leave = fetch(speaker, info, disk, clock) if speaker is not None else None
-    if team.any(leave is not None):
+    leave = fetch(link, info, disk, clock) if link is not None else None
+    if group.any(leave is not None):
         return leave or "another machine of the site drains"
     stream = opening(data_folder(env.cache, info.manifest))
-    trainer = Trainer(info, stream, team, device, env.device_batch_samples)
-    if speaker is not None:
-        speaker.log(f"a rank takes {trainer.device_batch} samples through the model at once; {trainer.fast}")
-        if not team.speaks:
-            speaker.tell("train")  # the lead alone knows the rounds: to its agent this machine trains until it leaves
-    return JobLoop(trainer, speaker if team.speaks else None, disk, clock).run()
+    trainer = Trainer(info, stream, group, device, env.device_batch_samples)
+    if link is not None:
+        link.log(f"a rank takes {trainer.device_batch} samples through the model at once; {trainer.fast}")
+        if not group.speaks:
+            link.tell("train")  # the lead alone knows the rounds: to its agent this machine trains until it leaves
+    return JobLoop(trainer, link if group.speaks else None, disk, clock).run()
 
 
 def _log(line: str) -> None:
@@ -130,32 +130,32 @@ def main() -> int:
     """One rank of the job; the exit code."""
     # Importing torch took seconds: the torchrun that started this rank may have been killed with its agent.
     die_with_starter("CURTAIL_JOB", os.environ.get("CURTAIL_JOB", ""))
-    speaker: Speaker | None = None
+    link: ControllerLink | None = None
     try:
         env = environment(os.environ)
         disk, clock = SystemDisk(), SystemClock()
         if ranks_from_environment().local_rank == 0:
-            link = Link(env.link_bytes_s, clock) if env.link_bytes_s else None
+            limit = Link(env.link_bytes_s, clock) if env.link_bytes_s else None
             control = open_jobs_control(
-                env.url, env.credential_file, env.fence, clock.wall, link, env.server_name or None, env.insecure
+                env.url, env.credential_file, env.fence, clock.wall, limit, env.server_name or None, env.insecure
             )
-            speaker = Speaker(env, control, clock, disk, _log)
-        reason = train_window(env, speaker, disk, clock)
+            link = ControllerLink(env, control, clock, disk, _log)
+        reason = train_window(env, link, disk, clock)
         leave_ranks()
-        if speaker is not None:
-            speaker.tell(speaker.phase, reason, 0)
+        if link is not None:
+            link.tell(link.phase, reason, 0)
             _log(f"left: {reason}")
         return 0
     except CurtailError as error:
-        return _failed(speaker, str(error), error.exit_code)
+        return _failed(link, str(error), error.exit_code)
     except Exception as error:  # the top of the process: whatever it is, the agent must learn it
         traceback.print_exc()
-        return _failed(speaker, f"{type(error).__name__}: {error}", 1)
+        return _failed(link, f"{type(error).__name__}: {error}", 1)
 
 
-def _failed(speaker: Speaker | None, reason: str, code: int) -> int:
-    if speaker is not None:
-        speaker.tell(speaker.phase, reason, code)
+def _failed(link: ControllerLink | None, reason: str, code: int) -> int:
+    if link is not None:
+        link.tell(link.phase, reason, code)
     _log(f"ended: {reason}")
     return code
 

@@ -1,7 +1,7 @@
 """What rank 0 of a job says to the controller and to its agent.
 
 Decides when the job drains and which weights it holds. It trains nothing and hands
-in nothing (`agent.job.contribution` does). The base copy, `Held`, is always exactly a
+in nothing (`agent.job.contribution` does). The base copy, `BaseWeights`, is always exactly a
 version the controller knows: deltas are measured against it. While a contribution
 is under way, its thread alone touches the base copy. Units: seconds of
 `Clock.monotonic`.
@@ -43,7 +43,7 @@ NO_SPACE_S = 2.0
 
 
 @dataclass(slots=True)
-class Held:
+class BaseWeights:
     """The base copy: weights in memory that the controller knows under this digest."""
 
     version: int
@@ -70,7 +70,7 @@ class JobEnvironment:
 
 
 @dataclass(frozen=True, slots=True)
-class Next:
+class Work:
     """What the controller wants next, with the base copy brought up to date."""
 
     kind: str  # train, wait, leave
@@ -80,7 +80,7 @@ class Next:
     began: float = 0.0  # when the answer came
 
 
-class Speaker:
+class ControllerLink:
     """Rank 0's side of the conversation.
 
     Args: log: told, in one line each, what a person may want to read.
@@ -90,7 +90,7 @@ class Speaker:
         self, env: JobEnvironment, control: Control, clock: Clock, disk: Disk, log: Callable[[str], None]
     ) -> None:
         self.env, self.control, self.clock, self.disk, self.log = env, control, clock, disk, log
-        self.held: Held | None = None
+        self.base: BaseWeights | None = None
         self.outage_s = OUTAGE_S
         self.seconds = Phases(clock)
         self.phase = "start"
@@ -174,7 +174,7 @@ class Speaker:
         Args: closing: only to hand in what was trained ahead.
         Raises: Refused: another agent speaks for the site. AuthError.
         """
-        held = self.held
+        held = self.base
         request = wire.CheckoutRequest(
             self.env.site,
             self.env.fence,
@@ -188,7 +188,7 @@ class Speaker:
         except Unreachable as error:
             return wire.CheckoutReply("wait", error.message, spread(1.0, random.random()), None)
 
-    def next(self, shapes: Shapes, closing: bool = False, stop: Stop | None = None) -> Next:
+    def next(self, shapes: Shapes, closing: bool = False, stop: Stop | None = None) -> Work:
         """Ask what to do next and fetch what that needs; `wait` also means: ask again.
 
         Args: stop: ends a download; by default a drain does.
@@ -197,17 +197,17 @@ class Speaker:
         reply = self.checkout(closing)
         began = self.clock.monotonic()
         if reply.kind != "train" or reply.assignment is None:
-            return Next("leave" if reply.kind == "leave" else "wait", reply.reason, reply.retry_s)
+            return Work("leave" if reply.kind == "leave" else "wait", reply.reason, reply.retry_s)
         try:
             with self.seconds("fetch"):
                 held = self.hold(reply.assignment, shapes, stop or self.draining)
         except Stopped:
-            return Next("leave", self.drain_reason() or "draining")
+            return Work("leave", self.drain_reason() or "draining")
         except DiskError as error:  # what is held stays as it was; somebody may free some space
-            return Next("wait", str(error), NO_SPACE_S)
+            return Work("wait", str(error), NO_SPACE_S)
         if not held:
-            return Next("wait", "whole weights must be fetched", 0.5)
-        return Next("train", "", 0.0, reply.assignment, began)
+            return Work("wait", "whole weights must be fetched", 0.5)
+        return Work("train", "", 0.0, reply.assignment, began)
 
     def hold(self, assignment: wire.Assignment, shapes: Shapes, stop: Stop) -> bool:
         """Bring the base copy to the assignment's base; False: it could not be, hold nothing and ask again.
@@ -215,8 +215,8 @@ class Speaker:
         Raises: Stopped: `stop` said so. Unreachable, CheckpointError, DiskError.
         """
         if assignment.fetch == "none":
-            if self.held is not None and self.held.digest == assignment.base_digest:
-                self.held.version = assignment.base_version
+            if self.base is not None and self.base.digest == assignment.base_digest:
+                self.base.version = assignment.base_version
                 return True
             return self._drop("the controller takes weights for held that are not")
         if assignment.fetch not in ("update", "weights"):
@@ -227,10 +227,10 @@ class Speaker:
             if assignment.fetch == "weights":
                 # Copied out of the mapped file: later updates are made in place, and the file is not kept.
                 weights = {name: array.copy() for name, array in read_weights(path, shapes).items()}
-            elif self.held is None:
+            elif self.base is None:
                 return self._drop("the controller sent an update and there is nothing to update")
             else:
-                weights = self.held.weights
+                weights = self.base.weights
                 apply_update(weights, decode(read_delta(path, shapes)), out=weights)
         except NotFound as error:  # the round ended meanwhile and its version was cleared away
             return self._drop(error.message)
@@ -247,12 +247,12 @@ class Speaker:
                     "look at the controller's disk; its versions are damaged",
                 )
             return self._drop("after the update the weights differ from the controller's")
-        self.held = Held(assignment.base_version, assignment.base_digest, weights)
+        self.base = BaseWeights(assignment.base_version, assignment.base_digest, weights)
         return True
 
     def _drop(self, why: str) -> bool:
         self.log(f"{why}; fetching whole weights")
-        self.held = None
+        self.base = None
         return False
 
     def report(self, progress: wire.Progress) -> None:

@@ -1,7 +1,7 @@
 """The rounds of one job on every rank: weights, inner steps, contribution.
 
 Decides when a round ends and whether the model still equals the base copy.
-Rank 0 has a `Speaker` and says what all do; every rank makes the same steps.
+Rank 0 has a `ControllerLink` and says what all do; every rank makes the same steps.
 Where the controller keeps the rest of a lease for this job, the ranks train on it
 while the contribution travels and is merged (`agent.job.overlap` says what that is
 worth). A sole site's model is never touched between rounds: it trains bit for bit
@@ -15,11 +15,11 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from agent.job.contribution import Contributor, Made, finite
-from agent.job.controller_link import SLICE_S, Next, Speaker
-from agent.job.overlap import Landing, Work, land, part, rest, steps_of
+from agent.job.contribution import Contributor, LocalUpdate, finite
+from agent.job.controller_link import SLICE_S, ControllerLink, Work
+from agent.job.overlap import Rebase, TrainingRound, land, part, rest, steps_of
 from agent.job.trainer import Trainer
-from agent.job.upload_thread import Flight, close
+from agent.job.upload_thread import UploadThread, close
 from curtail import wire
 from curtail.system.clock import Clock
 from curtail.system.disk import Disk
@@ -35,21 +35,21 @@ HOLD_SLICE_S = 0.2
 
 
 class JobLoop:
-    """The rounds of one job on one rank; `speaker` is there on rank 0 only."""
+    """The rounds of one job on one rank; `link` is there on rank 0 only."""
 
-    def __init__(self, trainer: Trainer, speaker: Speaker | None, disk: Disk, clock: Clock) -> None:
-        self.trainer, self.speaker, self.clock = trainer, speaker, clock
-        self.contributor = Contributor(speaker, trainer.info.run, disk) if speaker else None
+    def __init__(self, trainer: Trainer, link: ControllerLink | None, disk: Disk, clock: Clock) -> None:
+        self.trainer, self.link, self.clock = trainer, link, clock
+        self.contributor = Contributor(link, trainer.info.run, disk) if link else None
         self.batch = trainer.info.batch_samples
         self.dirty = True  # the model's weights differ from the base copy
         self.fresh = True  # no round was trained yet
 
     def run(self) -> str:
         """Train rounds until told to leave or to drain; why it ended."""
-        with self.speaker.reporting() if self.speaker else contextlib.nullcontext():
+        with self.link.reporting() if self.link else contextlib.nullcontext():
             reason = None
             while reason is None:
-                plan = self.trainer.team.share(self._plan() if self.speaker else None)
+                plan = self.trainer.group.share(self._plan() if self.link else None)
                 if plan["kind"] == "leave":
                     reason = str(plan["reason"])
                 elif plan["kind"] == "train":
@@ -58,84 +58,84 @@ class JobLoop:
 
     def _plan(self) -> dict[str, object]:
         """Rank 0: ask the controller, bring the base copy up to date, say what all ranks do."""
-        speaker = self.speaker
-        assert speaker is not None
-        if reason := speaker.drain_reason():
+        link = self.link
+        assert link is not None
+        if reason := link.drain_reason():
             return {"kind": "leave", "reason": reason}
-        if reason := speaker.hold_reason():
-            speaker.tell("hold", reason)
-            with speaker.seconds("idle"):
-                speaker.wait(HOLD_SLICE_S)
+        if reason := link.hold_reason():
+            link.tell("hold", reason)
+            with link.seconds("idle"):
+                link.wait(HOLD_SLICE_S)
             return {"kind": "wait"}
-        if speaker.phase == "train":
-            speaker.tell("sync")
-        held = speaker.held
-        following = speaker.next(self.trainer.shapes)
+        if link.phase == "train":
+            link.tell("sync")
+        held = link.base
+        following = link.next(self.trainer.shapes)
         if following.kind == "leave":
             return {"kind": "leave", "reason": following.reason}
         if following.assignment is None:
-            speaker.tell(speaker.phase, following.reason)
-            with speaker.seconds("idle"):
-                speaker.wait(max(0.05, following.retry_s))
+            link.tell(link.phase, following.reason)
+            with link.seconds("idle"):
+                link.wait(max(0.05, following.retry_s))
             return {"kind": "wait"}
         # Updates change `held` in place or replace it: whatever was fetched must be copied into the model.
         load = self.dirty or following.assignment.fetch != "none" or held is None
         return _train_plan(following, load=load)
 
-    def _enter(self, plan: dict[str, Any]) -> Work:
+    def _enter(self, plan: dict[str, Any]) -> TrainingRound:
         """A round that begins with nothing trained ahead."""
-        work = Work(wire.Assignment(**plan["assignment"]), plan["began"])
+        current = TrainingRound(wire.Assignment(**plan["assignment"]), plan["began"])
         if plan["load"]:
             self._load()
         if self.fresh:
-            kept = self.contributor.take_up(work.assignment, self.trainer.batch_tokens) if self.contributor else None
-            log = self.speaker.log if self.speaker else None
-            self.trainer.take_up(kept.state if kept else None, work.assignment.base_version, log)
+            kept = self.contributor.take_up(current.assignment, self.trainer.batch_tokens) if self.contributor else None
+            log = self.link.log if self.link else None
+            self.trainer.take_up(kept.state if kept else None, current.assignment.base_version, log)
             self.fresh = False
-        return work
+        return current
 
-    def _rounds(self, work: Work) -> str | None:
+    def _rounds(self, current: TrainingRound) -> str | None:
         """This round, and the next ones as long as each begins before its forerunner is merged; why to leave."""
         while True:
-            draining = self._train(work)
-            if not work.report.steps:
-                self._idle(work.assignment)
+            draining = self._train(current)
+            if not current.report.steps:
+                self._idle(current.assignment)
                 return None
             self.dirty = True
-            ahead = None if draining else rest(work.assignment, work.report, self.batch)
+            ahead = None if draining else rest(current.assignment, current.report, self.batch)
             if ahead is None:
-                self._contribute(work, self._snapshot(work, keep=False))
+                self._contribute(current, self._snapshot(current, keep=False))
                 return None
             # No name holds the snapshot here: the next one must not meet it in memory.
-            following = self._fly(work, self._snapshot(work, keep=True), ahead)
+            following = self._fly(current, self._snapshot(current, keep=True), ahead)
             if isinstance(following, str):
                 return following
-            work = following
+            current = following
 
     # -- inner steps -----------------------------------------------------------
 
-    def _train(self, work: Work) -> bool:
+    def _train(self, current: TrainingRound) -> bool:
         """Inner steps until the round ends; whether it ended because the job drains."""
-        speaker = self.speaker
-        if work.closing:
+        link = self.link
+        if current.closing:
             return True
-        done = work.report.steps
-        most = steps_of(work.assignment, self.batch, done)
+        done = current.report.steps
+        most = steps_of(current.assignment, self.batch, done)
 
         def say(step: int) -> int:
-            assert speaker is not None
-            if speaker.stopping():
+            assert link is not None
+            if link.stopping():
                 return DRAIN
             # One step at least: a round that fetching used up would else never get anywhere.
-            late = self.clock.monotonic() - work.began >= work.assignment.train_s
-            return END_ROUND if done + step and (late or speaker.should_end(work.assignment.round)) else GO_ON
+            late = self.clock.monotonic() - current.began >= current.assignment.train_s
+            return END_ROUND if done + step and (late or link.should_end(current.assignment.round)) else GO_ON
 
-        if speaker is not None:
-            speaker.enter()
+        if link is not None:
+            link.enter()
         if done >= most:
             return False
-        report, code = self._steps(work.assignment, part(work.assignment, done, most, self.batch), done, say)
-        work.report = work.report.then(report)
+        report, code = self._steps(current.assignment, part(current.assignment, done, most, self.batch), done, say)
+        current.report = current.report.then(report)
         return code == DRAIN
 
     def _steps(
@@ -145,133 +145,133 @@ class JobLoop:
 
         Args: before: steps of the round that were made already. say: rank 0 only, asked before each step.
         """
-        trainer, speaker = self.trainer, self.speaker
+        trainer, link = self.trainer, self.link
         began, said = self.clock.monotonic(), GO_ON
 
         def until(step: int) -> bool:
             nonlocal said
-            said = trainer.team.share_code(say(step) if speaker is not None else GO_ON)
+            said = trainer.group.share_code(say(step) if link is not None else GO_ON)
             return said != GO_ON
 
         def on_step(step: int, loss: float, tokens: int) -> None:
-            assert speaker is not None
+            assert link is not None
             done = (step + 1) * trainer.batch_tokens
             rate = done / max(1e-9, self.clock.monotonic() - began)
-            env, steps = speaker.env, before + step + 1
+            env, steps = link.env, before + step + 1
             tokens = steps * trainer.batch_tokens
-            speaker.report(
+            link.report(
                 wire.Progress(env.site, env.fence, env.job, assignment.round, steps, tokens, finite(loss), rate)
             )
 
-        if speaker is not None:
-            speaker.tell("train")
-        report = trainer.steps(span, until, on_step if speaker else None)
-        if speaker is not None:
-            speaker.seconds.add("step", self.clock.monotonic() - began)
+        if link is not None:
+            link.tell("train")
+        report = trainer.steps(span, until, on_step if link else None)
+        if link is not None:
+            link.seconds.add("step", self.clock.monotonic() - began)
         return report, said
 
     # -- contributions -----------------------------------------------------------
 
-    def _snapshot(self, work: Work, keep: bool) -> Made | None:
+    def _snapshot(self, current: TrainingRound, keep: bool) -> LocalUpdate | None:
         """All ranks: host copies of weights and optimizer state, on rank 0."""
-        trainer, speaker = self.trainer, self.speaker
+        trainer, link = self.trainer, self.link
         began = self.clock.monotonic()
-        state = trainer.optimizer.state_dict(wanted=speaker is not None)
-        if speaker is None:
+        state = trainer.optimizer.state_dict(wanted=link is not None)
+        if link is None:
             return None
         weights = weight_sets.from_model(trainer.model)
-        speaker.seconds.add("snapshot", self.clock.monotonic() - began)
-        return Made(work.assignment, work.report, keep, weights, state)
+        link.seconds.add("snapshot", self.clock.monotonic() - began)
+        return LocalUpdate(current.assignment, current.report, keep, weights, state)
 
-    def _contribute(self, work: Work, made: Made | None) -> None:
+    def _contribute(self, current: TrainingRound, update: LocalUpdate | None) -> None:
         """Rank 0: hand in and wait for it; afterwards `dirty` says whether the model is the base copy."""
-        if self.speaker is None or self.contributor is None or made is None:
+        if self.link is None or self.contributor is None or update is None:
             return
-        self.speaker.tell("sync", f"handing in the contribution to round {work.assignment.round}")
-        if self.contributor.hand_in(made) and made.assignment.codec == "weights":
+        self.link.tell("sync", f"handing in the contribution to round {current.assignment.round}")
+        if self.contributor.hand_in(update) and update.assignment.codec == "weights":
             self.dirty = False  # the next version is exactly these weights: the model stays untouched
-        self._say_seconds(work)
+        self._say_seconds(current)
 
-    def _fly(self, work: Work, made: Made | None, ahead: wire.Assignment) -> Work | str:
+    def _fly(self, current: TrainingRound, update: LocalUpdate | None, ahead: wire.Assignment) -> TrainingRound | str:
         """Hand in beside the training; the next round with the steps made meanwhile, or why to leave."""
-        speaker, flight = self.speaker, None
-        if self.contributor is not None and made is not None:
-            flight = Flight(self.contributor, made, self.trainer.shapes)
-            flight.start()
+        link, upload = self.link, None
+        if self.contributor is not None and update is not None:
+            upload = UploadThread(self.contributor, update, self.trainer.shapes)
+            upload.start()
 
         def say(step: int) -> int:
-            assert speaker is not None and flight is not None
-            return DRAIN if speaker.stopping() else SWITCH if flight.ended else GO_ON
+            assert link is not None and upload is not None
+            return DRAIN if link.stopping() else SWITCH if upload.ended else GO_ON
 
-        report, _ = self._steps(work.assignment, ahead, work.report.steps, say)
-        plan = self.trainer.team.share(self._landing(flight, ahead, report) if flight else None)
+        report, _ = self._steps(current.assignment, ahead, current.report.steps, say)
+        plan = self.trainer.group.share(self._landing(upload, ahead, report) if upload else None)
         if plan["kind"] == "leave":
             return str(plan["reason"])
-        self._land(Landing(plan["how"]), flight)
-        if flight is not None:
-            self._say_seconds(work)
-        kept = report if plan["how"] != Landing.LOAD else NO_STEPS
-        return Work(wire.Assignment(**plan["assignment"]), plan["began"], kept, plan["closing"])
+        self._land(Rebase(plan["how"]), upload)
+        if upload is not None:
+            self._say_seconds(current)
+        kept = report if plan["how"] != Rebase.LOAD else NO_STEPS
+        return TrainingRound(wire.Assignment(**plan["assignment"]), plan["began"], kept, plan["closing"])
 
-    def _landing(self, flight: Flight, ahead: wire.Assignment, report: TrainReport) -> dict[str, object]:
+    def _landing(self, upload: UploadThread, ahead: wire.Assignment, report: TrainReport) -> dict[str, object]:
         """Rank 0: wait until the contribution is in and the next round is there; say what all ranks do."""
-        speaker = self.speaker
-        assert speaker is not None
+        link = self.link
+        assert link is not None
         told = ("", "")
-        with speaker.seconds("idle"):
-            while not flight.join(SLICE_S):
+        with link.seconds("idle"):
+            while not upload.join(SLICE_S):
                 # a contribution that is in, and a round that is waited for, is a hold
-                holds = flight.accepted and (reason := speaker.hold_reason())
-                says = ("hold", reason) if holds and reason else ("sync", flight.reason)
+                holds = upload.accepted and (reason := link.hold_reason())
+                says = ("hold", reason) if holds and reason else ("sync", upload.reason)
                 if says != told:
                     told = says
-                    speaker.tell(*told)
-        following, closing = flight.result(), False
-        if following.kind == "leave" and flight.accepted and report.steps:
+                    link.tell(*told)
+        following, closing = upload.result(), False
+        if following.kind == "leave" and upload.accepted and report.steps:
             closing = True
-            speaker.tell("sync", f"handing in {report.steps} steps trained ahead")
-            following = close(speaker, self.trainer.shapes)
+            link.tell("sync", f"handing in {report.steps} steps trained ahead")
+            following = close(link, self.trainer.shapes)
         if following.assignment is None:
             if report.steps:
-                speaker.log(f"{report.steps} steps trained ahead are dropped: {following.reason}")
-            return {"kind": "leave", "reason": speaker.drain_reason() or following.reason}
+                link.log(f"{report.steps} steps trained ahead are dropped: {following.reason}")
+            return {"kind": "leave", "reason": link.drain_reason() or following.reason}
         how = land(
-            flight.made.assignment, ahead.lease_start, report.samples, following.assignment,
-            accepted=flight.accepted, snapshot_digest=flight.made.digest,
+            upload.update.assignment, ahead.lease_start, report.samples, following.assignment,
+            accepted=upload.accepted, snapshot_digest=upload.update.digest,
         )  # fmt: skip
-        if how is Landing.LOAD and report.steps:
-            speaker.log(f"{report.steps} steps trained ahead are dropped: the next round has another base or lease")
+        if how is Rebase.LOAD and report.steps:
+            link.log(f"{report.steps} steps trained ahead are dropped: the next round has another base or lease")
         return _train_plan(following, how=how.value, closing=closing)
 
-    def _land(self, how: Landing, flight: Flight | None) -> None:
+    def _land(self, how: Rebase, upload: UploadThread | None) -> None:
         """All ranks: the model goes on from the next base."""
-        if how is Landing.LOAD:
+        if how is Rebase.LOAD:
             self._load()
-        elif how is Landing.ADD:
+        elif how is Rebase.ADD:
             began = self.clock.monotonic()
-            held = self.speaker.held if self.speaker else None
-            self.trainer.add((flight.made.weights, held.weights) if held and flight else None)
-            if self.speaker is not None:
-                self.speaker.seconds.add("apply", self.clock.monotonic() - began)
+            held = self.link.base if self.link else None
+            self.trainer.add((upload.update.weights, held.weights) if held and upload else None)
+            if self.link is not None:
+                self.link.seconds.add("apply", self.clock.monotonic() - began)
 
     def _load(self) -> None:
-        began, speaker = self.clock.monotonic(), self.speaker
-        self.trainer.load(speaker.held if speaker else None)
+        began, link = self.clock.monotonic(), self.link
+        self.trainer.load(link.base if link else None)
         self.dirty = False
-        if speaker is not None:
-            speaker.seconds.add("apply", self.clock.monotonic() - began)
+        if link is not None:
+            link.seconds.add("apply", self.clock.monotonic() - began)
 
     def _idle(self, assignment: wire.Assignment) -> None:
-        speaker = self.speaker
-        if speaker is not None and not speaker.stopping():
-            speaker.log(f"round {assignment.round}: the lease holds no whole step")
-            speaker.wait(1.0)
+        link = self.link
+        if link is not None and not link.stopping():
+            link.log(f"round {assignment.round}: the lease holds no whole step")
+            link.wait(1.0)
 
-    def _say_seconds(self, work: Work) -> None:
-        assert self.speaker is not None
-        self.speaker.log(f"round {work.assignment.round}: {work.report.steps} steps; {self.speaker.seconds.take()}")
+    def _say_seconds(self, current: TrainingRound) -> None:
+        assert self.link is not None
+        self.link.log(f"round {current.assignment.round}: {current.report.steps} steps; {self.link.seconds.take()}")
 
 
-def _train_plan(following: Next, **more: object) -> dict[str, object]:
+def _train_plan(following: Work, **more: object) -> dict[str, object]:
     assert following.assignment is not None
     return {"kind": "train", "assignment": asdict(following.assignment), "began": following.began, **more}

@@ -15,7 +15,7 @@ from curtail import wire
 from nanochat.train import NO_STEPS, TrainReport
 
 
-class Landing(StrEnum):
+class Rebase(StrEnum):
     """How the model gets to the next base, and what becomes of the steps made ahead."""
 
     SAME = "same"  # the next base is the snapshot: nothing is touched, the steps count
@@ -24,7 +24,7 @@ class Landing(StrEnum):
 
 
 @dataclass(slots=True)
-class Work:
+class TrainingRound:
     """The round being trained, on every rank."""
 
     assignment: wire.Assignment
@@ -79,7 +79,7 @@ def land(
     *,
     accepted: bool,
     snapshot_digest: str,
-) -> Landing:
+) -> Rebase:
     """What the steps ahead are worth under the `following` assignment.
 
     Args: before, accepted: the round before and whether its contribution was taken.
@@ -87,13 +87,13 @@ def land(
         snapshot_digest: of the weights that were handed in.
     """
     if not accepted or following.base_version != before.base_version + 1:
-        return Landing.LOAD
+        return Rebase.LOAD
     fits = following.lease_start == kept_start and kept_start + ahead_samples <= following.lease_stop
     if ahead_samples and not fits:
-        return Landing.LOAD
+        return Rebase.LOAD
     if following.base_digest == snapshot_digest:
-        return Landing.SAME
+        return Rebase.SAME
     # Whole weights were meant to become the next version as they are: another one means that something went wrong.
     if before.codec == "weights" or not ahead_samples:
-        return Landing.LOAD
-    return Landing.ADD
+        return Rebase.LOAD
+    return Rebase.ADD

@@ -22,7 +22,7 @@ WAIT_S = 3600.0
 """Longest silence of rank 0: it may be downloading weights. A rank that dies ends the job much sooner."""
 
 
-class Team:
+class RankGroup:
     """The ranks of this job.
 
     Args: ranks: as `nanochat.distributed.join_ranks` returned it.

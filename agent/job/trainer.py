@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from agent.job.controller_link import Held
-from agent.job.ranks import Team
+from agent.job.controller_link import BaseWeights
+from agent.job.ranks import RankGroup
 from curtail import wire
 from curtail.errors import CheckpointError
 from nanochat import weights as weight_sets
@@ -42,10 +42,10 @@ class Trainer:
     """
 
     def __init__(
-        self, info: wire.RunInfo, stream: SampleStream, team: Team, device: torch.device, per_pass: int = 0
+        self, info: wire.RunInfo, stream: SampleStream, group: RankGroup, device: torch.device, per_pass: int = 0
     ) -> None:
         config = from_dict(info.model_config)
-        self.info, self.stream, self.team, self.device = info, stream, team, device
+        self.info, self.stream, self.group, self.device = info, stream, group, device
         self.shapes = weight_shapes(config)
         self.batch_tokens = info.batch_samples * info.sequence_len
         self.model = GPT(config, compute_dtype(device)).to(device)
@@ -59,12 +59,12 @@ class Trainer:
 
     def _fitting(self) -> int:
         """Samples per pass where nobody says how many: on a GPU what fits, on a CPU the rank's whole part."""
-        most = max(1, self.info.batch_samples // self.team.ranks.ranks)
+        most = max(1, self.info.batch_samples // self.group.ranks.ranks)
         if self.device.type != "cuda":
             return most
         return device_batch(self.fast.net, self.model.config, self.info.sequence_len, most, self.device)
 
-    def load(self, held: Held | None) -> None:
+    def load(self, held: BaseWeights | None) -> None:
         """Rank 0's base copy into every rank's model, in place."""
         if held is not None:
             weight_sets.load_into(self.model, held.weights)
@@ -72,7 +72,7 @@ class Trainer:
 
     def batches(self, assignment: wire.Assignment) -> StepBatches:
         """This rank's micro-batches of the lease."""
-        ranks = self.team.ranks
+        ranks = self.group.ranks
         return StepBatches(
             self.stream,
             start=assignment.lease_start,
@@ -126,12 +126,12 @@ class Trainer:
             except CheckpointError as error:
                 log(f"an optimizer state cannot be used: {error}")
                 state = None
-        if not self.team.share({"inner": state is not None} if log is not None else None)["inner"]:
+        if not self.group.share({"inner": state is not None} if log is not None else None)["inner"]:
             self.rewarm = self.info.rewarm_steps if version > 0 else 0
             if self.rewarm and log is not None:
                 log(f"the optimizer starts afresh: its learning rate rises over {self.rewarm} steps")
             return
         shared = dict(state) if state is not None else self.optimizer.blank_state()
-        self.team.share_tensors(shared)
+        self.group.share_tensors(shared)
         if log is None:
             self.optimizer.load_state_dict(shared)

@@ -10,27 +10,27 @@ from __future__ import annotations
 
 import threading
 
-from agent.job.contribution import Contributor, Made
-from agent.job.controller_link import Next, Speaker
+from agent.job.contribution import Contributor, LocalUpdate
+from agent.job.controller_link import ControllerLink, Work
 from nanochat.weights import Shapes
 
 CLOSING_S = 10.0
 """How long a job that drains waits for the merge, to hand in what it trained meanwhile."""
 
 
-class Flight:
+class UploadThread:
     """One contribution under way.
 
     Args: made: what is handed in; its arrays belong to this object until it has ended.
     """
 
-    def __init__(self, contributor: Contributor, made: Made, shapes: Shapes) -> None:
-        self.made = made
+    def __init__(self, contributor: Contributor, update: LocalUpdate, shapes: Shapes) -> None:
+        self.update = update
         self.accepted = False
         self.reason = "handing in the contribution"
         self._contributor, self._shapes = contributor, shapes
-        self._speaker: Speaker = contributor.speaker
-        self._next: Next | None = None
+        self._link: ControllerLink = contributor.link
+        self._next: Work | None = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="contribution", daemon=True)
 
@@ -48,7 +48,7 @@ class Flight:
         self._thread.join(seconds)
         return self.ended
 
-    def result(self) -> Next:
+    def result(self) -> Work:
         """What comes next, once it has ended: `train` or `leave`.
 
         Raises: whatever ended the contribution: AuthError, DiskError, CheckpointError and the like.
@@ -61,36 +61,36 @@ class Flight:
 
     def _run(self) -> None:
         try:
-            self.accepted = self._contributor.hand_in(self.made)
+            self.accepted = self._contributor.hand_in(self.update)
             self._next = self._ask()
         except BaseException as error:  # raised again where somebody asks for the result
             self._error = error
 
-    def _ask(self) -> Next:
-        speaker = self._speaker
+    def _ask(self) -> Work:
+        link = self._link
         while True:
-            if reason := speaker.drain_reason():
-                return Next("leave", reason)
-            following = speaker.next(self._shapes)
+            if reason := link.drain_reason():
+                return Work("leave", reason)
+            following = link.next(self._shapes)
             if following.kind != "wait":
                 return following
             self.reason = following.reason
-            with speaker.seconds("wait"):
-                speaker.wait(max(0.05, following.retry_s))
+            with link.seconds("wait"):
+                link.wait(max(0.05, following.retry_s))
 
 
-def close(speaker: Speaker, shapes: Shapes, seconds: float = CLOSING_S) -> Next:
+def close(link: ControllerLink, shapes: Shapes, seconds: float = CLOSING_S) -> Work:
     """Ask for the round in which a draining job can hand in what it trained ahead; `leave`: there is none.
 
-    Raises: as `Speaker.next`.
+    Raises: as `ControllerLink.next`.
     """
-    clock = speaker.clock
+    clock = link.clock
     end = clock.monotonic() + seconds
     reason = "the merge took too long"
     while clock.monotonic() < end:
-        following = speaker.next(shapes, closing=True, stop=lambda: clock.monotonic() >= end)
+        following = link.next(shapes, closing=True, stop=lambda: clock.monotonic() >= end)
         if following.kind != "wait":
             return following
         reason = following.reason
         clock.sleep(max(0.05, min(following.retry_s, end - clock.monotonic())))
-    return Next("leave", reason)
+    return Work("leave", reason)

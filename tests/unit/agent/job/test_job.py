@@ -17,8 +17,8 @@ from agent import job_files
 from agent.http.client import Control
 from agent.job import optimizer_state
 from agent.job.__main__ import environment, train_window
-from agent.job.controller_link import JobEnvironment, Speaker
-from agent.job.ranks import Team
+from agent.job.controller_link import ControllerLink, JobEnvironment
+from agent.job.ranks import RankGroup
 from agent.job.trainer import Trainer, schedule_of
 from agent.job_files import Orders
 from curtail import wire
@@ -191,12 +191,12 @@ class World:
         self.order(False, job=job)
         http = httpx.Client(transport=httpx.MockTransport(self.handle), base_url="http://127.0.0.1:1")
         env = self.env(job)
-        self.speaker = Speaker(env, Control(http, "c"), self.clock, self.disk, self.lines.append)
-        return train_window(env, self.speaker, self.disk, self.clock, lambda folder: stream or Stream())
+        self.link = ControllerLink(env, Control(http, "c"), self.clock, self.disk, self.lines.append)
+        return train_window(env, self.link, self.disk, self.clock, lambda folder: stream or Stream())
 
     def until_idle(self, *_):
         """The kept samples are used up: the training thread waits for the contribution."""
-        self.wait_for(lambda: self.speaker.phase == "sync")
+        self.wait_for(lambda: self.link.phase == "sync")
 
     def wait_for(self, condition):
         end = time.monotonic() + 30.0
@@ -317,7 +317,7 @@ def test_a_site_may_say_how_many_samples_it_takes_at_once(world, in_run, at_site
 def test_on_a_gpu_a_site_finds_out_how_many_samples_fit(world, monkeypatch):
     asked = []
     monkeypatch.setattr("agent.job.trainer.device_batch", lambda *given: asked.append(given[2:4]) or 7)
-    trainer = Trainer(world.info, Stream(), Team(Ranks(0, 1, 0)), torch.device("cpu"))
+    trainer = Trainer(world.info, Stream(), RankGroup(Ranks(0, 1, 0)), torch.device("cpu"))
     assert (trainer.device_batch, asked) == (BATCH, [])
     trainer.device = torch.device("cuda")
     assert (trainer._fitting(), asked) == (7, [(CONFIG.sequence_len, BATCH)])
@@ -484,16 +484,16 @@ class HoldingStream(Stream):
             orders = Orders(now - 1.0, False, "holding for 300 s costs less than a start", now + 1e6)
             job_files.write_orders(self.world.env().folder, orders)
             self.said.append("told")
-            waits = self.world.speaker.wait
+            waits = self.world.link.wait
 
             def wait(seconds):
                 status = job_files.read_status(self.world.env().folder)
                 self.said.append((status.phase, status.reason))
                 self.after()
-                self.world.speaker.wait = waits
+                self.world.link.wait = waits
                 return None
 
-            self.world.speaker.wait = wait
+            self.world.link.wait = wait
         return super().batch(start, stop)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from agent.job.overlap import Landing, land, part, rest, steps_of
+from agent.job.overlap import Rebase, land, part, rest, steps_of
 from curtail.wire import Assignment
 from nanochat.train import TrainReport
 
@@ -69,12 +69,12 @@ def test_a_part_of_a_lease_is_that_many_steps():
 
 def test_where_the_snapshot_is_the_next_base_nothing_is_touched():
     whole = replace(BEFORE, codec="weights")
-    assert landing(replace(AFTER, base_digest="snapshot"), whole) is Landing.SAME
-    assert landing(replace(AFTER, base_digest="snapshot", lease_start=0), whole, ahead=0) is Landing.SAME
+    assert landing(replace(AFTER, base_digest="snapshot"), whole) is Rebase.SAME
+    assert landing(replace(AFTER, base_digest="snapshot", lease_start=0), whole, ahead=0) is Rebase.SAME
 
 
 def test_of_averaged_versions_the_difference_is_added():
-    assert landing() is Landing.ADD
+    assert landing() is Rebase.ADD
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_of_averaged_versions_the_difference_is_added():
     ],
 )
 def test_everything_unexpected_loads_the_base_and_drops_the_steps(values):
-    assert landing(**values) is Landing.LOAD
+    assert landing(**values) is Rebase.LOAD
 
 
 def test_two_reports_add_up():
