@@ -97,7 +97,7 @@ class RankZero:
             return self._wait(max(0.05, work.retry_s))
         # What was fetched changed the base weights and must be copied into the model.
         same = self.model_is_base and work.assignment.fetch == "none"
-        return _train(work, Rebase.SAME if same else Rebase.LOAD)
+        return _train_plan(work, Rebase.SAME if same else Rebase.LOAD)
 
     def _wait(self, seconds: float) -> Plan:
         with self.link.seconds("idle"):
@@ -185,7 +185,7 @@ class RankZero:
         )  # fmt: skip
         if rebase is Rebase.LOAD and steps:
             link.log(f"{steps} overlapped steps are dropped: the next round has another base or lease")
-        return _train(work, rebase, closing)
+        return _train_plan(work, rebase, closing)
 
     def _wait_for(self, upload: UploadThread) -> None:
         told = ("", "")
@@ -203,5 +203,5 @@ class RankZero:
         self.link.log(f"round {update.assignment.round}: {update.report.steps} steps; {self.link.seconds.take()}")
 
 
-def _train(work: Work, rebase: Rebase, closing: bool = False) -> Plan:
+def _train_plan(work: Work, rebase: Rebase, closing: bool = False) -> Plan:
     return Plan("train", "", work.assignment, work.began, rebase, closing)
