@@ -32,7 +32,7 @@ from agent.job.trainer import Trainer
 from curtail import wire
 from curtail.errors import CurtailError
 from curtail.system.clock import Clock, SystemClock
-from curtail.system.disk import Disk, SystemDisk
+from curtail.system.disk import SystemDisk
 from curtail.system.process import die_with_starter
 from nanochat.distributed import choose_device, join_ranks, leave_ranks, ranks_from_environment
 from nanochat.train import SampleStream
@@ -47,11 +47,11 @@ def begin(link: ControllerLink) -> dict[str, object]:
     return {"info": asdict(info)} if info is not None else {"leave": _why(link)}
 
 
-def fetch(link: ControllerLink, info: wire.RunInfo, disk: Disk, clock: Clock) -> str | None:
+def fetch(link: ControllerLink, info: wire.RunInfo) -> str | None:
     """The first rank of each machine: fetch the data into its cache; returns why to leave, or None."""
-    env = link.env
+    stop = link.agent.draining
     try:
-        fetch_data(link.control, info.manifest, env.cache, disk, clock, link.agent.draining, link.log)
+        fetch_data(link.control, info.manifest, link.env.cache, link.disk, link.clock, stop, link.log)
     except Stopped:
         return _why(link)
     return None
@@ -71,7 +71,6 @@ def open_stream(folder: Path) -> SampleStream:
 def train_window(
     env: JobEnvironment,
     link: ControllerLink | None,
-    disk: Disk,
     clock: Clock,
     opening: Callable[[Path], SampleStream] = open_stream,
 ) -> str:
@@ -88,13 +87,13 @@ def train_window(
     if "leave" in start:
         return str(start["leave"])
     info = wire.RunInfo(**start["info"])
-    leave = fetch(link, info, disk, clock) if link is not None else None
+    leave = fetch(link, info) if link is not None else None
     if group.any(leave is not None):
         return leave or "another machine of the site drains"
     stream = opening(data_folder(env.cache, info.manifest))
     trainer = Trainer(info, stream, group, device, env.device_batch_samples)
     if link is not None:
-        link.log(f"a rank takes {trainer.device_batch} samples through the model at once; {trainer.fast}")
+        link.log(f"a rank takes {trainer.device_batch} samples in a forward pass; {trainer.fast}")
         if not group.is_rank_zero:
             link.agent.tell("train")  # only the lead knows the rounds: to its agent this machine trains until it leaves
     rank_zero = RankZero(link, info.run, trainer.shapes) if link is not None and group.is_rank_zero else None
@@ -112,14 +111,14 @@ def main() -> int:
     link: ControllerLink | None = None
     try:
         env = read_environment(os.environ)
-        disk, clock = SystemDisk(), SystemClock()
+        clock = SystemClock()
         if ranks_from_environment().local_rank == 0:
             limit = Link(env.link_bytes_s, clock) if env.link_bytes_s else None
             control = open_jobs_control(
                 env.url, env.credential_file, env.fence, clock.wall, limit, env.server_name or None, env.insecure
             )
-            link = ControllerLink(env, control, clock, disk, _log)
-        reason = train_window(env, link, disk, clock)
+            link = ControllerLink(env, control, clock, SystemDisk(), _log)
+        reason = train_window(env, link, clock)
         leave_ranks()
         if link is not None:
             link.agent.tell(link.agent.phase, reason, 0)

@@ -22,7 +22,7 @@ from nanochat.train import TrainReport
 from nanochat.weights import Shapes
 
 HOLD_POLL_S = 0.2
-"""Between two looks at whether a hold is over."""
+"""Seconds between two checks whether a hold is over."""
 
 
 class Command(IntEnum):
@@ -66,7 +66,7 @@ class Plan:
 
 
 class RankZero:
-    """Rank 0's decisions, from the round before the first to the last.
+    """Rank 0's decisions before, within and after each round.
 
     Args: run: names the optimizer states of this run in the site's cache.
     """
@@ -107,7 +107,7 @@ class RankZero:
     # -- before and after a step ---------------------------------------------------
 
     def command_in_round(self, current: TrainingRound) -> Callable[[int], Command]:
-        """The command before each step of the round itself."""
+        """Begin the round; what to command before each of its steps."""
         self.link.progress.begin_round()
         done, assignment = current.report.steps, current.assignment
 
@@ -122,7 +122,7 @@ class RankZero:
         return command
 
     def command_in_overlap(self, upload: UploadThread) -> Callable[[int], Command]:
-        """The command before each overlapped step."""
+        """What to command before each overlapped step."""
 
         def command(step: int) -> Command:
             return Command.STOP if self.agent.stopping() else Command.SWITCH if upload.ended else Command.GO_ON
@@ -130,7 +130,7 @@ class RankZero:
         return command
 
     def step_reporter(self, number: int, before: int, batch_tokens: int) -> Callable[[int, float, int], None]:
-        """To be called after each step of round `number`, of which `before` steps were made already."""
+        """What to do after each step of round `number`, of which `before` steps were made already."""
         self.agent.tell("train")
         began = self.clock.monotonic()
 

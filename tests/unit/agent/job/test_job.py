@@ -116,7 +116,7 @@ class World:
         weights.write_weights(path, values, DISK, "X")
         return self.put(path.read_bytes())
 
-    def put_delta(self, values):
+    def put_update(self, values):
         path = self.tmp_path / "d"
         delta.write_delta(path, values, DISK, "X")
         return self.put(path.read_bytes())
@@ -125,7 +125,7 @@ class World:
         self, number, base, fetch="none", blob="", codec="weights", start=0, steps=3, before=0, train_s=1e6, keep=0,
         factors=(1.0, 1.0),
     ):  # fmt: skip
-        """One assignment; `keep` more steps than the round's are leased, to be trained ahead."""
+        """One assignment; `keep` more steps than the round's are leased, to be overlapped."""
         assignment = wire.Assignment(
             number,
             number - 1,
@@ -193,7 +193,7 @@ class World:
         http = httpx.Client(transport=httpx.MockTransport(self.handle), base_url="http://127.0.0.1:1")
         env = self.env(job)
         self.link = ControllerLink(env, Control(http, "c"), self.clock, self.disk, self.lines.append)
-        return train_window(env, self.link, self.disk, self.clock, lambda folder: stream or Stream())
+        return train_window(env, self.link, self.clock, lambda folder: stream or Stream())
 
     def until_idle(self, *_):
         """The kept samples are used up: the training thread waits for the contribution."""
@@ -333,7 +333,7 @@ def test_a_sole_site_stays_bit_equal_across_a_pause(world):
     assert world.commits[1].digest == weights.digest(plain(world, 6)[0])
 
 
-def test_a_delta_is_measured_against_the_base(world):
+def test_a_pseudo_gradient_is_measured_against_the_base(world):
     world.train(1, world.base, "weights", world.put_weights(world.base), codec="fp32")
     world.run()
     encoded = delta.read_delta(world.uploaded(0))
@@ -344,7 +344,7 @@ def test_a_delta_is_measured_against_the_base(world):
     assert world.checkouts[1].held_digest == weights.digest(world.base)
 
 
-def test_after_a_delta_the_next_round_starts_from_the_base_again(world):
+def test_after_a_pseudo_gradient_the_next_round_starts_from_the_base_again(world):
     world.train(1, world.base, "weights", world.put_weights(world.base), codec="int8")
     world.train(1, world.base, "none", codec="int8")
     world.run()
@@ -355,7 +355,7 @@ def test_an_update_is_applied_and_checked(world):
     world.train(1, world.base, "weights", world.put_weights(world.base), codec="int8")
     step = delta.encode({name: np.full_like(a, 0.01) for name, a in world.base.items()}, "int8")
     new = delta.apply_update(world.base, delta.decode(step))
-    world.train(2, new, "update", world.put_delta(step), codec="fp32")
+    world.train(2, new, "update", world.put_update(step), codec="fp32")
     world.run()
     local = plain_from(world, new)
     assert world.commits[1].loss_first == local.loss_first
@@ -370,7 +370,7 @@ def test_an_update_that_leads_elsewhere_is_replaced_by_whole_weights(world):
     world.train(1, world.base, "weights", world.put_weights(world.base), codec="int8")
     step = delta.encode({name: np.full_like(a, 0.01) for name, a in world.base.items()}, "int8")
     other = {name: a + np.float32(1.0) for name, a in world.base.items()}
-    world.train(2, other, "update", world.put_delta(step), codec="int8")
+    world.train(2, other, "update", world.put_update(step), codec="int8")
     world.train(2, other, "weights", world.put_weights(other), codec="int8")
     world.run()
     assert world.checkouts[2].held_version is None and world.checkouts[2].held_digest is None
@@ -624,7 +624,7 @@ def test_a_site_trains_on_only_on_kept_samples(world):
     assert sorted(set(read)) == [0, 2, 4, 6, 8]
 
 
-def test_steps_made_ahead_are_handed_in_by_a_drain(world):
+def test_overlapped_steps_are_handed_in_by_a_drain(world):
     local_rounds(world, 2, keep=3)
     commits = iter(("first", "second"))
 
@@ -640,7 +640,7 @@ def test_steps_made_ahead_are_handed_in_by_a_drain(world):
     assert [c.closing for c in world.checkouts] == [False, True]
 
 
-def test_steps_made_ahead_that_nobody_takes_are_dropped_and_trained_again_to_the_same_bits(world):
+def test_overlapped_steps_that_nobody_takes_are_dropped_and_trained_again_to_the_same_bits(world):
     local_rounds(world, 1, keep=3)
     world.replies += [wire.CheckoutReply("wait", "round 1 is being merged", 0.5, None)] * 100
 
@@ -660,7 +660,7 @@ def test_steps_made_ahead_that_nobody_takes_are_dropped_and_trained_again_to_the
     assert world.commits[1].digest == weights.digest(plain(world, 6)[0])
 
 
-def test_without_its_contribution_the_steps_made_ahead_are_nothing(world):
+def test_without_its_contribution_the_overlapped_steps_are_dropped(world):
     world.faults[wire.COMMIT] = [409]
     local_rounds(world, 1, keep=3)
     world.on_checkout = lambda number: world.until_idle() if number == 2 else None
@@ -672,13 +672,13 @@ def test_without_its_contribution_the_steps_made_ahead_are_nothing(world):
     assert any("dropped: the next round has another base" in line for line in world.lines)
 
 
-def federated(world, steps_ahead=3, **second):
-    """Two rounds of 3 steps; the update between them arrives when `steps_ahead` more are made."""
-    world.train(1, world.base, "weights", world.put_weights(world.base), codec="fp32", keep=steps_ahead)
+def federated(world, overlapped=3, **second):
+    """Two rounds of 3 steps; the update between them arrives when `overlapped` more are made."""
+    world.train(1, world.base, "weights", world.put_weights(world.base), codec="fp32", keep=overlapped)
     step = delta.encode({name: np.full_like(a, 0.01) for name, a in world.base.items()}, "int8")
     new = delta.apply_update(world.base, delta.decode(step))
     values = {"start": 6, "before": 3 * STEP_TOKENS, **second}
-    world.train(2, new, "update", world.put_delta(step), codec="fp32", **values)
+    world.train(2, new, "update", world.put_update(step), codec="fp32", **values)
     world.on_checkout = lambda number: world.until_idle() if number == 2 else None
     return new
 
@@ -694,13 +694,13 @@ def test_with_overlap_the_difference_of_the_versions_is_added_to_what_was_traine
     assert all(np.array_equal(sent[name], new[name] - local[name]) for name in new)
 
 
-def test_after_steps_made_ahead_a_site_still_trains_a_whole_round_beside_the_others(world):
+def test_after_overlapped_steps_a_site_still_trains_a_whole_round_beside_the_others(world):
     federated(world, keep=7)  # the second lease has ten steps, of which three are made when its round begins
     world.run()
     assert [(c.steps, c.samples) for c in world.commits[:2]] == [(3, 3 * BATCH), (6, 6 * BATCH)]
 
 
-def test_with_another_lease_than_the_kept_one_the_steps_made_ahead_are_dropped(world):
+def test_with_another_lease_than_the_kept_one_the_overlapped_steps_are_dropped(world):
     new = federated(world, start=60)
     world.run()
     assert world.commits[1].base_digest == weights.digest(new)
@@ -781,7 +781,7 @@ def test_what_a_killed_job_left_is_taken_up_by_the_digest_of_its_base(world):
     assert world.commits[-1].digest == weights.digest(plain(world, 9)[0])
 
 
-def test_what_int4_lost_is_added_to_the_next_delta_also_of_the_next_job(world):
+def test_what_int4_lost_is_added_to_the_next_pseudo_gradient_also_of_the_next_job(world):
     world.train(1, world.base, "weights", world.put_weights(world.base), codec="int4")
     world.run()
     _, lost = delta.encode_with_feedback(delta.difference(world.base, plain(world, 3)[0]), "int4", None)
