@@ -22,9 +22,9 @@ import torch
 from agent.controller_trust import open_jobs_control
 from agent.http.bandwidth import Link
 from agent.http.transfer import Stopped
+from agent.job.agent_link import JobEnvironment, read_environment
 from agent.job.controller_link import ControllerLink
 from agent.job.data_cache import data_folder, fetch_data
-from agent.job.environment import JobEnvironment, read_environment
 from agent.job.loop import JobLoop
 from agent.job.rank_zero import RankZero
 from agent.job.ranks import RankGroup

@@ -7,6 +7,7 @@ thread or beside it (`agent.job.upload_thread`); uses neither model nor optimize
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,6 @@ from agent.job.base_weights import BaseWeights
 from agent.job.controller_link import ControllerLink
 from agent.job.encode import EXACT, encode
 from agent.job.optimizer_state import Kept
-from agent.job.progress import finite
 from agent.job.submit import ContributionFile, submit, write
 from curtail import wire
 from curtail.errors import CurtailError
@@ -126,3 +126,8 @@ class Contributor:
             seconds=report.seconds,
             keep=update.keep,
         )
+
+
+def finite(loss: float | None) -> float | None:
+    """A loss as the protocol allows it: None if it is not a finite number."""
+    return loss if loss is not None and math.isfinite(loss) else None

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from agent.http.backoff import spread
 from agent.http.client import Control
 from agent.http.transfer import Stop, Stopped, download, pause_s
-from agent.job.agent_link import AgentLink
+from agent.job.agent_link import AgentLink, JobEnvironment
 from agent.job.base_weights import BaseWeights, OutOfSync, bring_up_to_date
-from agent.job.environment import JobEnvironment
 from agent.job.progress import ProgressReporter
 from agent.job.timings import Phases
 from curtail import wire

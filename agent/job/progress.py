@@ -7,12 +7,11 @@ job rides through an outage, and whether it may train is the agent's concern.
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
 from collections.abc import Iterator
 
 from agent.http.client import Control
-from agent.job.environment import JobEnvironment
+from agent.job.agent_link import JobEnvironment
 from curtail import wire
 from curtail.errors import CurtailError, Refused
 
@@ -37,10 +36,10 @@ class ProgressReporter:
         """Whether the controller asked to end round `number` at the next step."""
         return self._ending == number
 
-    def report(self, number: int, steps: int, tokens: int, loss: float, tokens_per_s: float) -> wire.Progress:
+    def report(self, number: int, steps: int, tokens: int, loss: float | None, tokens_per_s: float) -> wire.Progress:
         """So many steps and tokens of round `number` are done; to be sent within a second."""
         env = self._env
-        self._latest = wire.Progress(env.site, env.fence, env.job, number, steps, tokens, finite(loss), tokens_per_s)
+        self._latest = wire.Progress(env.site, env.fence, env.job, number, steps, tokens, loss, tokens_per_s)
         return self._latest
 
     @contextlib.contextmanager
@@ -70,8 +69,3 @@ class ProgressReporter:
                 self._ending = latest.round
             except CurtailError:
                 continue
-
-
-def finite(loss: float | None) -> float | None:
-    """A loss as the protocol allows it: None if it is not a finite number."""
-    return loss if loss is not None and math.isfinite(loss) else None

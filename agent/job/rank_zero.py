@@ -13,7 +13,7 @@ from enum import IntEnum
 from typing import Any
 
 from agent.job.agent_link import POLL_S
-from agent.job.contribution import Contributor, LocalUpdate
+from agent.job.contribution import Contributor, LocalUpdate, finite
 from agent.job.controller_link import ControllerLink, Work
 from agent.job.overlap import Rebase, TrainingRound, choose_rebase
 from agent.job.upload_thread import UploadThread, closing_work
@@ -138,7 +138,7 @@ class RankZero:
             rate = (step + 1) * batch_tokens / max(1e-9, self.clock.monotonic() - began)
             steps = before + step + 1
             self.model_is_base = False
-            self.agent.tell_progress(self.link.progress.report(number, steps, steps * batch_tokens, loss, rate))
+            self.agent.tell_progress(self.link.progress.report(number, steps, steps * batch_tokens, finite(loss), rate))
 
         return report
 

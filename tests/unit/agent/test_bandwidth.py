@@ -12,7 +12,7 @@ from doubles import FakeClock
 from agent.http.bandwidth import Bucket, Link, parse_rate
 from agent.http.client import Control
 from agent.http.transfer import download, upload
-from agent.job.environment import read_environment
+from agent.job.agent_link import read_environment
 from agent.launcher import JobSpec, job_environment
 from curtail import wire
 from curtail.errors import UsageError

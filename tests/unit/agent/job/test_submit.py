@@ -8,8 +8,8 @@ from doubles import FakeClock
 
 from agent import job_files
 from agent.http.client import Control
+from agent.job.agent_link import JobEnvironment
 from agent.job.controller_link import ControllerLink
-from agent.job.environment import JobEnvironment
 from agent.job.submit import NO_ANSWER, ContributionFile, Patience, submit
 from curtail import wire
 from curtail.errors import AuthError
