@@ -1,8 +1,8 @@
 """What rank 0 decides for all ranks of a job: the next round, each step, the end of a round.
 
-Rank 0 alone talks to the controller and to the agent; the others hear a `Plan`
-before each round and a `Command` before each step (`agent.job.loop` hands them round).
-Units: seconds of `Clock.monotonic`.
+Rank 0 alone asks the controller. All ranks get its `Plan` before each round and its
+`Command` before each step; `agent.job.loop` shares and obeys them. Units: seconds of
+`Clock.monotonic`.
 """
 
 from __future__ import annotations
