@@ -13,7 +13,7 @@ from typing import Any
 from curtail.config.quantities import EXAMPLES, parse_quantity
 from curtail.config.schema import BatterySection, OuterStep, SolarSection
 from curtail.errors import ConfigError
-from curtail.wire.limits import LARGEST
+from curtail.wire.bounds import LARGEST
 
 _SECRET = re.compile(r"passw|secret|token|credential|api_?key", re.IGNORECASE)
 

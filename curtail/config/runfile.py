@@ -27,7 +27,7 @@ from curtail.config.schema import (
     TrainingSection,
 )
 from curtail.errors import ConfigError, NotFound, WireError
-from curtail.wire.limits import NAMED
+from curtail.wire.bounds import NAMED
 
 
 def load_config(path: Path) -> RunConfig:

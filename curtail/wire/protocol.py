@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from curtail.wire.bounds import String
+
 PROTOCOL = 7
 """Raised whenever a message changes; both ends refuse another number at join."""
 
@@ -50,6 +52,6 @@ class Ack:
 class Problem:
     """Any refused request: what was wrong and what to do."""
 
-    error: str  # name of the CurtailError
-    message: str
-    remedy: str
+    error: String  # name of the CurtailError
+    message: String
+    remedy: String
