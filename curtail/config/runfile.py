@@ -26,7 +26,7 @@ from curtail.config.schema import (
     SiteSection,
     TrainingSection,
 )
-from curtail.errors import ConfigError, NotFound, WireError
+from curtail.errors import ConfigError, NotFound
 from curtail.wire.bounds import NAMED
 
 
@@ -114,10 +114,8 @@ def parse_config(table: Mapping[str, Any], where: str = "run file") -> RunConfig
 def _check_names(what: str, names: Iterable[str], where: str) -> None:
     """Agents, traces and files must be able to say them: the rule is that of the messages."""
     for name in names:
-        try:
-            NAMED.check(name, "")
-        except WireError:
-            raise ConfigError(f"{where}: {name!r} cannot be the name of a {what}", f"use {NAMED.said}") from None
+        if NAMED.fault(name) is not None:
+            raise ConfigError(f"{where}: {name!r} cannot be the name of a {what}", f"use {NAMED.said}")
 
 
 def check(config: RunConfig, where: str) -> None:
