@@ -66,7 +66,7 @@ class WholeOrWord(Whole):
 
 
 Duration = Annotated[float, quantity("duration")]
-Power = Annotated[float, quantity("power")]
+Wattage = Annotated[float, quantity("power")]
 Intensity = Annotated[float, quantity("intensity")]
 SignedIntensity = Annotated[float, quantity("intensity", low=None)]
 Share = Annotated[float, Real(0.0, 1.0)]

@@ -23,9 +23,9 @@ from curtail.config.quantities import (
     Intensity,
     OneOf,
     Positive,
-    Power,
     Share,
     SignedIntensity,
+    Wattage,
     WholeOrWord,
     parse_quantity,
     quantity,
@@ -216,7 +216,7 @@ class AccountingSection:
     """[accounting]: what the full boundary of the ledger adds; docs/carbon-accounting.md gives the sources."""
 
     network_kwh_per_gb: Annotated[float, Real(0.0, 100.0)] = 0.06  # of what sites send and fetch
-    controller_power: Power = 20.0  # of the controller's machine, the whole run long
+    controller_power: Wattage = 20.0  # of the controller's machine, the whole run long
     intensity: Intensity = 480.0  # of network and controller, wherever they are
     embodied_g_per_site_hour: Annotated[float, Real(0.0, 1e6)] = 29.0  # making of a site's machines, per hour of use
 
@@ -239,18 +239,18 @@ class BatterySection:
     capacity: Annotated[float, quantity("energy", low=1.0, high=1e10)]  # Wh
     min_soc: Share = 0.0  # never discharged below this share of the capacity
     initial_soc: Share | None = None  # when the run begins; default: min_soc
-    max_charge: Power | None = None  # default: no limit
-    max_discharge: Power | None = None
+    max_charge: Wattage | None = None  # default: no limit
+    max_discharge: Wattage | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RegionSection:
     """[regions.NAME]"""
 
-    power_train: Power  # of one site while it trains
-    power_idle: Power  # loading, syncing, draining
-    power_paused: Power | None = None  # standing by; default: power_idle
-    power_off: Power | None = None  # switched off by on_pause; default: power_paused
+    power_train: Wattage  # of one site while it trains
+    power_idle: Wattage  # loading, syncing, draining
+    power_paused: Wattage | None = None  # standing by; default: power_idle
+    power_off: Wattage | None = None  # switched off by on_pause; default: power_paused
     pue: Annotated[float, Real(1.0, 5.0)] = 1.0
     threshold: SignedIntensity | None = None  # default: [policy] threshold
     column: String = ""  # of the trace; default: the region's name
