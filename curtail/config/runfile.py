@@ -1,7 +1,4 @@
-"""From the run file's text to its checked sections.
-
-What the keys of a run file must fulfil together.
-"""
+"""From the run file's text to its sections, checked one by one and together."""
 
 from __future__ import annotations
 

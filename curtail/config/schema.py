@@ -1,10 +1,7 @@
-"""The sections about what is trained, and how: [run], [model], [data], [training], [rounds].
+"""The sections of the run file, each key a field with its bound, and the whole run file as one value.
 
-The sections about when a site trains, and what is booked: [policy], [signal], [fleet], [accounting].
-
-The sections about one region or one site: [regions.NAME] with its panels and battery, [sites.NAME].
-
-The whole run file as one value, and the form in which the store keeps it.
+In the order of the file: what is trained and how, when a site trains and what is booked, then single regions and
+sites. `RunConfig.to_json` and `config_from_json` are the form in which the store keeps a run file.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The paths of the contract, the number of its version, and the sizes that both ends keep to.
-
-The answers that many paths have in common.
-"""
+"""The paths of the contract, its version, the sizes that both ends keep to, and the answers that many paths share."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Between a site's job and the controller: what is fixed for the run, and the steps of a round.
+"""Between a site's job and the controller: what is fixed for the run, the steps of a round, and files.
 
-Between a site's job and the controller: files, sent in parts and named by their SHA-256.
+Files are sent in parts and named by their SHA-256.
 """
 
 from __future__ import annotations
