@@ -1,7 +1,7 @@
 """The document at /openapi.json: every path with its bodies, answers, limits and who may ask. OpenAPI 3.1.
 
 Made of the table that the application is made of (`controller.http.routes`), and of the
-dataclasses and rules that decode the messages, so that it cannot say anything else. Nothing
+dataclasses and bounds that decode the messages, so that it cannot say anything else. Nothing
 here answers a request.
 """
 
@@ -16,8 +16,8 @@ from controller.http import rate_limit, request_limits
 from controller.http.routes import EXAMPLE_HASH, ROUTES, Route
 from curtail import wire
 from curtail.security import signing
-from curtail.wire import limits
-from curtail.wire.limits import Real, Rule, Text, Whole
+from curtail.wire import bounds, limits
+from curtail.wire.bounds import Bound, Real, Text, Whole
 
 PRINTABLE = r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]*$"
 
@@ -105,7 +105,7 @@ _PLAIN = str.maketrans("{}", "__")
 def _parameters(route: Route) -> list[dict[str, Any]]:
     found = []
     if "{sha256}" in route.path:
-        found.append(_parameter("path", "sha256", _text(limits.HASHED), EXAMPLE_HASH, True))
+        found.append(_parameter("path", "sha256", _text(bounds.HASHED), EXAMPLE_HASH, True))
     if "{number}" in route.path:
         found.append(_parameter("path", "number", {"type": "integer", "minimum": 0}, 0, True))
     for header in route.headers:
@@ -153,10 +153,7 @@ def _refer(kind: type, schemas: dict[str, Any]) -> dict[str, Any]:
     """A reference to the schema of a message, which is put into `schemas`."""
     if kind.__name__ not in schemas:
         schemas[kind.__name__] = {}  # it may contain itself
-        fields = {
-            name: _schema(hint, limits.rule_of(kind.__name__, name), schemas)
-            for name, hint in wire.hints_of(kind).items()
-        }
+        fields = {name: _schema(hint, schemas) for name, hint in bounds.annotations_of(kind).items()}
         schemas[kind.__name__] = {
             "type": "object",
             "description": (kind.__doc__ or "").partition("\n")[0],
@@ -167,58 +164,53 @@ def _refer(kind: type, schemas: dict[str, Any]) -> dict[str, Any]:
     return {"$ref": f"#/components/schemas/{kind.__name__}"}
 
 
-def _schema(hint: Any, rule: Rule | None, schemas: dict[str, Any]) -> dict[str, Any]:
+def _schema(annotated: Any, schemas: dict[str, Any]) -> dict[str, Any]:
+    hint, bound = bounds.split(annotated)
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return _refer(hint, schemas)
     if origin in (types.UnionType, typing.Union):
-        return {"anyOf": [_schema(option, rule, schemas) for option in inner]}
+        return {"anyOf": [_schema(option, schemas) for option in inner]}
     if origin is tuple:
-        return {"type": "array", "maxItems": limits.MOST_ENTRIES, "items": _schema(inner[0], rule, schemas)}
+        return {"type": "array", "maxItems": limits.MOST_ENTRIES, "items": _schema(inner[0], schemas)}
     if origin is dict:
-        values = _schema(inner[1], rule, schemas)
+        values = _schema(inner[1], schemas)
         return {"type": "object", "maxProperties": limits.MOST_ENTRIES, "additionalProperties": values}
-    return _scalar(hint, rule)
+    return _scalar(hint, bound)
 
 
-def _scalar(hint: Any, rule: Rule | None) -> dict[str, Any]:
-    if hint is bool:
-        return {"type": "boolean"}
-    if hint is int:
-        whole = rule if isinstance(rule, Whole) else Whole()
-        return {"type": "integer", "minimum": whole.low, "maximum": whole.high}
-    if hint is float:
-        real = rule if isinstance(rule, Real) else Real()
-        return {"type": "number", "minimum": real.low, "maximum": real.high}
-    if hint is str:
-        return _text(rule) if isinstance(rule, Text) else {"type": "string"}
-    return {"type": "null"}
+def _scalar(hint: Any, bound: Bound | None) -> dict[str, Any]:
+    if isinstance(bound, (Whole, Real)):
+        return {"type": "integer" if hint is int else "number", "minimum": bound.low, "maximum": bound.high}
+    if isinstance(bound, Text):
+        return _text(bound)
+    return {"type": {bool: "boolean", str: "string"}.get(hint, "null")}
 
 
-def _text(rule: Text) -> dict[str, Any]:
-    found: dict[str, Any] = {"type": "string", "maxLength": rule.longest}
-    found["pattern"] = f"^(?:{rule.form})$" if rule.form else PRINTABLE
-    return found | ({"description": rule.said} if rule.said else {})
+def _text(bound: Text) -> dict[str, Any]:
+    found: dict[str, Any] = {"type": "string", "maxLength": bound.longest}
+    found["pattern"] = f"^(?:{bound.form})$" if bound.form else PRINTABLE
+    return found | ({"description": bound.said} if bound.said else {})
 
 
 def example(kind: type) -> dict[str, Any]:
     """A message with a good value in every field, as JSON has it."""
-    return {name: _example(hint, limits.rule_of(kind.__name__, name)) for name, hint in wire.hints_of(kind).items()}
+    return {name: _example(hint) for name, hint in bounds.annotations_of(kind).items()}
 
 
-def _example(hint: Any, rule: Rule | None) -> Any:
+def _example(annotated: Any) -> Any:
+    hint, bound = bounds.split(annotated)
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return example(hint)
     if origin in (types.UnionType, typing.Union):
-        return _example(inner[0], rule)
+        return _example(inner[0])
     if origin is tuple:
-        return [_example(inner[0], rule)]
+        return [_example(inner[0])]
     if origin is dict:
-        return {"name": _example(inner[1], rule)}
-    if hint is bool:
-        return False
+        return {"name": _example(inner[1])}
+    if isinstance(bound, (Whole, Real)):
+        return hint(max(bound.low, 1) if bound.high >= 1 else bound.low)
     if hint is str:
-        return EXAMPLE_HASH if isinstance(rule, Text) and limits.HASH in rule.form else "word"
-    low, high = (rule.low, rule.high) if isinstance(rule, (Whole, Real)) else (0, 1)
-    return hint(max(low, 1) if high >= 1 else low)
+        return EXAMPLE_HASH if isinstance(bound, Text) and bounds.HASH in bound.form else "word"
+    return False

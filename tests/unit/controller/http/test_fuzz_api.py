@@ -27,7 +27,7 @@ from controller.http import openapi
 from controller.http.routes import ROUTES
 from curtail import wire
 from curtail.wire import limits
-from curtail.wire.limits import Real, Text, Whole
+from curtail.wire.bounds import Real, Text, Whole
 
 COUNT = int(os.environ.get("CURTAIL_FUZZ", "20"))
 fuzz = settings(
@@ -82,7 +82,7 @@ def field(kind, name, hint, known):
     if dataclasses.is_dataclass(options[0]):
         choices.append(message(options[0], known))
     else:
-        choices.append(by_rule(options[0], limits.rule_of(kind.__name__, name)))
+        choices.append(by_rule(options[0], wire.bound_of(kind, name)))
     return mostly(known[name], st.one_of(*choices)) if name in known else st.one_of(*choices)
 
 

@@ -12,7 +12,7 @@ from controller.http import openapi
 from controller.http.app import STATUS_OF, create_app
 from curtail import wire
 from curtail.errors import WireError
-from curtail.wire import limits
+from curtail.wire import bounds
 
 DOCUMENT = openapi.document("0")
 OPERATIONS = [
@@ -72,7 +72,7 @@ def test_every_schema_is_closed_and_bounds_its_numbers_and_texts():
             assert schema["minimum"] < schema["maximum"], where
         if schema.get("type") == "array":
             assert schema["maxItems"], where
-        if schema.get("type") == "string" and where in limits.RULES and where.endswith("Request"):
+        if schema.get("type") == "string" and where.endswith("Request"):
             assert schema["maxLength"], where
 
     for name, schema in DOCUMENT["components"]["schemas"].items():
@@ -85,4 +85,4 @@ def test_every_schema_is_closed_and_bounds_its_numbers_and_texts():
 def test_the_documents_pattern_and_the_rule_agree_on_what_can_be_printed(text):
     assert not re.fullmatch(openapi.PRINTABLE, text) and re.fullmatch(openapi.PRINTABLE, "line\n\té 世")
     with pytest.raises(WireError):
-        limits.Text(10).check(text, "x")
+        bounds.Text(10).check(text, "x")
