@@ -30,7 +30,7 @@ SHUFFLE_SEED = 1337
 """Order of the questions before the first ones are taken; nanochat's."""
 DEFAULT_DELIMITER = " "
 
-_REMEDY = "fetch the bundle again, or give a folder of the published form (docs/evaluation.md)"
+_REMEDY = "fetch the bundle again, or give a folder of the published form (docs/guides/evaluation.md)"
 _YAML_BYTES = 262_144  # the published core.yaml has about 4 kB
 _YAML_DEPTH = 16
 _SECTION = "icl_tasks"

@@ -1,9 +1,9 @@
-"""When a controller that asked for patience (429, Retry-After) may be asked again.
+"""Backoff: how long to wait before the controller is asked again.
 
-Decides how long nothing is sent, with a random share on top, so that all who were
-told the same do not come back at the same moment; and, to the same end, how pauses
-after failures and between heartbeats are spread. Pure: time and chance are arguments.
-Heartbeats are counted on their own, as the controller does it. Seconds.
+After a rate limit (429, Retry-After) nothing is sent for the time it names and a
+random share more; pauses after failures and between heartbeats are spread at random.
+So clients that failed together do not return together. Heartbeats have a limit of
+their own, as at the controller. Pure: time and chance are arguments. Units: seconds.
 """
 
 from __future__ import annotations
@@ -12,39 +12,38 @@ import re
 from dataclasses import dataclass, field
 
 LONGEST_S = 300.0
-"""Whatever a controller says, it is asked again after so many seconds at most, before the share of chance."""
+"""The longest Retry-After that is obeyed, before the random share."""
 
 UNSAID_S = 1.0
-"""Where the answer names no time, or one that is no number of seconds."""
+"""Used if the answer has no Retry-After, or one that is not a number of seconds."""
 
 SHARE = 0.5
-"""The most that chance adds, as a part of what was asked for."""
-
+"""The largest random addition, as a fraction of the Retry-After."""
 
 BETWEEN = 0.5
-"""The most that chance takes off a pause after a failure."""
+"""The largest random reduction of a pause after a failure, as a fraction of it."""
 
 
 def spread(seconds: float, chance: float, most: float = BETWEEN) -> float:
-    """A pause that is not the same for all. Never longer than `seconds`, which others may count on.
+    """A pause shortened at random; never longer than `seconds`, so that others may count on it.
 
-    Args: chance: from 0 to 1. most: the part of it that chance may take off.
+    Args: chance: from 0 to 1. most: the fraction of the pause that chance may take off.
     """
     return seconds * (1.0 - most * chance)
 
 
 @dataclass(slots=True)
 class Throttle:
-    """What one agent or job was told. Monotonic seconds."""
+    """The rate limits that the controller has set one agent or job. Units: monotonic seconds."""
 
     _until: dict[bool, float] = field(default_factory=dict)
 
     def left(self, heartbeat: bool, now: float) -> float:
-        """Seconds during which nothing of this kind may be sent."""
+        """Seconds until a heartbeat, or any other request, may be sent."""
         return max(0.0, self._until.get(heartbeat, 0.0) - now)
 
     def told(self, heartbeat: bool, header: str | None, now: float, chance: float) -> float:
-        """The controller refused a request; seconds until the next one.
+        """The controller answered 429; returns the seconds until the next request.
 
         Args: header: its Retry-After. chance: from 0 to 1.
         """

@@ -1,11 +1,10 @@
-"""Control messages to the controller: one typed call per path of `curtail.wire`.
+"""Client of the controller's HTTP API: one typed call for each path of `curtail.wire`.
 
-Decides how answers and failures become values and `CurtailError`s; it does not
-retry, but for a request whose signature bore a wrong time, and moves no weights
-(`agent.http.transfer` does). The `httpx.Client` is handed
-in, with the controller's address as its base; who may answer there is decided
-in `curtail.security.tls`. Every call has a timeout, in seconds. What makes a
-contribution count is signed with the agent's key.
+Decides how answers and failures become values and `CurtailError`s. It does not retry,
+except once a request that was signed with a wrong time of day, and it moves no weights
+(`agent.http.transfer` does). `curtail.security.tls` decides which server is trusted.
+Every call has a timeout, in seconds. Join, heartbeat, checkout, progress, commit and
+leave are signed with the agent's key.
 """
 
 from __future__ import annotations
@@ -39,13 +38,13 @@ from curtail.system.clock import Clock, SystemClock
 from curtail.wire import limits
 
 MOST_BYTES = 2_200_000_000
-"""Where a caller does not say how large a file is: the weights of d20."""
+"""Assumed size of a file if the caller names none, in bytes: the weights of d20."""
 
 READ_BYTES_S = 20e6
-"""A controller that hashes or reads a file before it answers does so at this rate at least: bytes per second."""
+"""Slowest rate, in bytes per second, at which a controller reads or hashes a file before it answers."""
 
 SAME_S = 60.0
-"""Seconds by which two looks at the controller's time of day may differ with nobody having set a clock."""
+"""Seconds by which two readings of the controller's time of day may differ although no clock was set."""
 
 Reply = TypeVar("Reply")
 
@@ -72,11 +71,11 @@ class Control:
 
     Args:
         http: has the controller's address as `base_url`.
-        credential: sent as bearer with every call; None before the agent has joined.
-        link: the limit that `agent.http.transfer` keeps to; None: no limit.
-        signer: signs what must be signed; None: nothing can be joined or committed.
-        reread: the credential as it is now, for a job: its agent gets a new one every few hours.
-        clock: tells when a controller that asked for patience may be asked again; None: the system's.
+        credential: sent as bearer token with every call; None before the agent has joined.
+        link: the bandwidth limit that `agent.http.transfer` obeys; None: no limit.
+        signer: signs requests; None: nothing can be joined or committed.
+        reread: returns the current credential, for a job: its agent gets a new one every few hours.
+        clock: for rate limits; None: the system's.
     """
 
     def __init__(
@@ -96,7 +95,7 @@ class Control:
         self._clock, self._throttle = clock or SystemClock(), Throttle()
 
     def join(self, request: wire.JoinRequest) -> wire.JoinReply:
-        """Be admitted with a token; the reply's credential is used from now on.
+        """Join with a token; the reply's credential is used from now on.
 
         Raises: AuthError, Refused, WireError, Unreachable.
         """
@@ -106,7 +105,7 @@ class Control:
         return reply
 
     def renew(self, request: wire.RenewRequest) -> wire.JoinReply:
-        """A new credential by the agent's key alone; it is used from now on.
+        """Get a new credential with the agent's key alone; it is used from now on.
 
         Raises: AuthError: no machine with this key joined. Unreachable.
         """
@@ -120,7 +119,7 @@ class Control:
         return reply
 
     def heartbeat(self, beat: wire.Heartbeat, timeout_s: float = 5.0) -> wire.HeartbeatReply:
-        """Say what this agent does; hear whether it may train.
+        """Report what this agent does; the reply says whether it may train.
 
         Raises: AuthError, Refused (another agent speaks for the site), Unreachable.
         """
@@ -128,7 +127,7 @@ class Control:
         return self._post(wire.HEARTBEAT, beat, wire.HeartbeatReply, timeout_s, signed=True)
 
     def leave(self, request: wire.LeaveRequest, timeout_s: float = 5.0) -> wire.Ack:
-        """Stop for good."""
+        """Leave the run for good."""
         request = dataclasses.replace(request, reason=limits.clean(request.reason))
         return self._post(wire.LEAVE, request, wire.Ack, timeout_s, signed=True)
 
@@ -144,25 +143,25 @@ class Control:
         return self._post(wire.CHECKOUT, request, wire.CheckoutReply, signed=True)
 
     def progress(self, progress: wire.Progress, timeout_s: float = 5.0) -> wire.ProgressReply:
-        """Tell how far the round is; hear whether it should end."""
+        """Report the progress of a round; the reply says whether it should end."""
         return self._post(wire.PROGRESS, progress, wire.ProgressReply, timeout_s, signed=True)
 
     def commit(self, request: wire.CommitRequest, size: int = MOST_BYTES) -> wire.Receipt:
-        """Hand in a contribution whose blob, of `size` bytes, is already there; a repeat gets the first receipt.
+        """Commit a contribution whose file, of `size` bytes, is uploaded; a repeat gets the first receipt.
 
         Raises: Refused: another base, fence or round.
         """
         return self._post(wire.COMMIT, request, wire.Receipt, reading_s(size), signed=True)
 
     def offer_blob(self, offer: wire.BlobOffer) -> wire.BlobStatus:
-        """Reserve room for a file; hear which parts are missing.
+        """Reserve space for a file; the reply says which parts are missing.
 
-        Raises: DiskError: the controller has no room.
+        Raises: DiskError: the controller has no space.
         """
         return self._post(wire.BLOBS, offer, wire.BlobStatus, reading_s(offer.size))
 
     def commit_blob(self, sha256: str, size: int) -> None:
-        """All parts are there, `size` bytes: check the whole and keep it.
+        """All parts are uploaded, `size` bytes: have the controller check the whole file and keep it.
 
         Raises: Refused: a part is missing or the content has another hash.
         """
@@ -170,7 +169,7 @@ class Control:
         self._send_signed(path, b"", {}, reading_s(size))
 
     def status(self) -> wire.Status:
-        """The snapshot every view is made of."""
+        """The state of the run, as all views show it."""
         return self._get(wire.STATUS, wire.Status)
 
     def send(
@@ -182,7 +181,7 @@ class Control:
         headers: dict[str, str] | None = None,
         timeout_s: float = REPLY_S,
     ) -> bytes:
-        """One request; the body of a successful answer.
+        """Send one request; returns the body of a successful answer.
 
         Raises: Unreachable, or the `CurtailError` that the answer stands for.
         """
@@ -206,13 +205,15 @@ class Control:
     ) -> Iterator[httpx.Response]:
         """A request whose successful answer is read inside the `with` block.
 
-        Raises: as `send`; also inside the block, when the connection is cut. Throttled: the controller asked for
-            patience, now or lately; in the second case nothing was sent.
+        Raises: as `send`; inside the block, too, when the connection is cut. Throttled: the controller limits the
+            rate, by this answer or by an earlier one; in the second case nothing was sent.
         """
         heartbeat = path == wire.HEARTBEAT
         left = self._throttle.left(heartbeat, self._clock.monotonic())
         if left > 0:
-            raise Throttled(f"the controller at {self.address} asked to come again in {left:.1f} s")
+            raise Throttled(
+                f"the controller at {self.address} limits requests; the next one may be sent in {left:.1f} s"
+            )
         all_headers = dict(headers or {})
         if self._reread is not None:
             self.credential = self._reread() or self.credential
@@ -234,7 +235,7 @@ class Control:
             if why := mistrust(error, self.address):
                 raise Unreachable(why, MISTRUST_REMEDY) from error
             if remedy := other_scheme(error, self.address):
-                raise Unreachable(f"no TLS connection to {self.address} comes about", remedy) from error
+                raise Unreachable(f"no TLS connection to {self.address} can be made", remedy) from error
             raise Unreachable(
                 f"nobody answers at {self.address}", "check the address and that `curtail controller` runs there"
             ) from error
@@ -256,7 +257,7 @@ class Control:
         return wire.decode(kind, self.send("POST", path, content=content, headers=headers, timeout_s=timeout_s))
 
     def _send_signed(self, path: str, content: bytes, headers: dict[str, str], timeout_s: float) -> bytes:
-        """Send it with a signature; a second time where the refusal told that the time it was signed with was wrong."""
+        """Send a signed request; once more if the refusal shows that it was signed with a wrong time of day."""
         believed = 0.0 if self.signer is None else self.signer.ahead_s
         for again in (False, True):
             signature = self._signature("POST", path, content)
@@ -273,7 +274,7 @@ class Control:
         return {} if self.signer is None else {signing.HEADER: self.signer.header(method, path, body)}
 
     def _note_time(self, response: httpx.Response) -> None:
-        """Requests are signed with the controller's time of day, so that this machine's may be wrong."""
+        """Learn the controller's time of day: requests are signed with it, so this machine's clock may be wrong."""
         said = response.headers.get("date")
         if self.signer is None or not said:
             return
@@ -285,18 +286,17 @@ class Control:
 
 
 def reading_s(size: int) -> float:
-    """Longest wait for an answer for which the controller first reads `size` bytes.
+    """Timeout, in seconds, of a request for which the controller first reads `size` bytes.
 
-    No longer than that takes: a connection that was lost without a word is noticed by this alone, and a round does
-    not wait.
+    It is no longer than that, because only this timeout notices a connection that was lost silently.
     """
     return REPLY_S + size / READ_BYTES_S
 
 
 def _refusal(response: httpx.Response) -> CurtailError:
-    """The error that a failed `response` stands for."""
+    """The error that an unsuccessful `response` stands for."""
     status = response.status_code
-    # A controller that fails inside, or a proxy before it, is an outage: it may pass.
+    # An internal error of the controller, or of a proxy before it, counts as an outage: it may pass.
     kind = _BY_STATUS.get(status, Unreachable if status >= 500 else CurtailError)
     body = b""
     for chunk in response.iter_bytes():
@@ -311,7 +311,7 @@ def _refusal(response: httpx.Response) -> CurtailError:
 
 
 def _detail(body: bytes) -> str:
-    """What a body that is no `Problem` says, cut short."""
+    """The detail in a body that is no `Problem`, cut to 200 characters."""
     try:
         value = json.loads(body)
     except ValueError:

@@ -37,7 +37,7 @@ class Forbidden(AuthError):
 
 
 class Role(StrEnum):
-    """What a caller may do: `controller.http.app` names the roles of each path."""
+    """What a caller may do: `controller.http.routes` names the roles of each path."""
 
     AGENT = "agent"
     VIEWER = "viewer"

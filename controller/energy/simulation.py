@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from controller.energy.clock import ReplayClock
 from controller.energy.microgrid import Battery, Plant, Supply
 from curtail.errors import CurtailError
-from curtail.system.clock import Clock
 
 log = logging.getLogger("curtail.energy")
 
@@ -30,33 +30,6 @@ Tick = Callable[[float, Mapping[str, Supply]], None]
 def preload() -> None:
     """Import vessim now: it takes seconds, which the clock of a replay should not lose."""
     import vessim  # noqa: F401
-
-
-class ReplayClock:
-    """Simulated time that runs at `speed` from `start`; readable from any thread."""
-
-    def __init__(self, start: float, speed: float, clock: Clock) -> None:
-        self.start = start
-        self.speed = speed
-        self._clock = clock
-        self._origin = clock.monotonic()
-
-    def now(self) -> float:
-        """The controller's clock, seconds."""
-        return self.start + self.speed * (self._clock.monotonic() - self._origin)
-
-
-class LiveClock(ReplayClock):
-    """Real time, for live signals: never goes back, and never behind where the run stopped."""
-
-    def __init__(self, start: float, clock: Clock) -> None:
-        super().__init__(max(start, clock.wall()), 1.0, clock)
-        self._latest = self.start
-
-    def now(self) -> float:
-        """Unix time; stands still while the machine's clock is set back."""
-        self._latest = max(self._latest, self._clock.wall())
-        return self._latest
 
 
 class EnergySimulation:

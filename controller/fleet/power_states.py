@@ -14,7 +14,7 @@ from enum import StrEnum
 
 from curtail.config import SiteSection
 from curtail.errors import RefusedTransition
-from curtail.policy.rules import Forecast
+from curtail.grid.forecast import Forecast
 
 RETRY_S, RETRY_MOST_S = 15.0, 600.0
 """Pause after a failed on_resume, or one that brought no agent back; doubles with each in a row."""

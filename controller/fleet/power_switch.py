@@ -21,12 +21,13 @@ from controller.fleet.power_states import (
     retry_s,
     start_expected,
 )
-from controller.rounds.leases import Event
 from controller.store import Transaction
+from controller.store.events import Event
 from controller.store.rows import SwitchedRow
 from curtail.carbon.accounting import ATTRIBUTED
 from curtail.config import RunConfig, SiteSection
-from curtail.policy.rules import Forecast, Verdict
+from curtail.grid.forecast import Forecast
+from curtail.policy.rules import Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +257,7 @@ class Switches:
         """A woken site that may train is in its start until its job has begun: waking is part of what it costs."""
         if self.state(live.site) is not Power.WAKING and live.site not in self._woken:
             return
-        if live.job is None and live.granted:
+        if live.job is None and live.permit.granted:
             live.phase = "start"
         else:
             self._woken.discard(live.site)

@@ -16,10 +16,11 @@ from controller.files.uploads import Uploads
 from controller.files.versions import Versions
 from controller.rounds import lifecycle
 from controller.rounds.commits import Commits
-from controller.rounds.leases import Event, Gone, Members
+from controller.rounds.leases import Gone, Members
 from controller.rounds.lifecycle import Kind, Member, Round, RoundEvent
 from controller.rounds.publish import Merger, Merging
 from controller.store import Transaction
+from controller.store.events import Event
 from controller.store.rows import MemberRow, RoundRow, VersionRow
 from curtail.config import RunConfig
 from curtail.wire import (

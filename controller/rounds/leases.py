@@ -12,6 +12,7 @@ from collections.abc import Callable
 from controller.rounds import lifecycle
 from controller.rounds.lifecycle import Kind, Member, MemberEvent
 from controller.store import Transaction, sample_pool
+from controller.store.events import Event
 from controller.store.rows import KeptRow, MemberRow, RoundRow
 from controller.store.sample_pool import Range
 from curtail.config import RunConfig
@@ -19,9 +20,6 @@ from curtail.wire import CheckoutRequest
 
 Gone = Callable[[str, str], tuple[MemberEvent, str] | None]
 """Whether the job (site, job) that should be training is gone, and why."""
-
-Event = Callable[[Transaction, str, str], None]
-"""Notes one line in the event log: (transaction, kind, text)."""
 
 
 ROUNDS = 3

@@ -17,9 +17,10 @@ from controller.aggregation.outer_step import USUAL_OF, MergeResult, MergeSpec, 
 from controller.files.uploads import Uploads
 from controller.files.versions import Versions
 from controller.rounds import lifecycle
-from controller.rounds.leases import Event, Members
+from controller.rounds.leases import Members
 from controller.rounds.lifecycle import Kind, Member, MemberEvent, Round, RoundEvent
 from controller.store import Transaction
+from controller.store.events import Event
 from controller.store.rows import BlobRow, MemberRow, RoundRow, RunRow, VersionRow
 from controller.store.sample_pool import Range
 from curtail.config import RunConfig

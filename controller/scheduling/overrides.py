@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from controller.rounds.leases import Event
 from controller.store import Transaction
+from controller.store.events import Event
 from controller.store.rows import OrderRow
 from curtail import wire
 from curtail.errors import NotFound, WireError

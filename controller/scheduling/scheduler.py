@@ -15,16 +15,16 @@ from collections.abc import Callable, Iterable, Iterator
 from math import inf
 from statistics import median
 
-from controller.energy.simulation import ReplayClock
+from controller.energy.clock import ReplayClock
 from controller.fleet.live import Fleet, LiveSite
 from controller.ledger.recorder import Booking
-from controller.rounds.leases import Event
 from controller.rounds.lifecycle import Member
 from controller.scheduling.goal import COMMITS, Aim, Progress, aim
 from controller.scheduling.overrides import Orders
 from controller.scheduling.site_costs import Learned, costs, learn
 from controller.signals.replay import Source
 from controller.store import Transaction
+from controller.store.events import Event
 from controller.store.rows import RunRow
 from curtail.carbon.accounting import Entry
 from curtail.config import RunConfig
@@ -117,6 +117,10 @@ class Deciding:
         for region in self._rules:
             verdicts = [decision.verdicts[name] for name, view in views.items() if view.rule.region == region]
             self._tell(tx, region, max(verdicts, key=lambda verdict: (verdict.granted, verdict.hold)))
+
+    def verdict(self, live: LiveSite) -> Verdict | None:
+        """The site's own verdict, or its region's where it is silent; None before the first step."""
+        return self.sites.get(live.site) or self.regions.get(live.region)
 
     def costs(self, live: LiveSite) -> SiteCosts:
         """What a start, a stop and an exchange cost the site, as far as is known."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 from controller.auth import credentials, tokens
 from controller.auth.credentials import Caller, Forbidden, Role
 from controller.files.uploads import ABANDONED_S
-from controller.rounds.leases import Event
 from controller.service.sites import Sites
 from controller.store import Transaction
+from controller.store.events import Event
 from controller.store.rows import BlobRow, MachineRow
 from curtail import wire
 from curtail.config import RunConfig

@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from controller.auth import credentials
-from controller.energy.simulation import ReplayClock
+from controller.energy.clock import ReplayClock
 from controller.fleet.live import Fleet, LiveMachine, LiveSite
 from controller.ledger.recorder import Booking
-from controller.rounds.leases import Event
 from controller.service import admission
 from controller.store import Transaction
+from controller.store.events import Event
 from controller.store.rows import MachineRow, SiteRow, TokenRow
 from curtail import wire
 from curtail.config import RunConfig

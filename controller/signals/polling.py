@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from controller.signals.answer import Feed, Known, SignalError, Unbelievable, believe
+from curtail.grid.forecast import Forecast
 from curtail.grid.reading import Reading, unknown
-from curtail.policy.rules import Forecast
 from curtail.system.clock import Clock
 
 log = logging.getLogger("curtail.signal")

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from math import inf
 from typing import Protocol
 
+from curtail.grid.forecast import Forecast
 from curtail.grid.reading import Reading
 from curtail.grid.trace import Trace
-from curtail.policy.rules import Forecast
 
 
 class Source(Protocol):

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from curtail.grid.forecast import Forecast
 from curtail.grid.reading import Reading, unknown
-from curtail.policy.rules import Forecast
 
 if TYPE_CHECKING:
     from controller.signals.replay import Source

@@ -26,6 +26,7 @@ from curtail.commands.train import command as train_command
 from curtail.commands.demo import command as demo_command
 from curtail.commands.simulate import command as simulate_command
 from curtail.commands.ledger import command as ledger_command
+from curtail.commands.report import command as report_command
 from curtail.commands.doctor import command as doctor_command
 from curtail.commands import controller
 from curtail.commands import agent
@@ -41,6 +42,7 @@ COMMANDS = (
     demo_command,
     simulate_command,
     ledger_command,
+    report_command,
     doctor_command,
     controller,
     agent,

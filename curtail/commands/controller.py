@@ -11,7 +11,7 @@ from curtail.commands.program import check_words, controller_app, controller_ser
 
 @controller_app.command("start")
 def controller_start(
-    run_file: Annotated[Path, typer.Argument(help="The run file, TOML; docs/run-file.md lists its keys.")],
+    run_file: Annotated[Path, typer.Argument(help="The run file, TOML; docs/reference/run-file.md lists its keys.")],
     home: Annotated[Path, typer.Option(help="Folder of the run's state; made if missing, continued if not.")],
     trace: Annotated[
         Path | None,
@@ -46,12 +46,13 @@ def controller_start(
 ) -> int:
     """Start the controller of a run, or go on with it."""
     from controller.serve import StartOptions, start
+    from controller.signals.start import SignalOptions
 
     for name in advertise or ():
         check_host(name)
     options = StartOptions(
-        home=home, run_file=run_file, trace=trace, unit=unit.value if unit else None, speed=speed, host=host, port=port,
-        announce=announce, forecast=forecast, tls=tls, insecure=insecure, advertise=tuple(advertise or ()),
+        home=home, run_file=run_file, signal=SignalOptions(trace, unit.value if unit else None, speed, forecast),
+        host=host, port=port, announce=announce, tls=tls, insecure=insecure, advertise=tuple(advertise or ()),
         open_status=open_status, address_share=address_share,
     )  # fmt: skip
     return start(options)

@@ -1,7 +1,4 @@
-"""From the run file's text to its checked sections.
-
-What the keys of a run file must fulfil together.
-"""
+"""From the run file's text to its sections, checked one by one and together."""
 
 from __future__ import annotations
 
@@ -26,8 +23,8 @@ from curtail.config.schema import (
     SiteSection,
     TrainingSection,
 )
-from curtail.errors import ConfigError, NotFound, WireError
-from curtail.wire.limits import NAMED
+from curtail.errors import ConfigError, NotFound
+from curtail.wire.bounds import NAMED
 
 
 def load_config(path: Path) -> RunConfig:
@@ -38,7 +35,7 @@ def load_config(path: Path) -> RunConfig:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise NotFound(f"there is no run file {path}", "write one as docs/run-file.md shows") from error
+        raise NotFound(f"there is no run file {path}", "write one as docs/reference/run-file.md shows") from error
     except IsADirectoryError as error:
         raise ConfigError(f"the run file {path} is a folder", "name the file in it") from error
     except OSError as error:
@@ -46,7 +43,9 @@ def load_config(path: Path) -> RunConfig:
             f"cannot read the run file {path}: {error.strerror}", "check its owner and its mode"
         ) from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"the run file {path} is no text in UTF-8", "write one as docs/run-file.md shows") from error
+        raise ConfigError(
+            f"the run file {path} is not UTF-8 text", "write one as docs/reference/run-file.md shows"
+        ) from error
     try:
         table = tomllib.loads(text)
     except ValueError as error:  # also a number of more digits than Python reads
@@ -95,7 +94,9 @@ def parse_config(table: Mapping[str, Any], where: str = "run file") -> RunConfig
         if name in table:
             sections[name] = section(kind, table[name], f"{where}: [{name}]")
         elif name in ("run", "model", "data", "training"):
-            raise ConfigError(f"{where}: section [{name}] is missing", "docs/run-file.md shows a whole run file")
+            raise ConfigError(
+                f"{where}: section [{name}] is missing", "docs/reference/run-file.md shows a whole run file"
+            )
     regions = table.get("regions")
     if not isinstance(regions, Mapping) or not regions:
         raise ConfigError(f"{where}: no region is described", "add a section [regions.NAME] with power_train")
@@ -114,10 +115,8 @@ def parse_config(table: Mapping[str, Any], where: str = "run file") -> RunConfig
 def _check_names(what: str, names: Iterable[str], where: str) -> None:
     """Agents, traces and files must be able to say them: the rule is that of the messages."""
     for name in names:
-        try:
-            NAMED.check(name, "")
-        except WireError:
-            raise ConfigError(f"{where}: {name!r} cannot be the name of a {what}", f"use {NAMED.said}") from None
+        if NAMED.fault(name) is not None:
+            raise ConfigError(f"{where}: {name!r} cannot be the name of a {what}", f"use {NAMED.said}")
 
 
 def check(config: RunConfig, where: str) -> None:

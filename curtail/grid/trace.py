@@ -20,8 +20,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from curtail.errors import DataError, NotFound
+from curtail.grid.forecast import Forecast
 from curtail.grid.reading import Reading, check_value, to_g_per_kwh, unknown
-from curtail.policy.rules import Forecast
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """What a site loses and draws when it starts, stops and exchanges: is a window worth it?
 
 Pure arithmetic on the measured (or assumed) costs of one site. The rules and
-their numbers are those of docs/carbon-accounting.md. Units: seconds, W,
+their numbers are those of docs/guides/carbon-accounting.md. Units: seconds, W,
 gCO2/kWh, grams.
 """
 

@@ -153,7 +153,7 @@ def test_a_run_killed_with_9_goes_on_with_the_same_losses(packed_data, tmp_path,
 
 
 def test_two_machines_train_one_model_and_one_of_them_writes(packed_data, tmp_path):
-    """What docs/training.md says for several machines; the second one has a disk of its own."""
+    """What docs/guides/training.md says for several machines; the second one has a disk of its own."""
     first, second, one = (tmp_path / name for name in ("first", "second", "one"))
     with ThreadPoolExecutor(2) as both:
         whole = both.submit(trained, packed_data, one, 2)

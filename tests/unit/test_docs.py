@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import inspect
 import re
 import tomllib
@@ -30,12 +31,15 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ARCHITECTURE = (DOCS / "architecture.md").read_text(encoding="utf-8")
-RUN_FILE = (DOCS / "run-file.md").read_text(encoding="utf-8")
-CLI = (DOCS / "cli.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+PROTOCOL = (DOCS / "protocol.md").read_text(encoding="utf-8")
+GUARANTEES = (DOCS / "guarantees.md").read_text(encoding="utf-8")
+QUICKSTART = (DOCS / "quickstart.md").read_text(encoding="utf-8")
+RUN_FILE = (DOCS / "reference" / "run-file.md").read_text(encoding="utf-8")
+CLI = (DOCS / "reference" / "cli.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 EXAMPLES = sorted((DOCS / "examples").glob("*.toml"))
 PACKAGES = ("curtail", "controller", "agent", "nanochat", "rustbpe")
-SOURCES = {".py", ".pyi", ".rs", ".toml", ".lock"}
+README_LINES = 150
 
 page = pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 
@@ -89,7 +93,7 @@ COMMANDS = commands()
 
 def described(path: str) -> str:
     heading = [line for line in CLI.splitlines() if re.fullmatch(rf"### `{re.escape(path)}( \S+)*`", line)]
-    assert len(heading) == 1, f"docs/cli.md needs one section for {path}"
+    assert len(heading) == 1, f"docs/reference/cli.md needs one section for {path}"
     return section(CLI, heading[0])
 
 
@@ -126,10 +130,11 @@ def test_every_exit_code_is_described() -> None:
     assert codes == {kind.exit_code for kind in kinds} | {0, 130}
 
 
-def test_the_readme_names_only_commands_that_are_there() -> None:
-    text = "\n".join(re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)).replace("\\\n", " ")
-    used = re.findall(r"^curtail .*$", text, flags=re.MULTILINE)
-    assert len(used) >= 9
+@pytest.mark.parametrize(("name", "text", "least"), [("README", README, 4), ("quickstart", QUICKSTART, 9)])
+def test_a_page_for_newcomers_names_only_commands_and_options_that_exist(name: str, text: str, least: int) -> None:
+    shell = "\n".join(re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)).replace("\\\n", " ")
+    used = re.findall(r"^curtail .*$", shell, flags=re.MULTILINE)
+    assert len(used) >= least, name
     for line in used:
         path = max((path for path in COMMANDS if line.startswith(path + " ")), key=len, default=None)
         assert path, line
@@ -143,7 +148,7 @@ def test_the_readme_names_only_commands_that_are_there() -> None:
 def test_the_contract_is_the_one_of_the_code() -> None:
     """Against `curtail.wire` for the paths, and against the application for the methods."""
     paths = {value for name, value in vars(wire).items() if name.isupper() and str(value).startswith("/")}
-    rows = table(section(ARCHITECTURE, "## The HTTP contract"))
+    rows = table(section(PROTOCOL, "## The HTTP contract"))
     assert {row[1].strip("`") for row in rows} == paths - {wire.PREFIX}
     app = create_app(typing.cast(Any, None), typing.cast(Any, None), typing.cast(Any, None), lambda: None)
     served = {
@@ -280,35 +285,57 @@ def test_there_are_two_examples() -> None:
 # -- files, links, tests, words --------------------------------------------
 
 
-def tree() -> set[str]:
-    """The paths of the file tree in the README; folders end with a slash."""
-    block = re.search(r"```text\n(.*?)```", section(README, "## Files"), flags=re.DOTALL)
+def tree() -> list[str]:
+    """The folders of the tree in the README, each with the path from the repository's root and a slash at its end."""
+    block = re.search(r"```text\n(.*?)```", section(README, "## Folders"), flags=re.DOTALL)
     assert block
-    found, folders = set(), [""]
+    found, above = [], [""]
     for line in block[1].splitlines():
         depth = (len(line) - len(line.lstrip())) // 2
         name, *words = line.split()
-        assert words or name.endswith("/"), f"{name} has no word about it"
-        folders = [*folders[: depth + 1]]
-        found.add(folders[-1] + name)
-        folders.append(folders[-1] + name if name.endswith("/") else "")
+        assert name.endswith("/"), f"{name} is not a folder"
+        assert words, f"{name} has no word about it"
+        above = [*above[: depth + 1], above[depth] + name]
+        found.append(above[-1])
     return found
 
 
-def test_the_file_tree_names_every_source_file_and_no_other() -> None:
-    there = {
-        path.relative_to(ROOT).as_posix()
+def test_the_readme_names_every_package_folder() -> None:
+    """The five packages and the packages directly in them; deeper ones are in docs/layout.md."""
+    packages = {
+        f"{init.parent.relative_to(ROOT).as_posix()}/"
         for package in PACKAGES
-        for path in (ROOT / package).rglob("*")
-        if path.suffix in SOURCES and not {"target", "__pycache__"} & set(path.relative_to(ROOT).parts)
+        for pattern in ("__init__.py", "*/__init__.py")
+        for init in (ROOT / package).glob(pattern)
     }
-    assert {path for path in tree() if path.split("/")[0] in PACKAGES and not path.endswith("/")} == there
+    assert packages - set(tree()) == set(), "packages that are missing in the README's tree of folders"
 
 
-def test_the_file_tree_names_the_folders_of_tests_and_nothing_that_is_not_there() -> None:
-    folders = {f"tests/{path.name}/" for path in (ROOT / "tests").iterdir() if any(path.glob("*.py"))}
-    assert folders <= tree()
-    assert not [path for path in tree() if not (ROOT / path).exists()]
+def test_the_readme_names_no_folder_that_is_missing_and_none_twice() -> None:
+    assert not [path for path in tree() if not (ROOT / path).is_dir()]
+    assert len(tree()) == len(set(tree()))
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= README_LINES
+
+
+def test_the_layout_page_is_the_generated_one() -> None:
+    spec = importlib.util.spec_from_file_location("make_layout", DOCS / "make_layout.py")
+    assert spec and spec.loader
+    generator = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generator)
+    written = (DOCS / "layout.md").read_text(encoding="utf-8")
+    assert written == generator.page(), f"docs/layout.md is stale: run `{generator.COMMAND}`"
+
+
+def test_the_index_names_every_page() -> None:
+    index = DOCS / "index.md"
+    linked = {
+        (DOCS / target.partition("#")[0]).resolve() for target in re.findall(r"\]\(([^)]+)\)", index.read_text("utf-8"))
+    }
+    pages = {path for path in DOCS.rglob("*.md") if path != index and path.parent.name != "decisions"}
+    assert not sorted(path.name for path in pages - linked)
 
 
 @page
@@ -325,6 +352,15 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 
 @page
+def test_every_file_and_folder_that_is_named_exists(path: Path) -> None:
+    if path.name == "CHANGELOG.md":
+        pytest.skip("it tells of files that are gone")
+    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    named = re.findall(rf"`((?:{'|'.join(PACKAGES)}|tests)/(?:\w+/)*(?:\w+\.\w+)?)`", text)
+    assert not [name for name in named if "NAME" not in name and not (ROOT / name).exists()]
+
+
+@page
 def test_every_test_that_is_named_exists(path: Path) -> None:
     for file, name in re.findall(r"(tests/[\w/]+\.py)::(\w+)", path.read_text(encoding="utf-8")):
         body = ast.parse((ROOT / file).read_text(encoding="utf-8")).body
@@ -333,13 +369,15 @@ def test_every_test_that_is_named_exists(path: Path) -> None:
 
 @page
 def test_the_words_are_ours(path: Path) -> None:
-    avoided = r"\b(clients?|workers?|servers?|tasks?|managers?|utils?|helpers?|misc)\b"
+    """Words that name nothing here; a page about another project, or made of docstrings, may use theirs."""
+    if path.name in ("coming-from-flower.md", "layout.md"):
+        pytest.skip("other words belong there")
+    avoided = r"\b(workers?|tasks?|managers?|utils?|helpers?|misc)\b"
     assert not re.findall(avoided, prose(path.read_text(encoding="utf-8")), flags=re.IGNORECASE)
 
 
 def test_every_guarantee_names_a_test_or_says_that_there_is_none() -> None:
-    guarantees = section(ARCHITECTURE, "## Guarantees")
-    rows = table(section(guarantees, "### What always holds")) + table(section(guarantees, "### What a fault costs"))
+    rows = table(section(GUARANTEES, "## What always holds")) + table(section(GUARANTEES, "## What a fault costs"))
     assert len(rows) > 20
     assert not [row[0] for row in rows if "::test_" not in row[-1] and "no test yet" not in row[-1]]
 

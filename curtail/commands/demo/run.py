@@ -74,7 +74,7 @@ def run_demo(json_out: bool, keep: Path | None, seed: int) -> int:
 
 
 def _make_folder(keep: Path | None) -> Path:
-    from curtail.commands import default_state
+    from curtail.commands.options import default_state
 
     folder = (keep or default_state() / f"demo-{datetime.now().strftime('%Y%m%d-%H%M%S')}").absolute()
     made = not folder.exists()

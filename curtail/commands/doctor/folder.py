@@ -108,7 +108,7 @@ def room(home: Path, free: Callable[[Path], int] = free_bytes) -> list[Finding]:
         if words := judge(left, low, short=False):
             return [fail("disk", words, "free space there; the run goes on by itself")]
         if left < 2 * low:
-            remedy = "lower keep_versions, or move the folder: docs/operations.md"
+            remedy = "lower keep_versions, or move the folder: docs/guides/operations.md"
             words = f"{left / GIGABYTE:.1f} GB left; below {low / GIGABYTE:.1f} GB the run pauses"
             return [warn("disk", words, remedy)]
     elif left < AGENT_ROOM:

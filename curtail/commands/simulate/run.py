@@ -2,7 +2,7 @@
 
 Reads the trace, makes the planner's scenario out of the options, and prints what
 came of it as text, JSON or CSV; with `--sweep` for each value of one option.
-What is modelled, and which boundary each figure has, is in docs/planner.md.
+What is modelled, and which boundary each figure has, is in docs/guides/planner.md.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def train(
     data: Annotated[Path, typer.Option(help="Folder of prepared data.")],
     out: Annotated[Path, typer.Option(help="Folder for checkpoints and metrics; made if missing.")],
     preset: Annotated[
-        str | None, typer.Option(help="Name of the model; docs/run-file.md lists them.", show_default=False)
+        str | None, typer.Option(help="Name of the model; docs/reference/run-file.md lists them.", show_default=False)
     ] = None,
     depth: Annotated[
         int | None,
@@ -65,7 +65,7 @@ def train(
         bool | None, typer.Option(help="Compile the model; by default on CUDA only.", show_default=False)
     ] = None,
     attention: Annotated[
-        str, typer.Option(help="Attention backend; auto: the first one that works. docs/training.md lists them.")
+        str, typer.Option(help="Attention backend; auto: the first one that works. docs/guides/training.md lists them.")
     ] = "auto",
     fp8: Annotated[bool, typer.Option("--fp8", help="Multiply in 8-bit floats; on Hopper and later.")] = False,
     json: AsJson = False,
@@ -91,7 +91,7 @@ def train(
 @bench_app.command("train")
 def bench_train(
     preset: Annotated[
-        str | None, typer.Option(help="Name of the model; docs/run-file.md lists them.", show_default=False)
+        str | None, typer.Option(help="Name of the model; docs/reference/run-file.md lists them.", show_default=False)
     ] = None,
     depth: Annotated[
         int | None, typer.Option(min=1, help="Or its layers, 64 channels for each.", show_default=False)

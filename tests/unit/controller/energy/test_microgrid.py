@@ -7,8 +7,9 @@ import threading
 import pytest
 from doubles import FakeClock
 
+from controller.energy.clock import ReplayClock
 from controller.energy.microgrid import Battery, Plant, Supply, plants
-from controller.energy.simulation import EnergySimulation, ReplayClock
+from controller.energy.simulation import EnergySimulation
 from controller.energy.solar import SLOT_S, ClearSky, Recorded, irradiance, load_course, open_courses
 from curtail.carbon import accounting
 from curtail.config import BatterySection, RunConfig, SolarSection, config_from_json, parse_config

@@ -6,8 +6,9 @@ import threading
 
 from doubles import FakeClock
 
+from controller.energy.clock import ReplayClock
 from controller.energy.microgrid import Supply
-from controller.energy.simulation import EnergySimulation, ReplayClock
+from controller.energy.simulation import EnergySimulation
 from curtail.errors import DiskError
 from curtail.system.clock import SystemClock
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from controller.energy.simulation import ReplayClock
+from controller.energy.clock import ReplayClock
 from controller.fleet.power_commands import Ended, SystemRunner
 from controller.fleet.power_states import (
     AFTER_RESTART,

@@ -1,4 +1,4 @@
-"""docs/operations.md knows every kind of event, and the figures in it are those of the code."""
+"""docs/guides/operations.md knows every kind of event, and the figures in it are those of the code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from curtail.commands.systemd import units
 from curtail.security.signing import SKEW_S
 
 ROOT = Path(__file__).resolve().parents[4]
-TEXT = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "docs" / "guides" / "operations.md").read_text(encoding="utf-8")
 
 
 def kinds_in_code() -> set[str]:

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from controller.energy.simulation import LiveClock
+from controller.energy.clock import LiveClock
 from controller.service.service import Parts, Service
 from curtail.grid.reading import Reading
 from curtail.wire import Heartbeat, Power, Progress

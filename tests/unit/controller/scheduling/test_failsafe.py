@@ -1,4 +1,4 @@
-"""The fail-safe table of docs/carbon-accounting.md: when in doubt, no site trains, and the reason is said."""
+"""The fail-safe table of docs/guides/carbon-accounting.md: when in doubt, no site trains, and the reason is said."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from doubles import FakeClock, TickingClock
 from agent.http.client import Control
 from controller.aggregation.outer_step import MergeResult, MergeSpec
 from controller.auth import credentials
-from controller.energy.simulation import ReplayClock
+from controller.energy.clock import ReplayClock
 from controller.files.uploads import Uploads
 from controller.files.versions import Versions
 from controller.http.app import Door, create_app

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from doubles import FakeClock
 
-from controller.serve import Pulse
+from controller.http.server import Pulse
 from curtail import __main__ as entry
 from curtail.commands.systemd import install as service
 from curtail.commands.systemd import units

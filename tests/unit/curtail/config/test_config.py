@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
-from curtail.config import config_from_json, load_config, parse_config
+from curtail.config import config_from_json, load_config, parse_config, reader, schema
+from curtail.config.quantities import OneOf
 from curtail.errors import ConfigError, NotFound
+from curtail.wire.bounds import Real, Utf8, Whole, annotations_of, leaves
 
 TABLE = {
     "run": {"name": "x"},
@@ -176,9 +179,34 @@ def test_a_folder_a_file_of_bytes_and_a_number_without_end_are_told_in_plain_wor
         load_config(tmp_path)
     assert str(caught.value) == f"the run file {tmp_path} is a folder: name the file in it"
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match="no text in UTF-8"):
+    with pytest.raises(ConfigError, match="is not UTF-8 text"):
         load_config(tmp_path / "bytes")
     for text in (f"a = {'9' * 5000}", f"a = {'[' * 5000}"):
         (tmp_path / "long").write_text(text)
         with pytest.raises(ConfigError, match="no valid TOML"):
             load_config(tmp_path / "long")
+
+
+SECTIONS = {name: kind for name, kind in vars(schema).items() if name.endswith("Section")} | {"row": schema.OuterStep}
+
+
+@pytest.mark.parametrize("kind", SECTIONS.values(), ids=SECTIONS)
+def test_every_number_and_text_of_a_section_has_a_bound_of_its_type(kind):
+    expected = {int: Whole, float: Real, str: (Utf8, OneOf)}
+    for name, hint in annotations_of(kind).items():
+        for option, bound in leaves(hint):
+            if option in expected and name != "options":  # those are the plug-in's own
+                assert isinstance(bound, expected[option]), f"{kind.__name__}.{name}: annotate a bound"
+
+
+@dataclasses.dataclass
+class Unbounded:
+    count: int = 0
+    share: float = 0.0
+    text: str = ""
+
+
+@pytest.mark.parametrize(("key", "value"), [("count", 1), ("share", 0.5), ("text", "x")])
+def test_a_key_whose_field_has_no_bound_cannot_be_read(key, value):
+    with pytest.raises(TypeError, match=f"here {key}: .* needs a bound"):
+        reader.section(Unbounded, {key: value}, "here")

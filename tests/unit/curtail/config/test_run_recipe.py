@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from controller.home import home as homes
-from controller.serve import run_info
+from controller.home.run_info import run_info
 from curtail.config import RunConfig, parse_config
 from curtail.errors import ConfigError
 from nanochat import presets

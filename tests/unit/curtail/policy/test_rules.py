@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 
+from curtail.grid.forecast import Forecast
 from curtail.grid.reading import Reading, unknown
 from curtail.policy.costs import SiteCosts, holding_grams, restart_grams
-from curtail.policy.rules import Forecast, Regime, RegionRule, Site, Window, judge, regime_of, regime_reason, remember
+from curtail.policy.rules import Regime, RegionRule, Site, Window, judge, regime_of, regime_reason, remember
 
 RULE = RegionRule("A", threshold=100.0, max_age=600.0)
 
