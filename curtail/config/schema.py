@@ -330,7 +330,7 @@ RENAMED: dict[type, dict[str, str]] = {
     },
     PolicySection: {"most_sites": "max_sites"},
 }
-"""Section -> old key -> new key. Run files may use old keys until release 0.3; stores of older runs always hold them."""
+"""Section -> old key -> new key. Run files may use old keys until release 0.3; older stores always hold them."""
 
 
 def config_from_json(text: str) -> RunConfig:
