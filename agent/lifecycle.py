@@ -133,7 +133,7 @@ def energy_phase(state: State, job_phase: str | None) -> str:
 DRAIN_S = 60.0
 """How long a job may take to finish its step, and to leave once what it has is handed in.
 
-How long handing in may take, the job itself says: up to the run's `outage`, because a controller
+How long handing in may take, the job itself says: up to the run's `upload_timeout`, because a controller
 that is away for some minutes shall not cost a finished contribution."""
 
 BROKEN_S = 5.0

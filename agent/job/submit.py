@@ -1,7 +1,7 @@
 """The second half of a hand-in: a contribution's file is written, uploaded and committed, with patience.
 
 Decides how long a finished contribution waits: a full disk and a controller that
-cannot be reached are retried, with backoff, until the run's `outage` has passed since
+cannot be reached are retried, with backoff, until the run's `upload_timeout` has passed since
 the first failure. The agent is told until when, so that no drain ends the job before.
 Units: seconds of `Clock.monotonic`.
 """
@@ -55,7 +55,7 @@ class Patience:
 def write(link: ControllerLink, contribution: Contribution, path: Path) -> ContributionFile:
     """Write the contribution durably; waits for space on a full disk, for its weights exist only in memory.
 
-    Raises: DiskError: there is no space after the run's `outage`.
+    Raises: DiskError: there is no space after the run's `upload_timeout`.
     """
     patience = Patience(link.outage_s)
     while True:
@@ -74,7 +74,7 @@ def write(link: ControllerLink, contribution: Contribution, path: Path) -> Contr
 def submit(link: ControllerLink, file: ContributionFile, request: wire.CommitRequest) -> wire.Receipt | None:
     """Upload the file and commit it.
 
-    Returns: None: the controller refused it, or did not answer for the run's `outage`.
+    Returns: None: the controller refused it, or did not answer for the run's `upload_timeout`.
     Raises: AuthError, DiskError and others that a retry does not heal.
     """
     patience = Patience(link.outage_s)

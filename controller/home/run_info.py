@@ -31,5 +31,5 @@ def run_info(
         codec=config.rounds.codec,
         overlap=config.rounds.overlap,
         rewarm_steps=config.rounds.rewarm_steps,
-        outage_s=config.rounds.outage,
+        outage_s=config.rounds.upload_timeout,
     )

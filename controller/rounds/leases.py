@@ -152,7 +152,7 @@ class Members:
         # The live round has late ones too while it merges; each is released once.
         for member in tx.waiting(Member.LATE.value):
             why = gone(member.site, member.job)
-            if self._config.rounds.stale_weight == 0:
+            if self._config.rounds.staleness_discount == 0:
                 why = MemberEvent.JOB_ENDED, "late contributions are not taken any more"
             if why is not None:
                 self.release(tx, member, *why)

@@ -163,20 +163,20 @@ def may_keep(kind: Kind, overlap: bool) -> bool:
     return kind is Kind.LOCAL or overlap
 
 
-def overdue(kind: Kind, stale_weight: float) -> MemberEvent:
+def overdue(kind: Kind, staleness_discount: float) -> MemberEvent:
     """What missing the deadline means. Exact weights of a LOCAL round fit no other base, so they cannot come late."""
-    return MemberEvent.OVERDUE if kind is Kind.FEDERATED and stale_weight > 0 else MemberEvent.DEADLINE_PASSED
+    return MemberEvent.OVERDUE if kind is Kind.FEDERATED and staleness_discount > 0 else MemberEvent.DEADLINE_PASSED
 
 
-def discount(stale_weight: float, staleness: int) -> float:
+def discount(staleness_discount: float, staleness: int) -> float:
     """What a contribution counts whose base is `staleness` versions old."""
-    return 1.0 if staleness == 0 else float(stale_weight**staleness)
+    return 1.0 if staleness == 0 else float(staleness_discount**staleness)
 
 
-def inner_factors(sites: int, rate_power: float, memory_power: float) -> tuple[float, float]:
+def inner_factors(sites: int, lr_scaling: float, momentum_scaling: float) -> tuple[float, float]:
     """What the inner learning rates and the steps that Muon remembers are multiplied by; 1 and 1 of a sole site."""
     together = float(max(1, sites))
-    return together**rate_power, together**memory_power
+    return together**lr_scaling, together**momentum_scaling
 
 
 def momentum_off(tokens: int, budget: int) -> bool:

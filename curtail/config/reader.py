@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import logging
 import re
 import types
 import typing
@@ -12,10 +13,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from curtail.config.quantities import EXAMPLES, OneOf, Quantity, WholeOrWord, parse_quantity
-from curtail.config.schema import OuterStep
+from curtail.config.schema import RENAMED, OuterStep
 from curtail.errors import ConfigError
 from curtail.wire import bounds
 from curtail.wire.bounds import LARGEST, Bound, Real, Whole
+
+log = logging.getLogger("curtail.config")
 
 _SECRET = re.compile(r"passw|secret|token|credential|api_?key", re.IGNORECASE)
 
@@ -31,6 +34,7 @@ def section(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{where}: a section is needed, not {value!r}")
     fields = {f.name: f for f in dataclasses.fields(kind)}
+    value = _with_new_names(kind, value, where)
     refuse_unknown(value, list(fields), where, "key")
     out = {}
     for name, hint in bounds.annotations_of(kind).items():
@@ -41,6 +45,19 @@ def section(kind: Any, value: Any, where: str) -> Any:
             remedy = f'add {name} = "{EXAMPLES[bound.kind]}"' if isinstance(bound, Quantity) else f"add {name} = ..."
             raise ConfigError(f"{where}: key {name} is missing", remedy)
     return kind(**out)
+
+
+def _with_new_names(kind: Any, value: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """The section with each renamed key under its new name, and a warning for each."""
+    found = dict(value)
+    for old, new in RENAMED.get(kind, {}).items():
+        if old not in value:
+            continue
+        if new in value:
+            raise ConfigError(f"{where}: {old} is the old name of {new}, and both are given", f"remove {old}")
+        found[new] = found.pop(old)
+        log.warning("%s: the key %s is now called %s; release 0.3 will not accept the old name", where, old, new)
+    return found
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:

@@ -64,7 +64,7 @@ class TrainingSection:
     # per rank and pass; 0, in the file "auto": on a GPU what fits, on a CPU the whole slice
     device_batch_samples: Annotated[int, WholeOrWord(0, word="auto", stands_for=0)] = 0
     recipe: String = "reference"  # hyperparameters by name; `nanochat.recipe` knows which there are
-    set: tuple[String, ...] = ()  # KEY=VALUE, on top of the recipe
+    overrides: tuple[String, ...] = ()  # KEY=VALUE, on top of the recipe
     warmdown_fraction: Share | None = None  # default: the recipe's
 
 
@@ -98,11 +98,11 @@ class RoundsSection:
     overlap: bool = False  # FEDERATED sites train on while their contribution travels and is merged
     ahead_steps: Count | None = None  # steps a lease exceeds a round by; default: see `ahead`
     rewarm_steps: Count = 20  # over which a site without inner state raises its learning rate
-    outage: Duration = 600.0  # how long a contribution waits for an unreachable controller
-    stale_weight: Share = 0.0  # per version of staleness; 0: late ones are refused
+    upload_timeout: Duration = 600.0  # how long a contribution waits for an unreachable controller
+    staleness_discount: Share = 0.0  # per version of staleness; 0: late ones are refused
     outer: tuple[OuterStep, ...] = (OuterStep(2, 1.0, 0.0),)  # ascending by sites; chosen in docs/guides/federated.md
-    rate_power: Share | None = None  # inner rates of K sites at once: * K ** this
-    memory_power: Share | None = None  # steps that Muon remembers: * K ** this
+    lr_scaling: Share | None = None  # inner rates of K sites at once: * K ** this
+    momentum_scaling: Share | None = None  # steps that Muon remembers: * K ** this
     keep_versions: Annotated[int, Whole(2)] = 3
 
     @property
@@ -126,8 +126,8 @@ class RoundsSection:
         mean = all(row.momentum == 0.0 for row in self.outer)
         both = 0.5 if mean else 0.0
         return (
-            both if self.rate_power is None else self.rate_power,
-            both if self.memory_power is None else self.memory_power,
+            both if self.lr_scaling is None else self.lr_scaling,
+            both if self.momentum_scaling is None else self.momentum_scaling,
         )
 
     @property
@@ -151,7 +151,7 @@ class PolicySection:
     deadline: String = ""  # a moment with its zone, or a duration from the run's start; `deadline_at`
     budget_kg: Annotated[float, Real(0.0)] | None = None  # most kgCO2 attributed to the run
     safety: Annotated[float, Real(1.0)] | None = None  # factor on the work; default: by how sure the forecast is
-    most_sites: Positive | None = None  # more than these are of no use
+    max_sites: Positive | None = None  # more than these are of no use
     start: Duration = 100.0  # controller clock; permit to first step, until it is measured
     stop: Duration = 15.0  # controller clock; end of the permit to released GPUs
     sync: Duration = 30.0  # controller clock; of a federated round without training
@@ -320,6 +320,19 @@ class RunConfig:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
 
+RENAMED: dict[type, dict[str, str]] = {
+    TrainingSection: {"set": "overrides"},
+    RoundsSection: {
+        "outage": "upload_timeout",
+        "stale_weight": "staleness_discount",
+        "rate_power": "lr_scaling",
+        "memory_power": "momentum_scaling",
+    },
+    PolicySection: {"most_sites": "max_sites"},
+}
+"""Section -> old key -> new key. Run files may use old keys until release 0.3; older stores always hold them."""
+
+
 def config_from_json(text: str) -> RunConfig:
     """The inverse of `RunConfig.to_json`."""
     value = json.loads(text)
@@ -332,14 +345,15 @@ def config_from_json(text: str) -> RunConfig:
 
 def _stored(kind: Any, value: Mapping[str, Any]) -> Any:
     """A section in its stored form; keys that an older version had are passed over. JSON knows no tuples."""
+    value = {RENAMED.get(kind, {}).get(name, name): held for name, held in value.items()}
     known = {f.name: value[f.name] for f in dataclasses.fields(kind) if f.name in value}
-    if kind is TrainingSection and "set" in known:
-        known["set"] = tuple(known["set"])
+    if kind is TrainingSection and "overrides" in known:
+        known["overrides"] = tuple(known["overrides"])
     if kind is RoundsSection:
         if "outer" in known:
             known["outer"] = tuple(OuterStep(**row) for row in known["outer"])
         # a run from before these could be chosen goes on as it began
-        known = {"rate_power": 0.0, "memory_power": 0.0} | known
+        known = {"lr_scaling": 0.0, "momentum_scaling": 0.0} | known
     for name, inner in (("solar", SolarSection), ("battery", BatterySection)):
         if kind is RegionSection and known.get(name) is not None:
             known[name] = _stored(inner, known[name])
