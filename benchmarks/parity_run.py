@@ -59,9 +59,7 @@ class Setting:
     feedback: bool = False  # what the codec cannot express is added to the next delta, in both directions
     rate: float = 1.0  # factor on the inner rates
     lr_scaling: float = 0.0  # the inner rates are multiplied by (sites in the round) ** lr_scaling, too
-    momentum_scaling: float = (
-        0.0  # Muon remembers (sites in the round) ** momentum_scaling times the steps
-    )
+    momentum_scaling: float = 0.0  # Muon remembers (sites in the round) ** momentum_scaling times the steps
     budget_share: float = 1.0  # of the tokens of the comparison
     split: bool = False  # the sites of a round share the batch: each takes batch / sites, and sites times as many steps
     ahead_steps: int = 0  # inner steps made before the version arrives that they belong to; sites that stay only

@@ -1,8 +1,7 @@
 """A limit on what a job's uploads and downloads take of the link, so that other traffic gets through.
 
-Decides how long a piece must wait before it is moved: a token bucket, pure, with
-the time as an argument. `Link` shares one bucket between the threads of a job.
-Without a limit nothing here is used. Units: bytes, bytes per second, seconds.
+Decides how long a piece must wait before it is moved. `Link` shares one token
+bucket between the threads of a job. Without a limit nothing here is used. Units: bytes, bytes per second, seconds.
 """
 
 from __future__ import annotations
@@ -10,10 +9,10 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from curtail.errors import UsageError
 from curtail.system.clock import Clock
+from curtail.system.token_bucket import TokenBucket
 
 BURST_S = 0.05
 """How much may be moved at once, as time at the limited rate: short, so that a heartbeat waits no longer."""
@@ -46,22 +45,6 @@ def parse_rate(text: str) -> float:
     return rate
 
 
-@dataclass(slots=True)
-class Bucket:
-    """How much may be moved now. It may go into debt: what was granted late is paid by waiting."""
-
-    rate: float  # bytes per second
-    burst: float  # most bytes that gather while nothing is moved
-    level: float
-    at: float  # when `level` was true
-
-    def take(self, size: int, now: float) -> float:
-        """Take `size` bytes at `now`; seconds to wait before they are moved."""
-        self.level = min(self.burst, self.level + (now - self.at) * self.rate) - size
-        self.at = now
-        return max(0.0, -self.level / self.rate)
-
-
 class Link:
     """One limit for all transfers of a job, from any thread.
 
@@ -71,12 +54,12 @@ class Link:
     def __init__(self, rate: float, clock: Clock) -> None:
         self.rate, self._clock, self._lock = rate, clock, threading.Lock()
         burst = max(float(PIECE), rate * BURST_S)
-        self._bucket = Bucket(rate, burst, burst, clock.monotonic())
+        self._bucket = TokenBucket.full(rate, burst, clock.monotonic())
 
     def wait(self, size: int) -> None:
         """Return as soon as `size` more bytes may be moved."""
         with self._lock:
-            seconds = self._bucket.take(size, self._clock.monotonic())
+            seconds = self._bucket.take(self._clock.monotonic(), size)
         if seconds > 0:
             self._clock.sleep(seconds)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from controller.store import Store
 from controller.store.sqlite_file import EVENTS_KEPT, EVENTS_STEP, fitness, log_bytes, sqlite_version
 from curtail.errors import CurtailError
+from curtail.system.home_files import ADDRESS
 
 log = logging.getLogger("curtail.controller")
 
@@ -23,7 +24,6 @@ EVERY_S = 30.0
 LOG_ALARM_BYTES = 1024 * 1024 * 1024
 """A write-ahead log that large is not the work of a few seconds."""
 
-ADDRESS = "controller.json"
 """There while a controller runs; an orderly end removes it."""
 
 CHECKED = "the controller before did not end in order; the store was checked as a whole and is sound"

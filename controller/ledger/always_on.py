@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from math import inf
 
 from controller.store import Transaction
-from curtail.carbon.accounting import JOULES_PER_KWH
+from curtail.grid.reading import JOULES_PER_KWH
 
 MARKS = 256
 """Most marks of a region that are kept to go back to; beyond it every second one is dropped."""

@@ -14,11 +14,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from curtail.grid.reading import JOULES_PER_KWH
+
 ATTRIBUTED = ("start", "train", "sync", "hold", "drain")
+RUNNING = ("start", "train", "sync", "hold")
+"""Phases in which a site has its weights on its GPUs, or is loading them."""
+
 STANDING = ("paused", "off")
 PHASES = ATTRIBUTED + STANDING
-
-JOULES_PER_KWH = 3.6e6
 
 
 @dataclass(frozen=True, slots=True)

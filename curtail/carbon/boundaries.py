@@ -12,8 +12,9 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from curtail.carbon.accounting import ATTRIBUTED, JOULES_PER_KWH, Entry
+from curtail.carbon.accounting import ATTRIBUTED, Entry
 from curtail.config import AccountingSection
+from curtail.grid.reading import JOULES_PER_KWH
 
 Readings = Sequence[tuple[float, float | None]]
 """(point time, gCO2/kWh or None), ascending; each holds until the next."""

@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from curtail.carbon.accounting import ATTRIBUTED, JOULES_PER_KWH, Entry
+from curtail.carbon.accounting import ATTRIBUTED, Entry
 from curtail.carbon.lower_bound import Cell, oracle_kg
 from curtail.config import RunConfig
+from curtail.grid.reading import JOULES_PER_KWH
 
 Known = Sequence[tuple[float, float]]
 """(point time, gCO2/kWh), ascending, known ones only; each holds until the next."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from curtail.grid.reading import JOULES_PER_KWH
 from curtail.grid.trace import Trace
-from curtail.policy.costs import JOULES_PER_KWH
 
 Cell = tuple[float, float]
 """Seconds, gCO2/kWh."""

@@ -17,6 +17,9 @@ POUNDS_PER_MWH = 0.45359237
 HIGHEST_PLAUSIBLE = 3000.0
 """gCO2/kWh; no grid's marginal plant emits more, so a larger number is an error of unit."""
 
+JOULES_PER_KWH = 3.6e6
+"""1000 W for 3600 s."""
+
 UNITS = ("g/kWh", "lb/MWh")
 
 

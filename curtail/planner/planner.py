@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from math import inf
 
 from curtail.carbon import accounting
-from curtail.carbon.accounting import Entry, Interval, Totals
+from curtail.carbon.accounting import RUNNING, Entry, Interval, Totals
 from curtail.grid.reading import Reading
 from curtail.grid.trace import Trace
 from curtail.planner.observed_signal import Sight
@@ -23,9 +23,6 @@ from curtail.policy.costs import SiteCosts
 from curtail.policy.decision import Goal, View, decide
 from curtail.policy.price import Price
 from curtail.policy.rules import RegionRule, Site, Verdict, Window
-
-RUNNING = ("start", "train", "sync", "hold")
-"""Phases in which a site has its weights on its GPUs, or is loading them."""
 
 NEXT = {"start": "train", "sync": "train", "drain": "paused"}
 """What follows a phase that ends by itself."""

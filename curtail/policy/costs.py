@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf
 
-JOULES_PER_KWH = 3.6e6
+from curtail.grid.reading import JOULES_PER_KWH
 
 LONGEST_HOLD_S = 300.0
 """No gap longer than this is waited out with the weights on the GPUs."""

@@ -17,10 +17,16 @@ from dataclasses import dataclass
 from math import inf
 
 from curtail.grid.forecast import Segment
-from curtail.policy.costs import JOULES_PER_KWH, SiteCosts, shortest_window
+from curtail.grid.reading import JOULES_PER_KWH
+from curtail.policy.costs import SiteCosts, shortest_window
 
-SAFETY = 1.15
-"""Factor on the work, since forecasts err."""
+SAFETY, PERFECT_SAFETY = 1.15, 1.01
+"""Factors on the work under a deadline: since forecasts err, and when the forecast cannot."""
+
+
+def safety_factor(given: float | None, perfect: bool) -> float:
+    """The factor on the work: `given` by the user, or what the forecast deserves; perfect: it cannot err."""
+    return given or (PERFECT_SAFETY if perfect else SAFETY)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from agent.launcher import SystemProcess, source_folder, system_spawn
 from curtail.errors import CurtailError
+from curtail.system.home_files import ADDRESS, JOIN_TOKEN
 
 MARK = "CURTAIL_LOCAL"
 """Environment variable that all processes of one `Household` share."""
@@ -54,7 +55,7 @@ class Household:
         """
         # A home that is used again holds the address of the controller before.
         with contextlib.suppress(FileNotFoundError):
-            (self.home / "controller.json").unlink()
+            (self.home / ADDRESS).unlink()
         self._controller = self._spawn("controller", "controller", "start", *arguments, "--port", "0", "--no-announce")
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
@@ -69,7 +70,7 @@ class Household:
         """Start the agent of one site, with one rank and one thread."""
         self._agents[site] = self._spawn(
             site, "agent", "join", url, "--site", site, "--region", region,
-            "--home", str(self.folder / f"agent-{site}"), "--token-file", str(self.home / "join-token"),
+            "--home", str(self.folder / f"agent-{site}"), "--token-file", str(self.home / JOIN_TOKEN),
             "--ranks", "1", "--threads", "1",
         )  # fmt: skip
 
@@ -120,7 +121,7 @@ class Household:
 
     def _address(self) -> str | None:
         try:
-            found = json.loads((self.home / "controller.json").read_text(encoding="utf-8"))
+            found = json.loads((self.home / ADDRESS).read_text(encoding="utf-8"))
             return str(found["url"])
         except (OSError, ValueError, KeyError, TypeError):
             return None  # not written yet

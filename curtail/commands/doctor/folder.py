@@ -18,10 +18,10 @@ from controller.store import reading
 from controller.store.sqlite_file import RESTORE, examine_file
 from curtail.commands.doctor.finding import Finding, fail, fine, warn
 from curtail.config import config_from_json
+from curtail.system.home_files import ADDRESS, AGENT_LOCK, IDENTITY, STORE
 from nanochat import presets
 
-STORE = "state.db"
-AGENTS_SECRETS = ("credential", "identity.json", "key.pem")
+AGENTS_SECRETS = ("credential", IDENTITY, "key.pem")
 PUBLIC = ("ca.pem", "controller.pem")
 """Certificates: everybody may read them."""
 
@@ -43,7 +43,7 @@ def kind_of(home: Path) -> Kind:
     """By what lies in it."""
     if (home / STORE).exists():
         return Kind.CONTROLLER
-    return Kind.AGENT if (home / "identity.json").exists() else Kind.NONE
+    return Kind.AGENT if (home / IDENTITY).exists() else Kind.NONE
 
 
 def state(home: Path) -> list[Finding]:
@@ -142,7 +142,7 @@ def running(home: Path) -> list[Finding]:
 def process_of(home: Path) -> int | None:
     """The process id that the controller of `home` left, if it can be read."""
     try:
-        return int(json.loads((home / "controller.json").read_text(encoding="utf-8"))["pid"])
+        return int(json.loads((home / ADDRESS).read_text(encoding="utf-8"))["pid"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -150,7 +150,7 @@ def process_of(home: Path) -> int | None:
 def agent_of(home: Path) -> str:
     """That the agent of `home` runs, in words; "" if it does not."""
     try:
-        pid = int((home / "agent.lock").read_text(encoding="ascii"))
+        pid = int((home / AGENT_LOCK).read_text(encoding="ascii"))
     except (OSError, ValueError):
         return ""
     return f"the agent of this folder runs, process {pid}" if alive(pid) else ""

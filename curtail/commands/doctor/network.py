@@ -16,13 +16,13 @@ from controller.http.listener import BACKLOG
 from curtail import wire
 from curtail.commands.doctor.finding import Finding, fail, fine, warn
 from curtail.security.signing import SKEW_S
-from curtail.security.tls import check_url, fetch_authority, mistrust, open_http
+from curtail.security.tls import CONNECT_S, check_url, fetch_authority, mistrust, open_http
 from curtail.security.token import Token
+from curtail.system.home_files import IDENTITY
 
 if TYPE_CHECKING:
     import httpx
 
-CONNECT_S = 3.0
 SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
 CLOCK_S = 5.0
 """Seconds between two clocks that nobody need mind; the header of an answer says whole seconds only."""
@@ -74,7 +74,7 @@ def rendezvous(
     """The port at which a site's machines meet; asked for, or that of an agent of several machines."""
     if number is None:
         try:
-            kept = json.loads((home / "identity.json").read_text(encoding="utf-8"))
+            kept = json.loads((home / IDENTITY).read_text(encoding="utf-8"))
             number = int(kept["port"]) if int(kept["machines"]) > 1 else 0
         except (OSError, ValueError, KeyError, TypeError):
             return []

@@ -19,8 +19,7 @@ from curtail.carbon.boundaries import Boundaries, Sensitivity, boundaries, per_t
 from curtail.carbon.counterfactual import Counterfactuals, counterfactuals, trained, training_end
 from curtail.config import config_from_json
 from curtail.errors import NotFound
-
-STORE = "state.db"
+from curtail.system.home_files import STORE
 
 
 @dataclass(frozen=True, slots=True)

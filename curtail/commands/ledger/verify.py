@@ -28,8 +28,8 @@ from curtail.errors import CurtailError, NotFound, Refused, UsageError
 from curtail.grid.trace import Trace, load_trace
 from curtail.system.clock import Clock, SystemClock
 from curtail.system.disk import Disk, SystemDisk
+from curtail.system.home_files import STORE
 
-STORE = "state.db"
 LARGEST_EXPORT = 4 << 30
 """Bytes of a file that is read to be verified."""
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from curtail import wire
 from curtail.errors import CurtailError, NotFound, Refused, Unreachable, WireError
 from curtail.system.disk import SystemDisk
+from curtail.system.home_files import STORE, TLS
 from curtail.wire import (
     NodeList,
     NodeRemove,
@@ -150,7 +151,7 @@ def open_desk(home: Path) -> Iterator[Desk]:
             yield desk
         return
     with held:
-        store = Store(home / "state.db")
+        store = Store(home / STORE)
         store.open()
         try:
             yield StoppedDesk(store, _pin(home))
@@ -174,7 +175,7 @@ def _pin(home: Path) -> str | None:
     from curtail.security.tls import pin_of
 
     try:
-        return pin_of(Files(home / "tls").authority.read_text(encoding="ascii"))
+        return pin_of(Files(home / TLS).authority.read_text(encoding="ascii"))
     except FileNotFoundError:
         return None
 

@@ -20,8 +20,7 @@ from curtail.errors import UsageError
 from curtail.plotting.figure import alone, file_names
 from curtail.plotting.png import to_png
 from curtail.system.disk import Disk, SystemDisk, disk_error
-
-STORE = "state.db"
+from curtail.system.home_files import STORE
 
 
 def run_report(

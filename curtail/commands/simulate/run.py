@@ -27,11 +27,8 @@ from curtail.plotting.charts import Mark
 from curtail.plotting.figure import Picture
 from curtail.policy.costs import SHORTEST_WINDOW_S, SiteCosts
 from curtail.policy.decision import Goal
-from curtail.policy.price import SAFETY, Rounds
+from curtail.policy.price import Rounds, safety_factor
 from curtail.policy.rules import RegionRule
-
-PERFECT_SAFETY = 1.01
-"""Factor on the work under a deadline when the forecast cannot err."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +125,7 @@ def _bound_s(options: Options, trace: Trace, outcome: Outcome) -> float:
 def _scenario(options: Options, trace: Trace, expected: str | Trace) -> Scenario:
     standing = options.power_idle_w if options.standing_idle_w is None else options.standing_idle_w
     dwell = trace.period if options.enter_dwell_s is None else options.enter_dwell_s
-    safety = options.safety or (PERFECT_SAFETY if expected == "perfect" else SAFETY)
+    safety = safety_factor(options.safety, perfect=expected == "perfect")
     costs = SiteCosts(
         options.load_s, options.stop_s, options.sync_s, options.power_train_w, options.power_idle_w, standing
     )

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 from curtail.carbon.accounting import ATTRIBUTED, Entry
 from curtail.commands.trace.show import windows
+from curtail.grid.reading import JOULES_PER_KWH
 from curtail.grid.trace import Trace
 from curtail.plotting.svg import MOST_POINTS, Point, Span, joined, thin
-from curtail.policy.costs import JOULES_PER_KWH
 
 MOST_SPANS = 2000
 """Stretches of time that a picture's width can tell apart."""

@@ -25,9 +25,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from curtail.errors import UsageError
+from curtail.grid.forecast import DAY_S
 from curtail.system.disk import SystemDisk
 
-DAY_S = 86400.0
 MUST_RUN = 0.2
 WIND_MEMORY_S, RIPPLE_MEMORY_S = 18 * 3600.0, 1200.0
 CLEARNESS_MEMORY = 0.6  # of the day before
