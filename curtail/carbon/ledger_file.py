@@ -119,7 +119,7 @@ def _read_csv(text: str, name: str) -> Export:
     links = []
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != len(names):
-            raise DataError(f"line {number} of {name} has {len(row)} columns, not {len(names)}")
+            raise DataError(f"{name} is damaged: line {number} has {len(row)} columns instead of {len(names)}")
         links.append(_link(dict(zip(names, row, strict=True)), f"line {number} of {name}"))
     return Export(words[0], tuple(links), "csv", kinds)
 

@@ -112,7 +112,7 @@ def load_trace(path: Path, unit: str, columns: Iterable[str] | None = None) -> T
         for column in wanted:
             values[column].append(value_of(row[names.index(column)], unit, where))
     if len(stamps) < 2:
-        raise DataError(f"the trace {path} has fewer than two rows")
+        raise DataError(f"the trace {path} has fewer than two rows", "a trace needs at least two readings")
     distances = [after - before for before, after in itertools.pairwise(stamps)]
     period = statistics.mode(distances)
     return Trace(path.name, tuple(stamps), {c: tuple(v) for c, v in values.items()}, period)

@@ -143,7 +143,7 @@ class Planner:
     def _training(self) -> int:
         return sum(site.phase == "train" for site in self._sites.values())
 
-    # -- what changes ------------------------------------------------------------
+    # -- state changes -----------------------------------------------------------
 
     def _end_phases(self, now: float) -> None:
         for site in self._sites.values():

@@ -42,7 +42,7 @@ class AgentKey:
     """A private key, which never leaves its machine."""
 
     def __init__(self, pem: bytes | None = None) -> None:
-        """The key in `pem`, or a new one. Raises: AuthError: `pem` is no such key."""
+        """Load the key in `pem`, or generate a new one. Raises: AuthError: `pem` does not hold an Ed25519 key."""
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -132,7 +132,7 @@ def check(stamp: Stamp, public: str, method: str, path: str, body: bytes, now: f
         key = Ed25519PublicKey.from_public_bytes(base64.b64decode(public, validate=True))
         key.verify(stamp.signature, _message(method, path, body, stamp.fence, stamp.time, stamp.nonce))
     except (InvalidSignature, ValueError):
-        raise AuthError("the request is not signed with the key that this agent joined with") from None
+        raise AuthError("the request is not signed with the key with which this agent joined") from None
     skew = stamp.time - now
     if abs(skew) > SKEW_S:
         word = "ahead of" if skew > 0 else "behind"

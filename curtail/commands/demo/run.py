@@ -37,7 +37,7 @@ def run_demo(json_out: bool, keep: Path | None, seed: int) -> int:
         json_out: print the summary as JSON on stdout, and progress on stderr.
         keep: an empty or missing folder for all files.
     Raises: CurtailError: the demo failed. Its files are deleted, unless `keep` was given or the run had
-        begun, so that its logs are of use.
+        begun, because then its logs show the cause.
     """
     from curtail.commands.demo.processes import Household
     from curtail.system.process import unwinding_on_signals

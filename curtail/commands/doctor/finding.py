@@ -1,4 +1,4 @@
-"""Findings of the doctor's checks, and running a check so that its failure becomes a finding."""
+"""Findings of the doctor's checks; an exception in a check becomes a finding, too."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def look(path: Path, head: str | None) -> Finding:
     except FileNotFoundError:
         raise NotFound(f"{path} does not exist", "give a controller's folder, or an exported file") from None
     except OSError as error:
-        raise CurtailError(f"cannot read {path}: {error.strerror}") from None
+        raise CurtailError(f"cannot read {path}: {error.strerror}", "check its owner and permissions") from None
     return ledger_file.check(data, path.name, head)
 
 

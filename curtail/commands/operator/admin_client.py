@@ -94,7 +94,9 @@ class RunningDesk:
         try:
             problem = wire.decode(wire.Problem, response.content)
         except WireError:
-            raise CurtailError(f"the controller answered {response.status_code}") from None
+            raise CurtailError(
+                f"the controller answered with HTTP {response.status_code}", "see the controller's log"
+            ) from None
         raise Refused(problem.message, problem.remedy or None)
 
 

@@ -152,7 +152,7 @@ def show(
     url = check_url(url)
     _tolerate(sys.stdout)
     if keep and not token:
-        raise UsageError("there is no token to remember", "give one with --token-file or in CURTAIL_TOKEN")
+        raise UsageError("--remember needs a token", "give one with --token-file or in CURTAIL_TOKEN")
     recalled = recall(state, url) if state is not None and not token else None
     token = token or recalled
     if token is None and url.startswith("https:"):

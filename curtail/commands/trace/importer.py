@@ -110,10 +110,12 @@ def _table(path: Path) -> Table:
         raise DataError(f"cannot read {path}: {error}") from error
     lines = [(number, row) for number, row in enumerate(csv.reader(text.splitlines()), 1) if row]
     if len(lines) < 3:
-        raise DataError(f"{path} has fewer than two rows below its header")
+        raise DataError(f"{path} has fewer than two rows below its header", "a trace needs at least two readings")
     names = [name.strip() for name in lines[0][1]]
     if len(names) < 2 or len(set(names)) != len(names) or not all(names[1:]):
-        raise DataError(f"{path} has no header with a name for each column")
+        raise DataError(
+            f"{path} has no header with a name for each column", "write the names of the columns into the first line"
+        )
     return Table(path, names, lines[1:])
 
 
@@ -187,7 +189,7 @@ def _check_periods(series: Mapping[str, Series]) -> float:
     for name, column in series.items():
         steps = [after - before for before, after in pairwise(sorted(column))]
         if not steps:
-            raise DataError(f"{name} has fewer than two values")
+            raise DataError(f"{name} has fewer than two values", "a trace needs at least two readings per region")
         periods[name] = statistics.mode(steps)
     if len(set(periods.values())) > 1:
         listed = ", ".join(f"{name} {period:.0f} s" for name, period in periods.items())

@@ -89,7 +89,7 @@ def show(path: Path, unit: str, threshold: float, chosen: list[str], width: int)
     console = Console(highlight=False, soft_wrap=True)
     known = [value for column in trace.values.values() for value in column if value is not None]
     if not known:
-        raise UsageError(f"{path} has no value in {', '.join(trace.values)}")
+        raise UsageError(f"{path} has no value in {', '.join(trace.values)}", "choose other columns with --region")
     low, high = min(known), max(known)
     margin = max(len(name) for name in trace.values) + 2
     width = width or max(20, min(200, console.width - margin))

@@ -134,5 +134,5 @@ def test_a_running_controller_is_asked_and_its_refusals_are_told():
     problem = wire.encode(wire.Problem("Refused", "no", "do this"))
     with pytest.raises(Refused, match="no: do this"):
         desk(lambda request: httpx.Response(409, content=problem)).nodes()
-    with pytest.raises(CurtailError, match="answered 500"):
+    with pytest.raises(CurtailError, match="answered with HTTP 500"):
         desk(lambda request: httpx.Response(500, text="<html>")).nodes()

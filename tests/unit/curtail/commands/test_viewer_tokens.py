@@ -145,4 +145,4 @@ def test_two_addresses_have_two_files_and_nothing_in_an_address_is_a_path(tmp_pa
 
 
 def test_there_must_be_a_token_to_remember(reached, status):
-    assert "no token to remember" in status(reached.url, "--remember")[2]
+    assert "--remember needs a token" in status(reached.url, "--remember")[2]
