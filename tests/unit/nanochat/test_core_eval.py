@@ -511,7 +511,7 @@ def test_the_command_prints_a_table_and_writes_json_and_csv(bundle, checkpoint, 
     out = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in out[1:7]] == [*(label for label, *_ in SETS), "CORE"]
     assert out[6].split()[1] == f"{expected.core:.4f}"
-    assert "lost their beginning" in out[7]
+    assert "were cropped at the start" in out[7]
     file = tmp_path / "core.csv"
     assert entry.run([*command, "--json", "--batch", "3", "--csv", str(file)]) == 0
     captured = capsys.readouterr()
@@ -531,9 +531,9 @@ def test_the_command_prints_a_table_and_writes_json_and_csv(bundle, checkpoint, 
     [
         (["--csv", "x.csv"], 2, "give its bundle with --core"),
         (["--max-per-task", "5"], 2, "give its bundle with --core"),
-        (["--core", "b", "--tokens", "5"], 2, "--tokens does not go with --core"),
+        (["--core", "b", "--tokens", "5"], 2, "--tokens and --core cannot be combined"),
         (["--core", "b"], 3, "there is no CORE bundle b"),
-        (["--core", "b", "--csv", "no/x.csv"], 3, "there is no folder no"),
+        (["--core", "b", "--csv", "no/x.csv"], 3, "the folder no does not exist"),
     ],
 )
 def test_the_command_refuses_what_makes_no_sense(arguments, code, says, checkpoint, tmp_path, monkeypatch, capsys):

@@ -184,7 +184,7 @@ def test_a_recorded_course_is_shares_of_the_peak_and_nothing_beyond_its_ends(tmp
         ("point_time,A\n2026-01-01 00:00Z,0.5\n2026-01-01 01:00Z,-0.1\n", "no share of the peak"),
         ("point_time,A\n2026-01-01 00:00Z,0.5\n2026-01-01 01:00Z,nan\n", "no share of the peak"),
         ("point_time,A\n2026-01-01 00:00Z,0.5\n2026-01-01 01:00Z,much\n", "is no number"),
-        ("point_time,A\n2026-01-01 00:00Z,0.5\n2026-01-01 00:00Z,0.5\n", "does not come after"),
+        ("point_time,A\n2026-01-01 00:00Z,0.5\n2026-01-01 00:00Z,0.5\n", "is not later than"),
         ("point_time,A\n2026-01-01 00:00,0.5\n", "no time zone"),
         ("point_time,A\n2026-01-01 00:00Z,0.5\n", "fewer than two rows"),
         ("point_time,B\n", "name the other with `column`"),
