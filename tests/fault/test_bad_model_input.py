@@ -294,7 +294,9 @@ IMPORTS: dict[str, tuple[Damage, str, tuple[object, ...], int, tuple[str, ...]]]
     "truncated facts": (cut(FACTS), "theirs", (), FAILURE, ("meta_000002.json is not JSON", "fetch it again")),
     "foreign facts": (text(FACTS, "[]"), "theirs", (), FAILURE, ("does not say what model",)),
     "another tokenizer": (nothing, "theirs", ("--tokenizer", "other"), FAILURE, ("trained with the tokenizer", "give")),
-    "vocab mismatch": (nothing, "theirs", ("--tokenizer", "small"), FAILURE, ("has 512 token ids, the tokenizer has 400",)),
+    "vocab mismatch": (
+        nothing, "theirs", ("--tokenizer", "small"), FAILURE, ("has 512 token ids, the tokenizer has 400",)
+    ),
     "no tokenizer": (nothing, "theirs", ("--tokenizer", "shards"), NOT_FOUND, ("no tokenizer at shards",)),
     "truncated tokenizer": (
         cut("other/tokenizer.json"), "theirs", ("--tokenizer", "other"), FAILURE, ("other/tokenizer.json", "truncated")

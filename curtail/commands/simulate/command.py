@@ -40,7 +40,7 @@ EnterDwell = Annotated[
 LeaveLead = Annotated[
     float, typer.Option(help="Stop this many seconds before the forecast end of a window; at least --stop-s.")
 ]
-MostSites = Annotated[
+MaxSites = Annotated[
     int | None,
     typer.Option(min=1, help="Train at most this many sites at once (default: no limit).", show_default=False),
 ]
@@ -84,7 +84,7 @@ def simulate(
     enter_dwell_s: EnterDwell = None,
     leave_lead_s: LeaveLead = 0.0,
     min_window_s: Annotated[float, typer.Option(help="Minimum length of a forecast window to start in.")] = 900.0,
-    most_sites: MostSites = None,
+    max_sites: MaxSites = None,
     pue: Annotated[float, typer.Option(help="Factor on all power, for the full boundary.")] = 1.0,
     embodied_g_per_site_h: Annotated[
         float, typer.Option(help="Embodied carbon in gCO2 per site and hour, for the full boundary.")
@@ -112,6 +112,6 @@ def simulate(
         standing_idle_w=standing_idle_w, forecast=forecast, signal_delay_s=signal_delay_s,
         forecast_miss_s=forecast_miss_s, reading_miss_s=reading_miss_s, deadline_h=deadline_h, budget_kg=budget_kg,
         safety=safety, enter_dwell_s=enter_dwell_s, leave_lead_s=leave_lead_s, min_window_s=min_window_s,
-        most_sites=most_sites, pue=pue, embodied_g_per_site_h=embodied_g_per_site_h,
+        max_sites=max_sites, pue=pue, embodied_g_per_site_h=embodied_g_per_site_h,
     )  # fmt: skip
     return run_simulate(options, sweep, "json" if json else "csv" if csv else "text", explain, plot)

@@ -57,7 +57,7 @@ class Options:
     enter_dwell_s: float | None = None  # None: one period of the trace
     leave_lead_s: float = 0.0
     min_window_s: float = SHORTEST_WINDOW_S
-    most_sites: int | None = None
+    max_sites: int | None = None
     pue: float = 1.0
     embodied_g_per_site_h: float = 0.0
 
@@ -145,7 +145,7 @@ def _scenario(options: Options, trace: Trace, expected: str | Trace) -> Scenario
         trace=trace, sights=sights, rules=rules, costs=dict.fromkeys(options.regions, costs),
         load_w=options.power_idle_w if options.power_load_w is None else options.power_load_w,
         work=options.work_site_seconds,
-        goal=Goal(None, deadline, options.budget_kg, safety, options.most_sites, rounds),
+        goal=Goal(None, deadline, options.budget_kg, safety, options.max_sites, rounds),
     )  # fmt: skip
 
 
