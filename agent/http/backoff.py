@@ -1,9 +1,9 @@
-"""When a controller that asked for patience (429, Retry-After) may be asked again.
+"""Backoff after 429 and Retry-After, and jitter for pauses; pure.
 
-Decides how long nothing is sent, with a random share on top, so that all who were
-told the same do not come back at the same moment; and, to the same end, how pauses
-after failures and between heartbeats are spread. Pure: time and chance are arguments.
-Heartbeats are counted on their own, as the controller does it. Seconds.
+After a 429 nothing is sent for the time in Retry-After plus a random part, so that
+clients that were refused together do not retry together. For the same reason
+pauses after failures and between heartbeats get jitter. Time and chance are
+arguments. Heartbeats have their own limit, as in the controller. Units: seconds.
 """
 
 from __future__ import annotations
@@ -12,41 +12,41 @@ import re
 from dataclasses import dataclass, field
 
 LONGEST_S = 300.0
-"""Whatever a controller says, it is asked again after so many seconds at most, before the share of chance."""
+"""Upper limit of the Retry-After that is obeyed, before the random part is added."""
 
 UNSAID_S = 1.0
-"""Where the answer names no time, or one that is no number of seconds."""
+"""Used if the response has no Retry-After, or one that is not a number of seconds."""
 
 SHARE = 0.5
-"""The most that chance adds, as a part of what was asked for."""
+"""Longest random part, as a fraction of Retry-After."""
 
 
 BETWEEN = 0.5
-"""The most that chance takes off a pause after a failure."""
+"""Jitter of a pause after a failure: the largest fraction by which it may be shortened."""
 
 
 def spread(seconds: float, chance: float, most: float = BETWEEN) -> float:
-    """A pause that is not the same for all. Never longer than `seconds`, which others may count on.
+    """A pause with jitter. It is never longer than `seconds`, so `seconds` is safe as an upper bound.
 
-    Args: chance: from 0 to 1. most: the part of it that chance may take off.
+    Args: chance: random, from 0 to 1. most: the largest fraction by which the pause is shortened.
     """
     return seconds * (1.0 - most * chance)
 
 
 @dataclass(slots=True)
 class Throttle:
-    """What one agent or job was told. Monotonic seconds."""
+    """How long one agent or job must not send. Monotonic seconds."""
 
     _until: dict[bool, float] = field(default_factory=dict)
 
     def left(self, heartbeat: bool, now: float) -> float:
-        """Seconds during which nothing of this kind may be sent."""
+        """Seconds until a heartbeat, or another request, may be sent again; 0: now."""
         return max(0.0, self._until.get(heartbeat, 0.0) - now)
 
     def told(self, heartbeat: bool, header: str | None, now: float, chance: float) -> float:
-        """The controller refused a request; seconds until the next one.
+        """Note a 429. Returns: seconds until the next request may be sent.
 
-        Args: header: its Retry-After. chance: from 0 to 1.
+        Args: header: the response's Retry-After. chance: random, from 0 to 1.
         """
         named = float(header) if header and re.fullmatch(r"[0-9]{1,9}", header.strip()) else UNSAID_S
         seconds = min(LONGEST_S, named) * (1.0 + SHARE * chance)

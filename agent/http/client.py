@@ -1,11 +1,10 @@
-"""Control messages to the controller: one typed call per path of `curtail.wire`.
+"""Client for the controller's API: one typed method per path of `curtail.wire`.
 
-Decides how answers and failures become values and `CurtailError`s; it does not
-retry, but for a request whose signature bore a wrong time, and moves no weights
-(`agent.http.transfer` does). The `httpx.Client` is handed
-in, with the controller's address as its base; who may answer there is decided
-in `curtail.security.tls`. Every call has a timeout, in seconds. What makes a
-contribution count is signed with the agent's key.
+It turns responses into values and failures into `CurtailError`s. It does not
+retry, except once a signed request whose timestamp was wrong. `agent.http.transfer`
+moves the weights. The `httpx.Client` is injected, with the controller's address as
+its base URL; `curtail.security.tls` authenticates the controller. Every call has a
+timeout, in seconds. The agent's key signs every POST except the offer of an upload.
 """
 
 from __future__ import annotations
@@ -39,13 +38,13 @@ from curtail.system.clock import Clock, SystemClock
 from curtail.wire import limits
 
 MOST_BYTES = 2_200_000_000
-"""Where a caller does not say how large a file is: the weights of d20."""
+"""Assumed file size if the caller gives none: the weights of d20."""
 
 READ_BYTES_S = 20e6
-"""A controller that hashes or reads a file before it answers does so at this rate at least: bytes per second."""
+"""Slowest rate, in bytes per second, at which the controller hashes or reads a file before it answers."""
 
 SAME_S = 60.0
-"""Seconds by which two looks at the controller's time of day may differ with nobody having set a clock."""
+"""Two readings of the controller's clock offset count as equal if they differ by less than this, in seconds."""
 
 Reply = TypeVar("Reply")
 
@@ -72,11 +71,11 @@ class Control:
 
     Args:
         http: has the controller's address as `base_url`.
-        credential: sent as bearer with every call; None before the agent has joined.
-        link: the limit that `agent.http.transfer` keeps to; None: no limit.
-        signer: signs what must be signed; None: nothing can be joined or committed.
-        reread: the credential as it is now, for a job: its agent gets a new one every few hours.
-        clock: tells when a controller that asked for patience may be asked again; None: the system's.
+        credential: sent as bearer token with every call; None before the agent has joined.
+        link: the bandwidth limit for `agent.http.transfer`; None: no limit.
+        signer: signs the requests that need a signature; None: they are sent unsigned, and refused.
+        reread: returns the current credential, for a job: its agent gets a new one every few hours.
+        clock: for the backoff after 429; None: the system's.
     """
 
     def __init__(
@@ -96,7 +95,7 @@ class Control:
         self._clock, self._throttle = clock or SystemClock(), Throttle()
 
     def join(self, request: wire.JoinRequest) -> wire.JoinReply:
-        """Be admitted with a token; the reply's credential is used from now on.
+        """Join with a token; the reply's credential is used from then on.
 
         Raises: AuthError, Refused, WireError, Unreachable.
         """
@@ -106,9 +105,9 @@ class Control:
         return reply
 
     def renew(self, request: wire.RenewRequest) -> wire.JoinReply:
-        """A new credential by the agent's key alone; it is used from now on.
+        """Get a new credential by the agent's key alone; it is used from then on.
 
-        Raises: AuthError: no machine with this key joined. Unreachable.
+        Raises: AuthError: no machine with this key has joined. Unreachable.
         """
         before, self.credential = self.credential, None
         try:
@@ -120,57 +119,57 @@ class Control:
         return reply
 
     def heartbeat(self, beat: wire.Heartbeat, timeout_s: float = 5.0) -> wire.HeartbeatReply:
-        """Say what this agent does; hear whether it may train.
+        """Report the agent's state. Returns: whether it may train.
 
-        Raises: AuthError, Refused (another agent speaks for the site), Unreachable.
+        Raises: AuthError. Refused: another agent has replaced this one. Unreachable.
         """
         beat = dataclasses.replace(beat, note=limits.clean(beat.note))
         return self._post(wire.HEARTBEAT, beat, wire.HeartbeatReply, timeout_s, signed=True)
 
     def leave(self, request: wire.LeaveRequest, timeout_s: float = 5.0) -> wire.Ack:
-        """Stop for good."""
+        """Leave the run."""
         request = dataclasses.replace(request, reason=limits.clean(request.reason))
         return self._post(wire.LEAVE, request, wire.Ack, timeout_s, signed=True)
 
     def run_info(self) -> wire.RunInfo:
-        """What is fixed for the whole run."""
+        """The settings that are fixed for the whole run."""
         return self._get(wire.RUN, wire.RunInfo)
 
     def checkout(self, request: wire.CheckoutRequest) -> wire.CheckoutReply:
-        """Ask what to do next.
+        """Request work: a round with a lease, or a wait.
 
-        Raises: Refused: the fence is old.
+        Raises: Refused: the fencing token is old.
         """
         return self._post(wire.CHECKOUT, request, wire.CheckoutReply, signed=True)
 
     def progress(self, progress: wire.Progress, timeout_s: float = 5.0) -> wire.ProgressReply:
-        """Tell how far the round is; hear whether it should end."""
+        """Report the progress of a round. Returns: whether to end it now."""
         return self._post(wire.PROGRESS, progress, wire.ProgressReply, timeout_s, signed=True)
 
     def commit(self, request: wire.CommitRequest, size: int = MOST_BYTES) -> wire.Receipt:
-        """Hand in a contribution whose blob, of `size` bytes, is already there; a repeat gets the first receipt.
+        """Commit a contribution whose blob of `size` bytes is already uploaded. Idempotent: a retry gets the receipt.
 
-        Raises: Refused: another base, fence or round.
+        Raises: Refused: the base, the fencing token or the round is another.
         """
         return self._post(wire.COMMIT, request, wire.Receipt, reading_s(size), signed=True)
 
     def offer_blob(self, offer: wire.BlobOffer) -> wire.BlobStatus:
-        """Reserve room for a file; hear which parts are missing.
+        """Announce an upload and reserve space for it. Returns: which parts are missing.
 
-        Raises: DiskError: the controller has no room.
+        Raises: DiskError: the controller has no space.
         """
         return self._post(wire.BLOBS, offer, wire.BlobStatus, reading_s(offer.size))
 
     def commit_blob(self, sha256: str, size: int) -> None:
-        """All parts are there, `size` bytes: check the whole and keep it.
+        """Finish an upload of `size` bytes: the controller checks the hash and keeps the file.
 
-        Raises: Refused: a part is missing or the content has another hash.
+        Raises: Refused: a part is missing, or the hash is wrong.
         """
         path = wire.BLOB_COMMIT.format(sha256=sha256)
         self._send_signed(path, b"", {}, reading_s(size))
 
     def status(self) -> wire.Status:
-        """The snapshot every view is made of."""
+        """The run's status snapshot."""
         return self._get(wire.STATUS, wire.Status)
 
     def send(
@@ -182,16 +181,16 @@ class Control:
         headers: dict[str, str] | None = None,
         timeout_s: float = REPLY_S,
     ) -> bytes:
-        """One request; the body of a successful answer.
+        """Send one request. Returns: the body of a successful response.
 
-        Raises: Unreachable, or the `CurtailError` that the answer stands for.
+        Raises: Unreachable, or the `CurtailError` of the response's status.
         """
         with self.stream(method, path, content=content, headers=headers, timeout_s=timeout_s) as response:
             body = bytearray()
             for chunk in response.iter_bytes():
                 body += chunk
                 if len(body) > wire.MAX_BODY:
-                    raise WireError(f"the answer to {method} {path} is longer than {wire.MAX_BODY} bytes")
+                    raise WireError(f"the response to {method} {path} is longer than {wire.MAX_BODY} bytes")
             return bytes(body)
 
     @contextlib.contextmanager
@@ -204,15 +203,15 @@ class Control:
         headers: dict[str, str] | None = None,
         timeout_s: float = REPLY_S,
     ) -> Iterator[httpx.Response]:
-        """A request whose successful answer is read inside the `with` block.
+        """Send a request whose successful response is read inside the `with` block.
 
-        Raises: as `send`; also inside the block, when the connection is cut. Throttled: the controller asked for
-            patience, now or lately; in the second case nothing was sent.
+        Raises: as `send`; also inside the block, if the connection is lost. Throttled: the controller answered 429,
+            now or shortly before; in the second case nothing was sent.
         """
         heartbeat = path == wire.HEARTBEAT
         left = self._throttle.left(heartbeat, self._clock.monotonic())
         if left > 0:
-            raise Throttled(f"the controller at {self.address} asked to come again in {left:.1f} s")
+            raise Throttled(f"rate limit: the controller at {self.address} asked to wait another {left:.1f} s")
         all_headers = dict(headers or {})
         if self._reread is not None:
             self.credential = self._reread() or self.credential
@@ -234,17 +233,17 @@ class Control:
             if why := mistrust(error, self.address):
                 raise Unreachable(why, MISTRUST_REMEDY) from error
             if remedy := other_scheme(error, self.address):
-                raise Unreachable(f"no TLS connection to {self.address} comes about", remedy) from error
+                raise Unreachable(f"cannot open a TLS connection to {self.address}", remedy) from error
             raise Unreachable(
                 f"nobody answers at {self.address}", "check the address and that `curtail controller` runs there"
             ) from error
         except httpx.HTTPError as error:
             why, remedy = str(error) or type(error).__name__, other_scheme(error, self.address)
-            raise Unreachable(f"the connection to {self.address} broke: {why}", remedy) from error
+            raise Unreachable(f"the connection to {self.address} was lost: {why}", remedy) from error
 
     @property
     def address(self) -> str:
-        """The controller's address, for people."""
+        """The controller's address, for messages."""
         return str(self.http.base_url).rstrip("/")
 
     def _post(
@@ -256,7 +255,7 @@ class Control:
         return wire.decode(kind, self.send("POST", path, content=content, headers=headers, timeout_s=timeout_s))
 
     def _send_signed(self, path: str, content: bytes, headers: dict[str, str], timeout_s: float) -> bytes:
-        """Send it with a signature; a second time where the refusal told that the time it was signed with was wrong."""
+        """Send a signed request. If it is refused and the response corrects the clock offset, retry once."""
         believed = 0.0 if self.signer is None else self.signer.ahead_s
         for again in (False, True):
             signature = self._signature("POST", path, content)
@@ -267,13 +266,13 @@ class Control:
             except AuthError:
                 if again or self.signer is None or abs(self.signer.ahead_s - believed) < SAME_S:
                     raise
-        raise AssertionError("the second answer is final")
+        raise AssertionError("the second response is final")
 
     def _signature(self, method: str, path: str, body: bytes) -> dict[str, str]:
         return {} if self.signer is None else {signing.HEADER: self.signer.header(method, path, body)}
 
     def _note_time(self, response: httpx.Response) -> None:
-        """Requests are signed with the controller's time of day, so that this machine's may be wrong."""
+        """Note the offset of the controller's clock. Requests are signed with its time, so ours may be wrong."""
         said = response.headers.get("date")
         if self.signer is None or not said:
             return
@@ -285,18 +284,18 @@ class Control:
 
 
 def reading_s(size: int) -> float:
-    """Longest wait for an answer for which the controller first reads `size` bytes.
+    """Timeout for a request for which the controller first reads `size` bytes.
 
-    No longer than that takes: a connection that was lost without a word is noticed by this alone, and a round does
+    It is no longer than needed: only this timeout detects a connection that was lost silently, and the round does
     not wait.
     """
     return REPLY_S + size / READ_BYTES_S
 
 
 def _refusal(response: httpx.Response) -> CurtailError:
-    """The error that a failed `response` stands for."""
+    """The error for an unsuccessful `response`."""
     status = response.status_code
-    # A controller that fails inside, or a proxy before it, is an outage: it may pass.
+    # An internal error of the controller, or of a proxy in front of it, is an outage that may pass.
     kind = _BY_STATUS.get(status, Unreachable if status >= 500 else CurtailError)
     body = b""
     for chunk in response.iter_bytes():
@@ -311,7 +310,7 @@ def _refusal(response: httpx.Response) -> CurtailError:
 
 
 def _detail(body: bytes) -> str:
-    """What a body that is no `Problem` says, cut short."""
+    """The detail in a body that is not a `Problem`, truncated."""
     try:
         value = json.loads(body)
     except ValueError:

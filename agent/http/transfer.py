@@ -1,11 +1,11 @@
-"""Weights and token files over HTTP: resumable, checked by SHA-256, in bounded memory.
+"""Resumable uploads and downloads of weights and token files, checked by SHA-256, in bounded memory.
 
-Uploads go in parts that are sent, checked and repeated one by one; a repeated
-upload sends only what the controller lacks. Downloads continue a `.part` file
-beside their place and appear there only whole and verified. Who may wait how
-long is the caller's question: `patience` says how many times in a row a step
-may fail, `stop` ends a transfer between two pieces. Control's link, if it has
-one, limits the rate of bytes both ways. Units: bytes, seconds.
+An upload is split into parts that are sent, checked and retried one by one; a
+repeated upload sends only the missing parts. A download resumes a `.part` file
+and renames it only when it is complete and verified. The caller decides how long
+to try: `patience` is the number of failures in a row, and `stop` ends a transfer
+between two pieces. If Control has a link, it limits the bandwidth both ways.
+Units: bytes, seconds.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from curtail.system.clock import Clock, SystemClock
 from curtail.system.disk import Disk, SystemDisk, disk_error, file_sha256
 
 PARALLEL = 4
-"""Parts in flight; with PART_BYTES this bounds an upload's memory."""
+"""Parts sent in parallel; with PART_BYTES this bounds an upload's memory."""
 
 PIECE = 1024 * 1024
 """Bytes read at a time."""
 
 PART_BYTES_S = 140e3
-"""The slowest line on which a part arrives in time, in bytes per second: 16 MiB in two minutes."""
+"""Slowest bandwidth at which a part arrives before its timeout, in bytes per second: 16 MiB in two minutes."""
 
 SILENCE_S = 30.0
-"""Longest silence while a download flows; then the line is lost, and the download goes on over another one."""
+"""Read timeout of a download; after it the connection counts as lost, and the download resumes over a new one."""
 
 PATIENCE = 6
 """Failures in a row before a transfer gives up; the pauses between them add up to 15 s."""
@@ -45,11 +45,11 @@ Stop = Callable[[], bool]
 
 
 class Stopped(CurtailError):
-    """The caller's `stop` ended the transfer; what was moved so far is kept for the next one."""
+    """The caller's `stop` ended the transfer; the next one resumes it."""
 
 
 def pause_s(failures: int, chance: float = 0.0, most: float = 5.0) -> float:
-    """Seconds to wait after so many failures in a row: 0.5, 1, 2, 4, then `most`; `chance` takes some of it off."""
+    """Seconds to wait after this many failures in a row: 0.5, 1, 2, 4, then `most`, with jitter from `chance`."""
     return spread(min(0.5 * 2.0 ** (failures - 1), most), chance)
 
 
@@ -62,13 +62,13 @@ def upload(
     patience: int = PATIENCE,
     stop: Stop | None = None,
 ) -> int:
-    """Make the controller hold the file at `path` under the name `sha256`.
+    """Upload the file at `path` to the controller under the name `sha256`.
 
-    Repeating it is free: parts that are there are not sent again.
+    Idempotent: parts that the controller already has are not sent again.
 
     Returns: bytes sent.
-    Raises: Unreachable: too many failures in a row. Refused, DiskError: the
-        controller does not take it. CheckpointError: the file is not what its name says.
+    Raises: Unreachable: too many failures in a row. Refused, DiskError: the controller
+        refuses the file. CheckpointError: the file changed, so its hash is not `sha256`.
     """
     clock = clock or SystemClock()
     size = _size(path)
@@ -92,8 +92,8 @@ def upload(
             if failures > patience:
                 raise
         except (Refused, WireError, NotFound):
-            # A part that arrived changed is refused, an upload that stood still may be gone: the next offer tells
-            # which parts are missing.
+            # The controller refuses a corrupted part and may have deleted an upload that stalled. The next offer
+            # says which parts are missing.
             mismatches += 1
             if mismatches > 2:
                 if file_sha256(path) != sha256:
@@ -103,16 +103,16 @@ def upload(
 
 
 def _send_parts(control: Control, path: Path, status: wire.BlobStatus, numbers: list[int]) -> int:
-    """Send these parts at the same time; bytes sent."""
+    """Send these parts in parallel. Returns: bytes sent."""
     with ThreadPoolExecutor(len(numbers), thread_name_prefix="part") as pool:
         futures = [pool.submit(_send_part, control, path, status, number) for number in numbers]
-    # Leaving the pool has waited for all of them, so that no part is still under way on an error.
+    # The `with` block has waited for all parts, so none is still being sent if one failed.
     return sum(future.result() for future in futures)
 
 
 def _send_part(control: Control, path: Path, status: wire.BlobStatus, number: int) -> int:
     if number < 0 or number * status.part_bytes >= status.size:
-        raise WireError(f"the controller asks for part {number}, which a file of {status.size} bytes has not")
+        raise WireError(f"the controller asks for part {number}, which a file of {status.size} bytes does not have")
     try:
         with open(path, "rb") as file:
             file.seek(number * status.part_bytes)
@@ -122,13 +122,13 @@ def _send_part(control: Control, path: Path, status: wire.BlobStatus, number: in
     digest = base64.b64encode(hashlib.sha256(data).digest()).decode()
     headers = {"Content-Digest": f"sha-256=:{digest}:", "Content-Type": "application/octet-stream"}
     if control.link is not None:
-        headers["Content-Length"] = str(len(data))  # else pieces travel without their number being known
+        headers["Content-Length"] = str(len(data))  # otherwise httpx would send an iterator in chunked encoding
     control.send(
         "PUT",
         wire.PART.format(sha256=status.sha256, number=number),
         content=data if control.link is None else control.link.pieces(data),
         headers=headers,
-        timeout_s=REPLY_S + len(data) / PART_BYTES_S,  # for what is still in this machine's buffers
+        timeout_s=REPLY_S + len(data) / PART_BYTES_S,  # data may still be in this machine's send buffers
     )
     return len(data)
 
@@ -145,11 +145,11 @@ def download(
     stop: Stop | None = None,
     kind: type[CurtailError] = CheckpointError,
 ) -> int:
-    """Fetch the blob `sha256` to `path`, durably and only if its hash is right.
+    """Download the blob `sha256` to `path`, durably and only if its hash is right.
 
-    A download that was cut continues where it stopped, also in another process.
+    An interrupted download resumes where it stopped, also in another process.
 
-    Args: size: refuse more bytes than that. kind: raised when the hash stays wrong
+    Args: size: the most bytes to accept. kind: raised if the hash is wrong three times
         (CheckpointError for weights, DataError for token files).
     Returns: bytes received.
     Raises: Unreachable: too many failures in a row. NotFound: the controller has no such blob. DiskError.
@@ -170,8 +170,8 @@ def download(
             part.unlink(missing_ok=True)
             if wrong > 2:
                 raise kind(
-                    f"blob {sha256[:12]} arrived with another hash three times",
-                    "its copy at the controller is damaged, or something changes the traffic",
+                    f"blob {sha256[:12]} arrived with a wrong hash three times",
+                    "the controller's copy is damaged, or something on the network changes the data",
                 )
         except _Cut as cut:
             received += cut.got
@@ -182,7 +182,7 @@ def download(
 
 
 class _Cut(Exception):
-    """The connection was lost after `got` bytes of this try."""
+    """The connection was lost after this attempt received `got` bytes."""
 
     def __init__(self, got: int, error: Unreachable) -> None:
         super().__init__(str(error))
@@ -190,14 +190,14 @@ class _Cut(Exception):
 
 
 def _receive(control: Control, sha256: str, part: Path, size: int | None, stop: Stop | None) -> tuple[int, str]:
-    """Continue `part` to the end; (bytes received, hash of the whole)."""
+    """Download the rest of `part`. Returns: (bytes received, hash of the whole file)."""
     digest = hashlib.sha256()
     have = _feed(digest.update, part) if part.exists() else 0
     got = 0
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-", "If-Range": f'"{sha256}"'} if have else {})
     try:
         with control.stream("GET", wire.BLOB.format(sha256=sha256), headers=headers, timeout_s=SILENCE_S) as response:
-            if response.status_code != 206 and have:  # the whole file comes again
+            if response.status_code != 206 and have:  # the controller sends the whole file again
                 digest, have = hashlib.sha256(), 0
             with open(part, "r+b" if have else "wb") as file:
                 file.seek(have)
@@ -215,14 +215,14 @@ def _receive(control: Control, sha256: str, part: Path, size: int | None, stop: 
     except WireError:
         if not have or got:
             raise
-        # The range starts at the end: nothing is left to send, and the hash decides.
+        # 416: the range starts at the end of the file. Nothing is left to send, and the hash decides.
     except OSError as error:
         raise disk_error("write", part, error) from error
     return got, digest.hexdigest()
 
 
 def _feed(update: Callable[[bytes], object], path: Path) -> int:
-    """Give the file's bytes to `update`; their number."""
+    """Pass the file's bytes to `update`. Returns: their number."""
     count = 0
     try:
         with open(path, "rb") as file:
