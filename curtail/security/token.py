@@ -1,10 +1,11 @@
-"""A token: what a person hands to an agent or a viewer so that a controller lets it in.
+"""The token that admits an agent, viewer or operator: kubeadm's bootstrap token with a CA pin.
 
-`ct1.<pin>.<id>.<secret>.<checksum>`: the pin is the SHA-256 of the controller's
-public key (of its certificate authority), so that whoever holds the token knows
-the controller before anything secret is sent; the checksum tells a token that was
-cut or mistyped from a wrong one, without asking anybody. `ct0.<id>.<secret>` pins
-nothing and is for plain HTTP on loopback only. Nothing here opens a connection.
+The form is `ct1.<pin>.<id>.<secret>.<checksum>`. Id and secret are those of a
+kubeadm bootstrap token. The pin is the SHA-256 of the CA's public key, as in
+kubeadm's `--discovery-token-ca-cert-hash`: the holder can authenticate the
+controller before it sends anything secret. The checksum detects a truncated or
+mistyped token without a request. `ct0.<id>.<secret>` has no pin and is only for
+plain HTTP on loopback. Nothing here opens a connection.
 """
 
 from __future__ import annotations

@@ -379,9 +379,9 @@ def damaged(kind: str, base: Path, path: Path) -> Part:
         ("name", "unknown other"),
         ("format", "not a delta file"),
         ("codec", "coded as fp32, int8 makes it int8"),
-        ("weights", "coded as weights"),
-        ("unknown codec", "coded as int3"),
-        ("no tokens", "counts 0 tokens"),
+        ("weights", "codec is weights, which cannot be averaged"),
+        ("unknown codec", "codec is int3"),
+        ("no tokens", "it has 0 tokens"),
     ],
 )
 def test_an_unusable_contribution_is_refused_with_a_reason_and_the_others_are_merged(
