@@ -1,10 +1,10 @@
-"""The list of a CORE bundle's `core.yaml`, read without a YAML library.
+"""Reads the list in a CORE bundle's `core.yaml` without a YAML library.
 
 Decides which YAML is understood: one section `icl_tasks` that is a list of flat
 items, whose values are plain words, whole numbers, true and false, quoted
-strings and flat lists. That is all the published files use. Other sections are
-passed over, everything else is refused with its line: a guess here would change
-prompts. It does not know what the keys mean.
+strings and flat lists. The published files use nothing else. Other sections are
+skipped. Everything else is refused with its line, because a wrong guess would change
+the prompts. `nanochat.core_tasks` interprets the keys.
 """
 
 from __future__ import annotations

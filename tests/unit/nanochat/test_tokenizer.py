@@ -88,7 +88,7 @@ def test_a_vocabulary_that_does_not_fit_is_refused(size: int) -> None:
 def test_threads_below_one_and_unknown_specials_are_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(UsageError):
         tokenizer.encode_batch(["a"], threads=0)
-    with pytest.raises(UsageError, match="no special token"):
+    with pytest.raises(UsageError, match="not a special token"):
         tokenizer.special_id("<|eos|>")
 
 
