@@ -128,7 +128,7 @@ def energy_phase(state: State, job_phase: str | None) -> str:
 DRAIN_S = 60.0
 """How long a draining job may take to finish its step, and to exit after its contribution is uploaded.
 
-The job itself says how long the upload may take. The limit is the run's `outage`, so that a controller outage
+The job itself says how long the upload may take. The limit is the run's `upload_timeout`, so that a controller outage
 of some minutes does not cost a finished contribution."""
 
 BROKEN_S = 5.0

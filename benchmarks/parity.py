@@ -57,9 +57,9 @@ BASE = Setting(batch_samples=BATCH)
 ONE, THREE = replace(BASE, sites=1), replace(BASE, sites=3)
 SCRIPTED = replace(BASE, script=SCRIPT)
 HALF: dict[str, Any] = {"outer_lr": 0.7, "outer_momentum": 0.5}
-JOINT: dict[str, Any] = {"inner_steps": 10, "rate_power": 0.5, "memory_power": 0.5}
+JOINT: dict[str, Any] = {"inner_steps": 10, "lr_scaling": 0.5, "momentum_scaling": 0.5}
 """Rates and Muon's memory * sqrt(sites), with the plain mean, as the product does by default."""
-LONGER = JOINT | {"memory_power": 1.0}
+LONGER = JOINT | {"momentum_scaling": 1.0}
 AHEAD: dict[str, Any] = JOINT | {"inner_steps": 109, "ahead_steps": 9}
 """Overlapped, steps ahead on top of a round's, as in the product. 9 last as long as d20's exchange on 1 Gbit/s."""
 AHEAD_OF_30 = AHEAD | {"inner_steps": 39}
@@ -87,9 +87,9 @@ SETTINGS: dict[str, Setting] = {
     "outer (1.41, 0)": replace(BASE, outer_lr=1.41),
     "fp32": replace(BASE, codec="fp32"),
     "int4": replace(BASE, codec="int4", feedback=True),
-    "rate * sqrt(2)": replace(BASE, rate_power=0.5),
-    "batch split": replace(BASE, batch_samples=BATCH // 2, rate_power=0.5),
-    "H 10, rate * sqrt(2)": replace(BASE, inner_steps=10, rate_power=0.5),
+    "rate * sqrt(2)": replace(BASE, lr_scaling=0.5),
+    "batch split": replace(BASE, batch_samples=BATCH // 2, lr_scaling=0.5),
+    "H 10, rate * sqrt(2)": replace(BASE, inner_steps=10, lr_scaling=0.5),
     "H 10, outer (0.7, 0.5)": replace(BASE, inner_steps=10, **HALF),
     "H 10, outer (0.7, 0.7)": replace(BASE, inner_steps=10, outer_lr=0.7, outer_momentum=0.7),
     "outer (0.7, 0.5), at last (1, 0)": replace(BASE, last_outer_lr=1.0, **HALF),
@@ -102,11 +102,11 @@ SETTINGS: dict[str, Setting] = {
     "3 sites": THREE,
     "3 sites, outer (0.7, 0.5)": replace(THREE, **HALF),
     "3 sites, outer (0.7, 0.7)": replace(THREE, outer_lr=0.7, outer_momentum=0.7),
-    "3 sites, rate * sqrt(3)": replace(THREE, rate_power=0.5),
+    "3 sites, rate * sqrt(3)": replace(THREE, lr_scaling=0.5),
     "3 sites, H 10, outer (0.7, 0.5)": replace(THREE, inner_steps=10, **HALF),
     **fleets("", "joint", JOINT),
     "script": SCRIPTED,
-    "script, rate * sqrt(sites)": replace(SCRIPTED, rate_power=0.5),
+    "script, rate * sqrt(sites)": replace(SCRIPTED, lr_scaling=0.5),
     "script, outer (0.7, 0.5)": replace(SCRIPTED, **HALF),
     "script, H 10, outer (0.7, 0.5)": replace(SCRIPTED, inner_steps=10, **HALF),
     "script, H 10, outer (0.7, 0.5), new optimizers rise": replace(SCRIPTED, inner_steps=10, rewarm=20, **HALF),
@@ -225,9 +225,9 @@ STEADY_SETTINGS: dict[str, Setting] = {
     "steady: 3 sites, joint, 9 steps ahead of 100": replace(THREE, **SLOWER, **AHEAD),
     "steady: 2 sites, joint, 9 steps ahead of 30": replace(BASE, **SLOWER, **AHEAD_OF_30),
     "steady: 3 sites, joint, 9 steps ahead of 30": replace(THREE, **SLOWER, **AHEAD_OF_30),
-    "steady: 3 sites, rate * sites^0.75": replace(THREE, **SLOWER, **JOINT | {"rate_power": 0.75}),
+    "steady: 3 sites, rate * sites^0.75": replace(THREE, **SLOWER, **JOINT | {"lr_scaling": 0.75}),
     "steady: 3 sites, rate * sites^0.75, memory * sites, H 100": replace(
-        THREE, **SLOWER, **LONGER | {"rate_power": 0.75, "inner_steps": 100}
+        THREE, **SLOWER, **LONGER | {"lr_scaling": 0.75, "inner_steps": 100}
     ),
     "steady: 3 sites, H 10": LONG_TRIO,
     "steady: script, H 10": replace(LONG_TWO, script=SCRIPT),

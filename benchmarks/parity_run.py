@@ -58,13 +58,13 @@ class Setting:
     codec: str = "int8"
     feedback: bool = False  # what the codec cannot express is added to the next delta, in both directions
     rate: float = 1.0  # factor on the inner rates
-    rate_power: float = 0.0  # the inner rates are multiplied by (sites in the round) ** rate_power, too
-    memory_power: float = 0.0  # Muon's momentum remembers (sites in the round) ** memory_power times as many steps
+    lr_scaling: float = 0.0  # the inner rates are multiplied by (sites in the round) ** lr_scaling, too
+    momentum_scaling: float = 0.0  # Muon remembers (sites in the round) ** momentum_scaling times the steps
     budget_share: float = 1.0  # of the tokens of the comparison
     split: bool = False  # the sites of a round share the batch: each takes batch / sites, and sites times as many steps
     ahead_steps: int = 0  # inner steps made before the version arrives that they belong to; sites that stay only
     late_every: int = 0  # every so many rounds the last site's contribution comes one version late; 0: never
-    stale_weight: float = 0.5  # what such a contribution counts
+    staleness_discount: float = 0.5  # what such a contribution counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +194,7 @@ class Site:
             prefetch=False,
         )
         per_step = self.batch_tokens * sites // cut
-        factors = lifecycle.inner_factors(sites, self.setting.rate_power, self.setting.memory_power)
+        factors = lifecycle.inner_factors(sites, self.setting.lr_scaling, self.setting.momentum_scaling)
         rates = Rates(joint(self.schedule, per_step, *factors), self.optimizer, self.setting.rate, self.rewarm)
         report = inner_steps(
             self.model,
@@ -243,7 +243,7 @@ class Merge:
         self.residual: delta.Encoded | None = None
 
     def _part(self, number: int, part: Contribution) -> merging.Part:
-        weight = lifecycle.discount(self.setting.stale_weight, part.stale)
+        weight = lifecycle.discount(self.setting.staleness_discount, part.stale)
         return merging.Part(str(number), "", "", part.tokens, "", weight, part.stale)
 
     def plan(self, parts: Sequence[merging.Part], momentum_off: bool) -> merging.OuterPlan:

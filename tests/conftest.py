@@ -38,9 +38,10 @@ if not Path("/dev/nvidia0").exists():
     sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
 
 # A person's runs draw other examples each time, so that somebody finds what is left; CI's are always the same.
+# CURTAIL_EXAMPLES=100 or more is for nightly runs (`make fuzz`).
 settings.register_profile(
     "curtail",
-    max_examples=int(os.environ.get("CURTAIL_EXAMPLES", "100")),
+    max_examples=int(os.environ.get("CURTAIL_EXAMPLES", "25")),
     deadline=None,
     derandomize=bool(os.environ.get("CI")),
 )
@@ -59,6 +60,19 @@ PERIOD_S = 60.0
 
 START = datetime(2026, 3, 1, 10, tzinfo=UTC).timestamp()
 CLEAN, DIRTY = 40.0, 450.0
+PACE_S = 0.05
+"""Of an inner step, where a test is about anything but training: jobs then leave the cores to the other tests."""
+
+PACER = Path(__file__).resolve().parents[1] / "benchmarks" / "chaos_clock"
+"""Its `sitecustomize` paces the jobs of processes that have it on their PYTHONPATH."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Tests that share a fleet stay together in one worker, in their order (pytest-xdist, `--dist loadgroup`)."""
+    for item in items:
+        if "module_fleet" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session")
@@ -185,7 +199,7 @@ class Program:
 class Fleet:
     """A controller and its agents, as processes."""
 
-    CLEAN, DIRTY, SPEED, START = CLEAN, DIRTY, SPEED, START
+    CLEAN, DIRTY, SPEED, START, PACE_S = CLEAN, DIRTY, SPEED, START, PACE_S
 
     def __init__(self, folder, data):
         self.folder, self.data = folder, data
@@ -196,6 +210,7 @@ class Fleet:
         self.agents = {}
         self.port = 0
         self.flags = ()
+        self.pace_s = 0.0
         self.seen = []
         self.http = httpx.Client(trust_env=False, timeout=5.0)
 
@@ -284,9 +299,16 @@ class Fleet:
         name = name or site
         self.agents[name] = self.start(
             f"agent-{name}", "agent", "join", self.url, "--site", site, "--region", region,
-            "--home", self.folder / f"home-{name}", "--ranks", ranks, "--threads", 1, *admission, *flags,
+            "--home", self.folder / f"home-{name}", "--ranks", ranks, "--threads", 1, *admission, *flags, **self.pace(),
         )  # fmt: skip
         return self.agents[name]
+
+    def pace(self):
+        """What in an agent's environment makes each inner step of its jobs take `pace_s` (0: as fast as it goes)."""
+        if not self.pace_s:
+            return {}
+        path = [str(PACER), *filter(None, [environment().get("PYTHONPATH")])]
+        return {"CURTAIL_CHAOS_PACE": f"{self.pace_s:g}", "PYTHONPATH": os.pathsep.join(path)}
 
     def stop(self):
         """End everything in order, agents first; the exit codes by name."""

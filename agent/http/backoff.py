@@ -1,9 +1,9 @@
-"""Backoff after 429 and Retry-After, and jitter for pauses; pure.
+"""Backoff: how long to wait before the controller is asked again.
 
-After a 429 nothing is sent for the time in Retry-After plus a random part, so that
-clients that were refused together do not retry together. For the same reason
-pauses after failures and between heartbeats get jitter. Time and chance are
-arguments. Heartbeats have their own limit, as in the controller. Units: seconds.
+After a rate limit (429, Retry-After) nothing is sent for the time it names and a
+random share more; pauses after failures and between heartbeats are spread at random.
+So clients that failed together do not return together. Heartbeats have a limit of
+their own, as at the controller. Pure: time and chance are arguments. Units: seconds.
 """
 
 from __future__ import annotations
@@ -12,41 +12,40 @@ import re
 from dataclasses import dataclass, field
 
 LONGEST_S = 300.0
-"""Upper limit of the Retry-After that is obeyed, before the random part is added."""
+"""The longest Retry-After that is obeyed, before the random share."""
 
 UNSAID_S = 1.0
-"""Used if the response has no Retry-After, or one that is not a number of seconds."""
+"""Used if the answer has no Retry-After, or one that is not a number of seconds."""
 
 SHARE = 0.5
-"""Longest random part, as a fraction of Retry-After."""
-
+"""The largest random addition, as a fraction of the Retry-After."""
 
 BETWEEN = 0.5
-"""Jitter of a pause after a failure: the largest fraction by which it may be shortened."""
+"""The largest random reduction of a pause after a failure, as a fraction of it."""
 
 
 def spread(seconds: float, chance: float, most: float = BETWEEN) -> float:
-    """A pause with jitter. It is never longer than `seconds`, so `seconds` is safe as an upper bound.
+    """A pause shortened at random; never longer than `seconds`, so that others may count on it.
 
-    Args: chance: random, from 0 to 1. most: the largest fraction by which the pause is shortened.
+    Args: chance: from 0 to 1. most: the fraction of the pause that chance may take off.
     """
     return seconds * (1.0 - most * chance)
 
 
 @dataclass(slots=True)
 class Throttle:
-    """How long one agent or job must not send. Monotonic seconds."""
+    """The rate limits that the controller has set one agent or job. Units: monotonic seconds."""
 
     _until: dict[bool, float] = field(default_factory=dict)
 
     def left(self, heartbeat: bool, now: float) -> float:
-        """Seconds until a heartbeat, or another request, may be sent again; 0: now."""
+        """Seconds until a heartbeat, or any other request, may be sent."""
         return max(0.0, self._until.get(heartbeat, 0.0) - now)
 
     def told(self, heartbeat: bool, header: str | None, now: float, chance: float) -> float:
-        """Note a 429. Returns: seconds until the next request may be sent.
+        """The controller answered 429; returns the seconds until the next request.
 
-        Args: header: the response's Retry-After. chance: random, from 0 to 1.
+        Args: header: its Retry-After. chance: from 0 to 1.
         """
         named = float(header) if header and re.fullmatch(r"[0-9]{1,9}", header.strip()) else UNSAID_S
         seconds = min(LONGEST_S, named) * (1.0 + SHARE * chance)

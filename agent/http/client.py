@@ -1,10 +1,10 @@
-"""Client for the controller's API: one typed method per path of `curtail.wire`.
+"""Client of the controller's HTTP API: one typed call for each path of `curtail.wire`.
 
-It turns responses into values and failures into `CurtailError`s. It does not
-retry, except once a signed request whose timestamp was wrong. `agent.http.transfer`
-moves the weights. The `httpx.Client` is injected, with the controller's address as
-its base URL; `curtail.security.tls` authenticates the controller. Every call has a
-timeout, in seconds. The agent's key signs every POST except the offer of an upload.
+Decides how answers and failures become values and `CurtailError`s. It does not retry,
+except once a request that was signed with a wrong time of day, and it moves no weights
+(`agent.http.transfer` does). `curtail.security.tls` decides which server is trusted.
+Every call has a timeout, in seconds. Join, heartbeat, checkout, progress, commit and
+leave are signed with the agent's key.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from curtail.system.clock import Clock, SystemClock
 from curtail.wire import limits
 
 MOST_BYTES = 2_200_000_000
-"""Assumed file size if the caller gives none: the weights of d20."""
+"""Assumed size of a file if the caller names none, in bytes: the weights of d20."""
 
 READ_BYTES_S = 20e6
-"""Slowest rate, in bytes per second, at which the controller hashes or reads a file before it answers."""
+"""Slowest rate, in bytes per second, at which a controller reads or hashes a file before it answers."""
 
 SAME_S = 60.0
-"""Two readings of the controller's clock offset count as equal if they differ by less than this, in seconds."""
+"""Seconds by which two readings of the controller's time of day may differ although no clock was set."""
 
 Reply = TypeVar("Reply")
 
@@ -72,10 +72,10 @@ class Control:
     Args:
         http: has the controller's address as `base_url`.
         credential: sent as bearer token with every call; None before the agent has joined.
-        link: the bandwidth limit for `agent.http.transfer`; None: no limit.
-        signer: signs the requests that need a signature; None: they are sent unsigned, and refused.
+        link: the bandwidth limit that `agent.http.transfer` obeys; None: no limit.
+        signer: signs requests; None: nothing can be joined or committed.
         reread: returns the current credential, for a job: its agent gets a new one every few hours.
-        clock: for the backoff after 429; None: the system's.
+        clock: for rate limits; None: the system's.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Control:
         self._clock, self._throttle = clock or SystemClock(), Throttle()
 
     def join(self, request: wire.JoinRequest) -> wire.JoinReply:
-        """Join with a token; the reply's credential is used from then on.
+        """Join with a token; the reply's credential is used from now on.
 
         Raises: AuthError, Refused, WireError, Unreachable.
         """
@@ -105,9 +105,9 @@ class Control:
         return reply
 
     def renew(self, request: wire.RenewRequest) -> wire.JoinReply:
-        """Get a new credential by the agent's key alone; it is used from then on.
+        """Get a new credential with the agent's key alone; it is used from now on.
 
-        Raises: AuthError: no machine with this key has joined. Unreachable.
+        Raises: AuthError: no machine with this key joined. Unreachable.
         """
         before, self.credential = self.credential, None
         try:
@@ -119,57 +119,57 @@ class Control:
         return reply
 
     def heartbeat(self, beat: wire.Heartbeat, timeout_s: float = 5.0) -> wire.HeartbeatReply:
-        """Report the agent's state. Returns: whether it may train.
+        """Report what this agent does; the reply says whether it may train.
 
-        Raises: AuthError. Refused: another agent has replaced this one. Unreachable.
+        Raises: AuthError, Refused (another agent speaks for the site), Unreachable.
         """
         beat = dataclasses.replace(beat, note=limits.clean(beat.note))
         return self._post(wire.HEARTBEAT, beat, wire.HeartbeatReply, timeout_s, signed=True)
 
     def leave(self, request: wire.LeaveRequest, timeout_s: float = 5.0) -> wire.Ack:
-        """Leave the run."""
+        """Leave the run for good."""
         request = dataclasses.replace(request, reason=limits.clean(request.reason))
         return self._post(wire.LEAVE, request, wire.Ack, timeout_s, signed=True)
 
     def run_info(self) -> wire.RunInfo:
-        """The settings that are fixed for the whole run."""
+        """What is fixed for the whole run."""
         return self._get(wire.RUN, wire.RunInfo)
 
     def checkout(self, request: wire.CheckoutRequest) -> wire.CheckoutReply:
-        """Request work: a round with a lease, or a wait.
+        """Ask what to do next.
 
-        Raises: Refused: the fencing token is old.
+        Raises: Refused: the fence is old.
         """
         return self._post(wire.CHECKOUT, request, wire.CheckoutReply, signed=True)
 
     def progress(self, progress: wire.Progress, timeout_s: float = 5.0) -> wire.ProgressReply:
-        """Report the progress of a round. Returns: whether to end it now."""
+        """Report the progress of a round; the reply says whether it should end."""
         return self._post(wire.PROGRESS, progress, wire.ProgressReply, timeout_s, signed=True)
 
     def commit(self, request: wire.CommitRequest, size: int = MOST_BYTES) -> wire.Receipt:
-        """Commit a contribution whose blob of `size` bytes is already uploaded. Idempotent: a retry gets the receipt.
+        """Commit a contribution whose file, of `size` bytes, is uploaded; a repeat gets the first receipt.
 
-        Raises: Refused: the base, the fencing token or the round is another.
+        Raises: Refused: another base, fence or round.
         """
         return self._post(wire.COMMIT, request, wire.Receipt, reading_s(size), signed=True)
 
     def offer_blob(self, offer: wire.BlobOffer) -> wire.BlobStatus:
-        """Announce an upload and reserve space for it. Returns: which parts are missing.
+        """Reserve space for a file; the reply says which parts are missing.
 
         Raises: DiskError: the controller has no space.
         """
         return self._post(wire.BLOBS, offer, wire.BlobStatus, reading_s(offer.size))
 
     def commit_blob(self, sha256: str, size: int) -> None:
-        """Finish an upload of `size` bytes: the controller checks the hash and keeps the file.
+        """All parts are uploaded, `size` bytes: have the controller check the whole file and keep it.
 
-        Raises: Refused: a part is missing, or the hash is wrong.
+        Raises: Refused: a part is missing or the content has another hash.
         """
         path = wire.BLOB_COMMIT.format(sha256=sha256)
         self._send_signed(path, b"", {}, reading_s(size))
 
     def status(self) -> wire.Status:
-        """The run's status snapshot."""
+        """The state of the run, as all views show it."""
         return self._get(wire.STATUS, wire.Status)
 
     def send(
@@ -181,16 +181,16 @@ class Control:
         headers: dict[str, str] | None = None,
         timeout_s: float = REPLY_S,
     ) -> bytes:
-        """Send one request. Returns: the body of a successful response.
+        """Send one request; returns the body of a successful answer.
 
-        Raises: Unreachable, or the `CurtailError` of the response's status.
+        Raises: Unreachable, or the `CurtailError` that the answer stands for.
         """
         with self.stream(method, path, content=content, headers=headers, timeout_s=timeout_s) as response:
             body = bytearray()
             for chunk in response.iter_bytes():
                 body += chunk
                 if len(body) > wire.MAX_BODY:
-                    raise WireError(f"the response to {method} {path} is longer than {wire.MAX_BODY} bytes")
+                    raise WireError(f"the answer to {method} {path} is longer than {wire.MAX_BODY} bytes")
             return bytes(body)
 
     @contextlib.contextmanager
@@ -203,15 +203,17 @@ class Control:
         headers: dict[str, str] | None = None,
         timeout_s: float = REPLY_S,
     ) -> Iterator[httpx.Response]:
-        """Send a request whose successful response is read inside the `with` block.
+        """A request whose successful answer is read inside the `with` block.
 
-        Raises: as `send`; also inside the block, if the connection is lost. Throttled: the controller answered 429,
-            now or shortly before; in the second case nothing was sent.
+        Raises: as `send`; inside the block, too, when the connection is cut. Throttled: the controller limits the
+            rate, by this answer or by an earlier one; in the second case nothing was sent.
         """
         heartbeat = path == wire.HEARTBEAT
         left = self._throttle.left(heartbeat, self._clock.monotonic())
         if left > 0:
-            raise Throttled(f"rate limit: the controller at {self.address} asked to wait another {left:.1f} s")
+            raise Throttled(
+                f"the controller at {self.address} limits requests; the next one may be sent in {left:.1f} s"
+            )
         all_headers = dict(headers or {})
         if self._reread is not None:
             self.credential = self._reread() or self.credential
@@ -233,17 +235,17 @@ class Control:
             if why := mistrust(error, self.address):
                 raise Unreachable(why, MISTRUST_REMEDY) from error
             if remedy := other_scheme(error, self.address):
-                raise Unreachable(f"cannot open a TLS connection to {self.address}", remedy) from error
+                raise Unreachable(f"no TLS connection to {self.address} can be made", remedy) from error
             raise Unreachable(
                 f"nobody answers at {self.address}", "check the address and that `curtail controller` runs there"
             ) from error
         except httpx.HTTPError as error:
             why, remedy = str(error) or type(error).__name__, other_scheme(error, self.address)
-            raise Unreachable(f"the connection to {self.address} was lost: {why}", remedy) from error
+            raise Unreachable(f"the connection to {self.address} broke: {why}", remedy) from error
 
     @property
     def address(self) -> str:
-        """The controller's address, for messages."""
+        """The controller's address, for people."""
         return str(self.http.base_url).rstrip("/")
 
     def _post(
@@ -255,7 +257,7 @@ class Control:
         return wire.decode(kind, self.send("POST", path, content=content, headers=headers, timeout_s=timeout_s))
 
     def _send_signed(self, path: str, content: bytes, headers: dict[str, str], timeout_s: float) -> bytes:
-        """Send a signed request. If it is refused and the response corrects the clock offset, retry once."""
+        """Send a signed request; once more if the refusal shows that it was signed with a wrong time of day."""
         believed = 0.0 if self.signer is None else self.signer.ahead_s
         for again in (False, True):
             signature = self._signature("POST", path, content)
@@ -266,13 +268,13 @@ class Control:
             except AuthError:
                 if again or self.signer is None or abs(self.signer.ahead_s - believed) < SAME_S:
                     raise
-        raise AssertionError("the second response is final")
+        raise AssertionError("the second answer is final")
 
     def _signature(self, method: str, path: str, body: bytes) -> dict[str, str]:
         return {} if self.signer is None else {signing.HEADER: self.signer.header(method, path, body)}
 
     def _note_time(self, response: httpx.Response) -> None:
-        """Note the offset of the controller's clock. Requests are signed with its time, so ours may be wrong."""
+        """Learn the controller's time of day: requests are signed with it, so this machine's clock may be wrong."""
         said = response.headers.get("date")
         if self.signer is None or not said:
             return
@@ -284,18 +286,17 @@ class Control:
 
 
 def reading_s(size: int) -> float:
-    """Timeout for a request for which the controller first reads `size` bytes.
+    """Timeout, in seconds, of a request for which the controller first reads `size` bytes.
 
-    It is no longer than needed: only this timeout detects a connection that was lost silently, and the round does
-    not wait.
+    It is no longer than that, because only this timeout notices a connection that was lost silently.
     """
     return REPLY_S + size / READ_BYTES_S
 
 
 def _refusal(response: httpx.Response) -> CurtailError:
-    """The error for an unsuccessful `response`."""
+    """The error that an unsuccessful `response` stands for."""
     status = response.status_code
-    # An internal error of the controller, or of a proxy in front of it, is an outage that may pass.
+    # An internal error of the controller, or of a proxy before it, counts as an outage: it may pass.
     kind = _BY_STATUS.get(status, Unreachable if status >= 500 else CurtailError)
     body = b""
     for chunk in response.iter_bytes():
@@ -310,7 +311,7 @@ def _refusal(response: httpx.Response) -> CurtailError:
 
 
 def _detail(body: bytes) -> str:
-    """The detail in a body that is not a `Problem`, truncated."""
+    """The detail in a body that is no `Problem`, cut to 200 characters."""
     try:
         value = json.loads(body)
     except ValueError:

@@ -1,11 +1,10 @@
 """Resumable uploads and downloads of weights and token files, checked by SHA-256, in bounded memory.
 
-An upload is split into parts that are sent, checked and retried one by one; a
-repeated upload sends only the missing parts. A download resumes a `.part` file
-and renames it only when it is complete and verified. The caller decides how long
-to try: `patience` is the number of failures in a row, and `stop` ends a transfer
-between two pieces. If Control has a link, it limits the bandwidth both ways.
-Units: bytes, seconds.
+A file is uploaded in parts, each checked and repeated by itself; a repeated upload
+sends only the parts that the controller lacks. A download continues a `.part` file
+and gets its name only when it is complete and verified. The caller decides how long
+to try: `patience` is the number of failures in a row that are retried, `stop` ends a
+transfer between two pieces. `Control.link` limits the bandwidth. Units: bytes, seconds.
 """
 
 from __future__ import annotations
@@ -27,29 +26,29 @@ from curtail.system.clock import Clock, SystemClock
 from curtail.system.disk import Disk, SystemDisk, disk_error, file_sha256
 
 PARALLEL = 4
-"""Parts sent in parallel; with PART_BYTES this bounds an upload's memory."""
+"""Parts sent at the same time; with PART_BYTES this bounds an upload's memory."""
 
 PIECE = 1024 * 1024
 """Bytes read at a time."""
 
 PART_BYTES_S = 140e3
-"""Slowest bandwidth at which a part arrives before its timeout, in bytes per second: 16 MiB in two minutes."""
+"""The slowest connection on which a part arrives before its timeout, in bytes per second: 16 MiB in two minutes."""
 
 SILENCE_S = 30.0
-"""Read timeout of a download; after it the connection counts as lost, and the download resumes over a new one."""
+"""Longest pause within a download; after it the connection counts as lost, and the download goes on over a new one."""
 
 PATIENCE = 6
-"""Failures in a row before a transfer gives up; the pauses between them add up to 15 s."""
+"""Failures in a row that are retried; the pauses between them add up to 15 s."""
 
 Stop = Callable[[], bool]
 
 
 class Stopped(CurtailError):
-    """The caller's `stop` ended the transfer; the next one resumes it."""
+    """The caller's `stop` ended the transfer; the next one continues it."""
 
 
 def pause_s(failures: int, chance: float = 0.0, most: float = 5.0) -> float:
-    """Seconds to wait after this many failures in a row: 0.5, 1, 2, 4, then `most`, with jitter from `chance`."""
+    """Seconds to wait after `failures` in a row: 0.5, 1, 2, 4, then `most`; `chance` shortens it."""
     return spread(min(0.5 * 2.0 ** (failures - 1), most), chance)
 
 
@@ -62,13 +61,13 @@ def upload(
     patience: int = PATIENCE,
     stop: Stop | None = None,
 ) -> int:
-    """Upload the file at `path` to the controller under the name `sha256`.
+    """Upload the file at `path` under the name `sha256`.
 
-    Idempotent: parts that the controller already has are not sent again.
+    Idempotent: parts that the controller has are not sent again.
 
     Returns: bytes sent.
-    Raises: Unreachable: too many failures in a row. Refused, DiskError: the controller
-        refuses the file. CheckpointError: the file changed, so its hash is not `sha256`.
+    Raises: Unreachable: too many failures in a row. Refused, DiskError: the
+        controller does not accept it. CheckpointError: the file has another hash.
     """
     clock = clock or SystemClock()
     size = _size(path)
@@ -92,8 +91,8 @@ def upload(
             if failures > patience:
                 raise
         except (Refused, WireError, NotFound):
-            # The controller refuses a corrupted part and may have deleted an upload that stalled. The next offer
-            # says which parts are missing.
+            # The controller refuses a part that was damaged on its way, and forgets an upload that made no progress:
+            # the next offer says which parts are missing.
             mismatches += 1
             if mismatches > 2:
                 if file_sha256(path) != sha256:
@@ -103,10 +102,10 @@ def upload(
 
 
 def _send_parts(control: Control, path: Path, status: wire.BlobStatus, numbers: list[int]) -> int:
-    """Send these parts in parallel. Returns: bytes sent."""
+    """Send these parts at the same time; returns the bytes sent."""
     with ThreadPoolExecutor(len(numbers), thread_name_prefix="part") as pool:
         futures = [pool.submit(_send_part, control, path, status, number) for number in numbers]
-    # The `with` block has waited for all parts, so none is still being sent if one failed.
+    # Leaving the pool waited for all of them, so no part is still being sent when an error is raised.
     return sum(future.result() for future in futures)
 
 
@@ -122,13 +121,13 @@ def _send_part(control: Control, path: Path, status: wire.BlobStatus, number: in
     digest = base64.b64encode(hashlib.sha256(data).digest()).decode()
     headers = {"Content-Digest": f"sha-256=:{digest}:", "Content-Type": "application/octet-stream"}
     if control.link is not None:
-        headers["Content-Length"] = str(len(data))  # otherwise httpx would send an iterator in chunked encoding
+        headers["Content-Length"] = str(len(data))  # otherwise the pieces would be sent chunked, without a length
     control.send(
         "PUT",
         wire.PART.format(sha256=status.sha256, number=number),
         content=data if control.link is None else control.link.pieces(data),
         headers=headers,
-        timeout_s=REPLY_S + len(data) / PART_BYTES_S,  # data may still be in this machine's send buffers
+        timeout_s=REPLY_S + len(data) / PART_BYTES_S,  # includes what is still in this machine's buffers
     )
     return len(data)
 
@@ -147,9 +146,9 @@ def download(
 ) -> int:
     """Download the blob `sha256` to `path`, durably and only if its hash is right.
 
-    An interrupted download resumes where it stopped, also in another process.
+    An interrupted download continues where it stopped, also in another process.
 
-    Args: size: the most bytes to accept. kind: raised if the hash is wrong three times
+    Args: size: the most bytes accepted. kind: raised when the hash is wrong three times
         (CheckpointError for weights, DataError for token files).
     Returns: bytes received.
     Raises: Unreachable: too many failures in a row. NotFound: the controller has no such blob. DiskError.
@@ -170,8 +169,8 @@ def download(
             part.unlink(missing_ok=True)
             if wrong > 2:
                 raise kind(
-                    f"blob {sha256[:12]} arrived with a wrong hash three times",
-                    "the controller's copy is damaged, or something on the network changes the data",
+                    f"blob {sha256[:12]} arrived with another hash three times",
+                    "its copy at the controller is damaged, or something changes the traffic",
                 )
         except _Cut as cut:
             received += cut.got
@@ -182,7 +181,7 @@ def download(
 
 
 class _Cut(Exception):
-    """The connection was lost after this attempt received `got` bytes."""
+    """The connection was lost after `got` bytes of this attempt."""
 
     def __init__(self, got: int, error: Unreachable) -> None:
         super().__init__(str(error))
@@ -190,14 +189,14 @@ class _Cut(Exception):
 
 
 def _receive(control: Control, sha256: str, part: Path, size: int | None, stop: Stop | None) -> tuple[int, str]:
-    """Download the rest of `part`. Returns: (bytes received, hash of the whole file)."""
+    """Continue the file `part` to the end; returns the bytes received and the hash of the whole file."""
     digest = hashlib.sha256()
     have = _feed(digest.update, part) if part.exists() else 0
     got = 0
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-", "If-Range": f'"{sha256}"'} if have else {})
     try:
         with control.stream("GET", wire.BLOB.format(sha256=sha256), headers=headers, timeout_s=SILENCE_S) as response:
-            if response.status_code != 206 and have:  # the controller sends the whole file again
+            if response.status_code != 206 and have:  # the whole file is sent again
                 digest, have = hashlib.sha256(), 0
             with open(part, "r+b" if have else "wb") as file:
                 file.seek(have)
@@ -215,14 +214,14 @@ def _receive(control: Control, sha256: str, part: Path, size: int | None, stop: 
     except WireError:
         if not have or got:
             raise
-        # 416: the range starts at the end of the file. Nothing is left to send, and the hash decides.
+        # The range starts at the end of the file: it is complete, and the hash decides.
     except OSError as error:
         raise disk_error("write", part, error) from error
     return got, digest.hexdigest()
 
 
 def _feed(update: Callable[[bytes], object], path: Path) -> int:
-    """Pass the file's bytes to `update`. Returns: their number."""
+    """Pass the file's bytes to `update`; returns their number."""
     count = 0
     try:
         with open(path, "rb") as file:

@@ -1,11 +1,11 @@
 """What torchrun runs on every rank: `python -m agent.job`.
 
-Lives for a whole curtailment window: data are fetched and process group, model
-and optimizer are built once, then `agent.job.loop` trains round after round. Rank
-0 talks for the site (`agent.job.controller_link`). Where the job runs on several machines,
-the first rank of each has a `Speaker` too: it fetches the data for its machine
-and answers its agent. Exit code 0 means drained or told to leave; the status file
-and the last line of the first rank's log say why.
+One process lives for a whole curtailment window: it fetches the data, builds process
+group, model and optimizer once, then trains round after round (`agent.job.loop`). Rank 0
+talks to the controller for the site. On a site of several machines the first rank
+of each has a `ControllerLink` too: it fetches the data for its machine and writes the
+status for its agent. Exit code 0 means drained or told to leave; the status file and
+the last line of the first rank's log say why.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,65 +22,43 @@ import torch
 from agent.controller_trust import open_jobs_control
 from agent.http.bandwidth import Link
 from agent.http.transfer import Stopped
-from agent.job.controller_link import JobEnvironment, Speaker
+from agent.job.agent_link import JobEnvironment, read_environment
+from agent.job.controller_link import ControllerLink
 from agent.job.data_cache import data_folder, fetch_data
 from agent.job.loop import JobLoop
-from agent.job.ranks import Team
+from agent.job.rank_zero import RankZero
+from agent.job.ranks import RankGroup
 from agent.job.trainer import Trainer
 from curtail import wire
-from curtail.errors import CurtailError, UsageError
+from curtail.errors import CurtailError
 from curtail.system.clock import Clock, SystemClock
-from curtail.system.disk import Disk, SystemDisk
+from curtail.system.disk import SystemDisk
 from curtail.system.process import die_with_starter
 from nanochat.distributed import choose_device, join_ranks, leave_ranks, ranks_from_environment
 from nanochat.train import SampleStream
 
 COLLECTIVE_S = 1800.0
-"""Longest wait of a rank for the others within a step."""
+"""Longest wait of a rank for the others within a step, in seconds."""
 
 
-def environment(values: Mapping[str, str]) -> JobEnvironment:
-    """What the agent told this job.
+def begin(link: ControllerLink) -> dict[str, object]:
+    """Rank 0: what is fixed for the run, or why to leave at once."""
+    info = link.run_info()
+    return {"info": asdict(info)} if info is not None else {"leave": _why(link)}
 
-    Raises: UsageError: a variable is missing or no number.
-    """
+
+def fetch(link: ControllerLink, info: wire.RunInfo) -> str | None:
+    """The first rank of each machine: fetch the data into its cache; returns why to leave, or None."""
+    stop = link.agent.draining
     try:
-        return JobEnvironment(
-            url=values["CURTAIL_URL"],
-            credential_file=Path(values["CURTAIL_CREDENTIAL_FILE"]),
-            site=values["CURTAIL_SITE"],
-            fence=int(values["CURTAIL_FENCE"]),
-            job=values["CURTAIL_JOB"],
-            cache=Path(values["CURTAIL_CACHE"]),
-            folder=Path(values["CURTAIL_JOB_FOLDER"]),
-            threads=int(values.get("CURTAIL_THREADS", "1")),
-            device_batch_samples=int(values.get("CURTAIL_DEVICE_BATCH", "0")),
-            link_bytes_s=float(values.get("CURTAIL_LINK", "0")),
-            server_name=values.get("CURTAIL_SERVER_NAME", ""),
-            insecure=values.get("CURTAIL_INSECURE", "0") == "1",
-        )
-    except (KeyError, ValueError) as error:
-        raise UsageError(f"this job was started without {error}", "jobs are started by `curtail agent join`") from None
-
-
-def begin(speaker: Speaker) -> dict[str, object]:
-    """Rank 0: the run, or why to leave at once."""
-    info = speaker.run_info()
-    return {"info": asdict(info)} if info is not None else {"leave": _why(speaker)}
-
-
-def fetch(speaker: Speaker, info: wire.RunInfo, disk: Disk, clock: Clock) -> str | None:
-    """The first rank of each machine: the data into its cache; why to leave instead."""
-    env = speaker.env
-    try:
-        fetch_data(speaker.control, info.manifest, env.cache, disk, clock, speaker.draining, speaker.log)
+        fetch_data(link.control, info.manifest, link.env.cache, link.disk, link.clock, stop, link.log)
     except Stopped:
-        return _why(speaker)
+        return _why(link)
     return None
 
 
-def _why(speaker: Speaker) -> str:
-    return speaker.drain_reason() or "draining"
+def _why(link: ControllerLink) -> str:
+    return link.agent.drain_reason() or "draining"
 
 
 def open_stream(folder: Path) -> SampleStream:
@@ -92,34 +70,34 @@ def open_stream(folder: Path) -> SampleStream:
 
 def train_window(
     env: JobEnvironment,
-    speaker: Speaker | None,
-    disk: Disk,
+    link: ControllerLink | None,
     clock: Clock,
     opening: Callable[[Path], SampleStream] = open_stream,
 ) -> str:
-    """Everything between start and end of this rank; why it ended.
+    """Everything between start and end of this rank; returns why it ended.
 
-    Args: speaker: on the first rank of each machine, None on the others.
+    Args: link: on the first rank of each machine, None on the others.
     """
     torch.set_num_threads(env.threads)
     device = choose_device("auto", ranks_from_environment().local_rank)
-    if speaker is not None:
-        speaker.tell("start")
-    team = Team(join_ranks(device, COLLECTIVE_S))
-    start = team.share(begin(speaker) if speaker is not None and team.speaks else None)
+    if link is not None:
+        link.agent.tell("start")
+    group = RankGroup(join_ranks(device, COLLECTIVE_S))
+    start = group.share(begin(link) if link is not None and group.is_rank_zero else None)
     if "leave" in start:
         return str(start["leave"])
     info = wire.RunInfo(**start["info"])
-    leave = fetch(speaker, info, disk, clock) if speaker is not None else None
-    if team.any(leave is not None):
+    leave = fetch(link, info) if link is not None else None
+    if group.any(leave is not None):
         return leave or "another machine of the site drains"
     stream = opening(data_folder(env.cache, info.manifest))
-    trainer = Trainer(info, stream, team, device, env.device_batch_samples)
-    if speaker is not None:
-        speaker.log(f"a rank takes {trainer.device_batch} samples through the model at once; {trainer.fast}")
-        if not team.speaks:
-            speaker.tell("train")  # the lead alone knows the rounds: to its agent this machine trains until it leaves
-    return JobLoop(trainer, speaker if team.speaks else None, disk, clock).run()
+    trainer = Trainer(info, stream, group, device, env.device_batch_samples)
+    if link is not None:
+        link.log(f"a rank takes {trainer.device_batch} samples in a forward pass; {trainer.fast}")
+        if not group.is_rank_zero:
+            link.agent.tell("train")  # only the lead knows the rounds: to its agent this machine trains until it leaves
+    rank_zero = RankZero(link, info.run, trainer.shapes) if link is not None and group.is_rank_zero else None
+    return JobLoop(trainer, rank_zero, clock).run()
 
 
 def _log(line: str) -> None:
@@ -127,35 +105,35 @@ def _log(line: str) -> None:
 
 
 def main() -> int:
-    """One rank of the job; the exit code."""
-    # Importing torch took seconds: the torchrun that started this rank may have been killed with its agent.
+    """Run one rank of the job; returns the exit code."""
+    # Importing torch took seconds; the torchrun that started this rank may have been killed with its agent meanwhile.
     die_with_starter("CURTAIL_JOB", os.environ.get("CURTAIL_JOB", ""))
-    speaker: Speaker | None = None
+    link: ControllerLink | None = None
     try:
-        env = environment(os.environ)
-        disk, clock = SystemDisk(), SystemClock()
+        env = read_environment(os.environ)
+        clock = SystemClock()
         if ranks_from_environment().local_rank == 0:
-            link = Link(env.link_bytes_s, clock) if env.link_bytes_s else None
+            limit = Link(env.link_bytes_s, clock) if env.link_bytes_s else None
             control = open_jobs_control(
-                env.url, env.credential_file, env.fence, clock.wall, link, env.server_name or None, env.insecure
+                env.url, env.credential_file, env.fence, clock.wall, limit, env.server_name or None, env.insecure
             )
-            speaker = Speaker(env, control, clock, disk, _log)
-        reason = train_window(env, speaker, disk, clock)
+            link = ControllerLink(env, control, clock, SystemDisk(), _log)
+        reason = train_window(env, link, clock)
         leave_ranks()
-        if speaker is not None:
-            speaker.tell(speaker.phase, reason, 0)
+        if link is not None:
+            link.agent.tell(link.agent.phase, reason, 0)
             _log(f"left: {reason}")
         return 0
     except CurtailError as error:
-        return _failed(speaker, str(error), error.exit_code)
-    except Exception as error:  # the top of the process: whatever it is, the agent must learn it
+        return _failed(link, str(error), error.exit_code)
+    except Exception as error:  # the top of the process: the agent must learn of any error
         traceback.print_exc()
-        return _failed(speaker, f"{type(error).__name__}: {error}", 1)
+        return _failed(link, f"{type(error).__name__}: {error}", 1)
 
 
-def _failed(speaker: Speaker | None, reason: str, code: int) -> int:
-    if speaker is not None:
-        speaker.tell(speaker.phase, reason, code)
+def _failed(link: ControllerLink | None, reason: str, code: int) -> int:
+    if link is not None:
+        link.agent.tell(link.agent.phase, reason, code)
     _log(f"ended: {reason}")
     return code
 

@@ -1,29 +1,25 @@
-"""What a job hands in at the end of a round, and how long it tries.
+"""Hands in a job's contribution at the end of a round.
 
-Decides the form of a contribution (exact weights or a coded delta), when the
-inner optimizer's state is written, and how long a finished contribution waits for
-a controller that cannot be reached. Runs on rank 0, in the training thread or
-beside it (`agent.job.upload_thread`); touches neither model nor optimizer. Units: seconds
-of `Clock.monotonic`.
+Decides the order of its steps: encode (`agent.job.encode`), keep the optimizer's
+state, write, upload and commit (`agent.job.submit`). Runs on rank 0, in the training
+thread or beside it (`agent.job.upload_thread`); uses neither model nor optimizer.
 """
 
 from __future__ import annotations
 
 import math
-import random
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent.http.transfer import pause_s, upload
 from agent.job import optimizer_state
-from agent.job.controller_link import Held, Speaker
+from agent.job.base_weights import BaseWeights
+from agent.job.controller_link import ControllerLink
+from agent.job.encode import EXACT, encode
 from agent.job.optimizer_state import Kept
+from agent.job.submit import ContributionFile, submit, write
 from curtail import wire
-from curtail.errors import CheckpointError, CurtailError, DiskError, Refused, Unreachable
-from curtail.system.disk import Disk, file_sha256
-from nanochat import weights as weight_sets
-from nanochat.delta import Encoded, all_finite, difference, encode_with_feedback, write_delta
+from curtail.errors import CurtailError
+from nanochat.delta import Encoded
 from nanochat.train import TrainReport
 from nanochat.weights import Weights
 
@@ -31,174 +27,86 @@ if TYPE_CHECKING:
     import torch
 
 FILE = "contribution.safetensors"
-"""In the job's folder; lies there until it is committed, refused or given up."""
-
-WAITING = "waiting for the controller with a finished contribution"
-NO_SPACE = "waiting for space on this machine's disk with a finished contribution"
+"""In the job's folder, until it is committed, refused or given up."""
 
 
 @dataclass(slots=True)
-class Made:
-    """Host copies of what a round made, taken at a step boundary."""
+class LocalUpdate:
+    """Host copies of what a round trained, taken between two steps."""
 
     assignment: wire.Assignment
     report: TrainReport
-    keep: bool  # the job trains on, on the rest of the lease
+    keep: bool  # the job trains on, on the rest of its lease
     weights: Weights
     state: dict[str, torch.Tensor]  # of the optimizer, whole
     digest: str = ""  # of the weights, once computed
 
+    @property
+    def exact(self) -> bool:
+        """Whether the weights themselves are handed in, to become the next version as they are."""
+        return self.assignment.codec == EXACT
+
 
 class Contributor:
-    """Hands in what a job made, one contribution after the other.
+    """Hands in what a job trained, one contribution after the other.
 
     Args: run: names the folder of optimizer states in the site's cache.
     """
 
-    def __init__(self, speaker: Speaker, run: str, disk: Disk) -> None:
-        self.speaker, self.disk = speaker, disk
-        self.folder = optimizer_state.folder_of(speaker.env.cache, run)
-        self.residual: Encoded = {}  # what coding lost, added to the next delta
+    def __init__(self, link: ControllerLink, run: str) -> None:
+        self.link = link
+        self.folder = optimizer_state.folder_of(link.env.cache, run)
+        self.residual: Encoded = {}  # what the last contribution's codec lost
 
-    def hand_in(self, made: Made) -> bool:
-        """Commit what was made; afterwards the base copy is what the controller knows. False: it was not taken.
+    def hand_in(self, update: LocalUpdate) -> bool:
+        """Commit what was trained; afterwards the base weights are a version that the controller knows.
 
-        Raises: CheckpointError: weights that are not finite. AuthError, DiskError and others
-            that another try does not heal.
+        Returns: whether the controller accepted it.
+        Raises: CheckpointError: the weights are not finite. AuthError, DiskError and others that a retry does not heal.
         """
-        if not all_finite(made.weights):
-            # A new process gets the base and an optimizer without the damage.
-            raise CheckpointError(
-                f"round {made.assignment.round} made weights that are not finite", "lower the learning rates"
-            )
-        speaker, exact = self.speaker, made.assignment.codec == "weights"
-        path = speaker.env.folder / FILE
-        with speaker.seconds("encode"):
-            made.digest = weight_sets.digest(made.weights)
-        if exact:
+        link, path = self.link, self.link.env.folder / FILE
+        assert link.base is not None
+        with link.seconds("encode"):
+            contribution = encode(update.weights, link.base.weights, update.assignment.codec, self.residual)
+        update.digest = contribution.digest
+        if contribution.problem:
+            link.log(f"the residual of the last contribution is dropped: {contribution.problem}")
+        if update.exact:
             # Before the commit: a job that is killed right after it finds the state of exactly these weights.
-            self._keep(made, {})
+            self._save_optimizer_state(update, {})
         try:
-            residual = self._write_patiently(path, made, exact)
-            accepted = self._send(path, made)
+            residual, file = contribution.residual, write(link, contribution, path)
+            del contribution  # its arrays must not stay in memory during the upload
+            accepted = submit(link, file, self._request(update, file)) is not None
         finally:
             path.unlink(missing_ok=True)
         self.residual = residual if accepted else {}
-        if exact and accepted:
+        if not update.exact:
+            self._save_optimizer_state(update, self.residual)
+        elif accepted:
             # The next version is exactly these weights.
-            speaker.held = Held(made.assignment.base_version + 1, made.digest, made.weights)
-        elif not exact:
-            self._keep(made, self.residual)
+            link.base = BaseWeights(update.assignment.base_version + 1, update.digest, update.weights)
         return accepted
 
-    def take_up(self, assignment: wire.Assignment, batch_tokens: int) -> Kept | None:
-        """The optimizer state that an earlier job of this site kept, if it still fits the base."""
-        log = self.speaker.log
+    def load_optimizer_state(self, assignment: wire.Assignment, batch_tokens: int) -> Kept | None:
+        """The optimizer state that an earlier job of this site kept, if it still fits the base; takes its residual."""
+        log = self.link.log
         kept = optimizer_state.load(self.folder, assignment.base_digest, assignment.tokens_before, batch_tokens, log)
         if kept is not None:
             self.residual = kept.residual
         return kept
 
-    def _keep(self, made: Made, residual: Encoded) -> None:
-        tokens = made.assignment.tokens_before + made.report.steps * made.assignment.tokens_per_step
-        kept, made.state = Kept(tokens, made.digest, made.state, residual), {}  # the copy ends with this call
+    def _save_optimizer_state(self, update: LocalUpdate, residual: Encoded) -> None:
+        tokens = update.assignment.tokens_before + update.report.steps * update.assignment.tokens_per_step
+        kept, update.state = Kept(tokens, update.digest, update.state, residual), {}  # the copy ends with this call
         try:
-            with self.speaker.seconds("keep"):
-                optimizer_state.save(self.folder, kept, made.assignment.base_digest, self.disk)
+            with self.link.seconds("keep"):
+                optimizer_state.save(self.folder, kept, update.assignment.base_digest, self.link.disk)
         except CurtailError as error:
-            self.speaker.log(f"the optimizer state is not kept: {error}")
+            self.link.log(f"the optimizer state is not kept: {error}")
 
-    def _write_patiently(self, path: Path, made: Made, exact: bool) -> Encoded:
-        """Like `_write`, but a full disk is waited out as long as a controller that does not answer would be.
-
-        The weights are in memory; giving up at once would lose the round for a disk that is full for a minute.
-        Raises: DiskError: there is still no space after the run's `outage`.
-        """
-        speaker, clock = self.speaker, self.speaker.clock
-        until = clock.monotonic() + speaker.outage_s
-        failures = 0
-        while True:
-            try:
-                return self._write(path, made, exact)
-            except DiskError as error:
-                if clock.monotonic() >= until:
-                    raise
-                failures += 1
-                if failures == 1:
-                    speaker.log(f"round {made.assignment.round}: {NO_SPACE}, {speaker.outage_s:.0f} s at most: {error}")
-                speaker.tell_handing_in(until, NO_SPACE)
-                clock.sleep(pause_s(failures))
-
-    def _write(self, path: Path, made: Made, exact: bool) -> Encoded:
-        """The file that travels; returns what its coding lost."""
-        with self.speaker.seconds("encode"):
-            if exact:
-                weight_sets.write_weights(path, made.weights, self.disk, "CONTRIBUTION")
-                return {}
-            assert self.speaker.held is not None
-            encoded, lost = self._encode(self.speaker.held.weights, made)
-            write_delta(path, encoded, self.disk, "CONTRIBUTION")
-            return lost
-
-    def _encode(self, base: Weights, made: Made) -> tuple[Encoded, Encoded]:
-        """One array after the other: a whole delta would be a further model in memory."""
-        encoded: Encoded = {}
-        lost: Encoded = {}
-        for name in sorted(base):
-            delta = difference({name: base[name]}, {name: made.weights[name]})
-            try:
-                parts = encode_with_feedback(delta, made.assignment.codec, self.residual or None)
-            except CheckpointError as error:
-                if not self.residual:
-                    raise
-                self.speaker.log(f"what the last contribution's coding lost is dropped: {error}")
-                self.residual = {}
-                parts = encode_with_feedback(delta, made.assignment.codec, None)
-            encoded |= parts[0]
-            lost |= parts[1]
-        return encoded, lost
-
-    def _send(self, path: Path, made: Made) -> bool:
-        """Upload the file and commit it; False: it was not accepted, or nobody answered for too long."""
-        speaker, clock = self.speaker, self.speaker.clock
-        with speaker.seconds("encode"):
-            sha256, size = file_sha256(path), path.stat().st_size
-        request = self._request(made, sha256)
-        number = request.round
-        lost: float | None = None
-        failures = 0
-        sent: int | None = None
-        speaker.tell_handing_in(clock.monotonic() + speaker.outage_s)
-        try:
-            while True:
-                try:
-                    with speaker.seconds("upload"):
-                        if sent is None:
-                            sent = upload(speaker.control, path, sha256, clock=clock, patience=0)
-                        # Only this is repeated once the file is there: after a merge the controller drops the file.
-                        receipt = speaker.control.commit(request, size)
-                    again = " (again)" if receipt.repeated else ""
-                    speaker.log(f"round {number}: committed {request.tokens} tokens, sent {sent} bytes{again}")
-                    return True
-                except Refused as error:
-                    speaker.log(f"round {number}: the contribution is dropped: {error}")
-                    return False
-                except Unreachable as error:
-                    now = clock.monotonic()
-                    lost = now if lost is None else lost
-                    if now >= lost + speaker.outage_s:
-                        speaker.log(f"round {number}: the contribution is dropped: {error}")
-                        return False
-                    failures += 1
-                    if failures == 1:
-                        speaker.log(f"round {number}: {WAITING}, {speaker.outage_s:.0f} s at most: {error}")
-                    speaker.tell_handing_in(lost + speaker.outage_s, WAITING)
-                    clock.sleep(pause_s(failures, random.random()))
-        finally:
-            speaker.tell_handing_in(clock.monotonic())
-
-    def _request(self, made: Made, blob: str) -> wire.CommitRequest:
-        env, assignment, report = self.speaker.env, made.assignment, made.report
+    def _request(self, update: LocalUpdate, file: ContributionFile) -> wire.CommitRequest:
+        env, assignment, report = self.link.env, update.assignment, update.report
         return wire.CommitRequest(
             site=env.site,
             fence=env.fence,
@@ -209,17 +117,17 @@ class Contributor:
             steps=report.steps,
             samples=report.samples,
             tokens=report.tokens,
-            blob=blob,
+            blob=file.sha256,
             codec=assignment.codec,
-            digest=made.digest if assignment.codec == "weights" else "",
+            digest=update.digest if update.exact else "",
             loss_first=finite(report.loss_first),
             loss_mean=finite(report.loss_mean),
             loss_last=finite(report.loss_last),
             seconds=report.seconds,
-            keep=made.keep,
+            keep=update.keep,
         )
 
 
 def finite(loss: float | None) -> float | None:
-    """A loss as it may travel: None if it is no number."""
+    """A loss as the protocol allows it: None if it is not a finite number."""
     return loss if loss is not None and math.isfinite(loss) else None

@@ -1,9 +1,8 @@
-"""The token files of a run in the site's cache: fetched once, by hash, shared between runs.
+"""The site's cache of token files: each is fetched once, named by its hash, and shared between runs.
 
-Decides where files lie and which are missing; how bytes travel is
-`agent.http.transfer`'s. A run's folder holds the manifest and a link to each file
-under its name; the bytes lie once per hash. Everything here can be deleted
-between two jobs.
+Decides where files lie and which are missing; `agent.http.transfer` moves the bytes.
+A run's folder holds the manifest and a link to each file under its name. The whole cache
+may be deleted between two jobs.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from nanochat.manifest import MANIFEST_NAME, Manifest, TokenFile
 
 
 def data_folder(cache: Path, manifest_sha256: str) -> Path:
-    """Where `fetch_data` puts the data with the manifest of that hash."""
+    """The folder in which `fetch_data` puts the data whose manifest has that hash."""
     return cache / "data" / manifest_sha256
 
 
@@ -34,7 +33,9 @@ def fetch_data(
     stop: Stop,
     log: Callable[[str], None],
 ) -> Path:
-    """The folder with the manifest of that hash and its training files, complete.
+    """Fetch the manifest of that hash and its training files, as far as they are missing; returns their folder.
+
+    Args: stop: ends it between two pieces. log: told, in one line, which file is fetched.
 
     Raises: Stopped, Unreachable, NotFound, DataError, DiskError.
     """
@@ -56,7 +57,7 @@ def fetch_data(
 
 
 def _there(path: Path, file: TokenFile) -> bool:
-    # A file appears under its name only after its hash was checked; its size guards against later truncation.
+    # A file gets its name only after its hash was checked; its size guards against later truncation.
     try:
         return path.stat().st_size == file.size
     except OSError:

@@ -1,277 +1,164 @@
-"""The rounds of one job on every rank: weights, inner steps, contribution.
+"""The rounds of one job, as every rank goes through them.
 
-Decides when a round ends and whether the model still equals the base copy.
-Rank 0 has a `Speaker` and says what all do; every rank makes the same steps.
-Where the controller keeps the rest of a lease for this job, the ranks train on it
-while the contribution travels and is merged (`agent.job.overlap` says what that is
-worth). A sole site's model is never touched between rounds: it trains bit for bit
-like a plain loop. Units: tokens, seconds of `Clock.monotonic`.
+Every rank makes the same steps; `RankZero` decides for all. A round: load the base
+weights into the model, make inner steps, take a snapshot, hand it in. Where the
+controller keeps the rest of the lease for this job, the ranks train on it while the
+snapshot travels and is merged; then the model is rebased onto the next version, and
+the overlapped steps are the first ones of the next round (`agent.job.overlap`). A sole
+site's model is not touched between rounds: it trains bit for bit like a plain loop.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import asdict
-from typing import Any
 
-from agent.job.contribution import Contributor, Made, finite
-from agent.job.controller_link import SLICE_S, Next, Speaker
-from agent.job.overlap import Landing, Work, land, part, rest, steps_of
+from agent.job.contribution import LocalUpdate
+from agent.job.overlap import Rebase, TrainingRound, overlap_part, part, steps_of
+from agent.job.rank_zero import Command, Plan, RankZero
+from agent.job.timings import Phases
 from agent.job.trainer import Trainer
-from agent.job.upload_thread import Flight, close
 from curtail import wire
 from curtail.system.clock import Clock
-from curtail.system.disk import Disk
 from nanochat import weights as weight_sets
 from nanochat.train import NO_STEPS, TrainReport
-
-GO_ON, END_ROUND, DRAIN, SWITCH = 0, 1, 2, 3
-"""What rank 0 tells all ranks before each step; DRAIN, too, where the job is to hold; SWITCH: the contribution is in
-and the next round is there."""
-
-HOLD_SLICE_S = 0.2
-"""Between two looks at whether a hold is over."""
+from nanochat.weights import Weights
 
 
 class JobLoop:
-    """The rounds of one job on one rank; `speaker` is there on rank 0 only."""
+    """The rounds of one job on one rank.
 
-    def __init__(self, trainer: Trainer, speaker: Speaker | None, disk: Disk, clock: Clock) -> None:
-        self.trainer, self.speaker, self.clock = trainer, speaker, clock
-        self.contributor = Contributor(speaker, trainer.info.run, disk) if speaker else None
+    Args: rank_zero: on rank 0, None on the others.
+    """
+
+    def __init__(self, trainer: Trainer, rank_zero: RankZero | None, clock: Clock) -> None:
+        self.trainer, self.rank_zero = trainer, rank_zero
         self.batch = trainer.info.batch_samples
-        self.dirty = True  # the model's weights differ from the base copy
-        self.fresh = True  # no round was trained yet
+        self.first = True  # no round was trained yet
+        self.seconds = rank_zero.link.seconds if rank_zero else Phases(clock)
 
     def run(self) -> str:
-        """Train rounds until told to leave or to drain; why it ended."""
-        with self.speaker.reporting() if self.speaker else contextlib.nullcontext():
+        """Train rounds until told to leave or to drain; returns why it ended."""
+        with self.rank_zero.link.progress.sending() if self.rank_zero else contextlib.nullcontext():
             reason = None
             while reason is None:
-                plan = self.trainer.team.share(self._plan() if self.speaker else None)
-                if plan["kind"] == "leave":
-                    reason = str(plan["reason"])
-                elif plan["kind"] == "train":
-                    reason = self._rounds(self._enter(plan))
+                plan = self._share(self.rank_zero.next_plan() if self.rank_zero else None)
+                if plan.kind == "leave":
+                    reason = plan.reason
+                elif plan.kind == "train":
+                    reason = self._rounds(self._begin(plan))
             return reason
 
-    def _plan(self) -> dict[str, object]:
-        """Rank 0: ask the controller, bring the base copy up to date, say what all ranks do."""
-        speaker = self.speaker
-        assert speaker is not None
-        if reason := speaker.drain_reason():
-            return {"kind": "leave", "reason": reason}
-        if reason := speaker.hold_reason():
-            speaker.tell("hold", reason)
-            with speaker.seconds("idle"):
-                speaker.wait(HOLD_SLICE_S)
-            return {"kind": "wait"}
-        if speaker.phase == "train":
-            speaker.tell("sync")
-        held = speaker.held
-        following = speaker.next(self.trainer.shapes)
-        if following.kind == "leave":
-            return {"kind": "leave", "reason": following.reason}
-        if following.assignment is None:
-            speaker.tell(speaker.phase, following.reason)
-            with speaker.seconds("idle"):
-                speaker.wait(max(0.05, following.retry_s))
-            return {"kind": "wait"}
-        # Updates change `held` in place or replace it: whatever was fetched must be copied into the model.
-        load = self.dirty or following.assignment.fetch != "none" or held is None
-        return _train_plan(following, load=load)
+    def _begin(self, plan: Plan) -> TrainingRound:
+        """A round without overlapped steps; before the job's first one, load the optimizer's state."""
+        current = plan.training_round(NO_STEPS)
+        self._rebase(plan.rebase, None)
+        if self.first:
+            zero, assignment = self.rank_zero, current.assignment
+            kept = zero.contributor.load_optimizer_state(assignment, self.trainer.batch_tokens) if zero else None
+            state, log = kept.state if kept else None, zero.link.log if zero else None
+            self.trainer.start_optimizer(state, assignment.base_version, log)
+            self.first = False
+        return current
 
-    def _enter(self, plan: dict[str, Any]) -> Work:
-        """A round that begins with nothing trained ahead."""
-        work = Work(wire.Assignment(**plan["assignment"]), plan["began"])
-        if plan["load"]:
-            self._load()
-        if self.fresh:
-            kept = self.contributor.take_up(work.assignment, self.trainer.batch_tokens) if self.contributor else None
-            log = self.speaker.log if self.speaker else None
-            self.trainer.take_up(kept.state if kept else None, work.assignment.base_version, log)
-            self.fresh = False
-        return work
+    def _rounds(self, current: TrainingRound) -> str | None:
+        """Train this round, and each next one that begins while its predecessor's contribution travels.
 
-    def _rounds(self, work: Work) -> str | None:
-        """This round, and the next ones as long as each begins before its forerunner is merged; why to leave."""
+        Returns: why to leave; None: ask for work.
+        """
+        zero = self.rank_zero
         while True:
-            draining = self._train(work)
-            if not work.report.steps:
-                self._idle(work.assignment)
+            stopped = self._train(current)
+            if not current.report.steps:
+                if zero is not None:
+                    zero.skip(current.assignment)
                 return None
-            self.dirty = True
-            ahead = None if draining else rest(work.assignment, work.report, self.batch)
-            if ahead is None:
-                self._contribute(work, self._snapshot(work, keep=False))
+            span = None if stopped else overlap_part(current.assignment, current.report, self.batch)
+            if span is None:
+                update = self._snapshot(current, keep=False)
+                if zero is not None and update is not None:
+                    zero.hand_in(update)
                 return None
             # No name holds the snapshot here: the next one must not meet it in memory.
-            following = self._fly(work, self._snapshot(work, keep=True), ahead)
+            following = self._overlap(current, self._snapshot(current, keep=True), span)
             if isinstance(following, str):
                 return following
-            work = following
+            current = following
 
-    # -- inner steps -----------------------------------------------------------
-
-    def _train(self, work: Work) -> bool:
-        """Inner steps until the round ends; whether it ended because the job drains."""
-        speaker = self.speaker
-        if work.closing:
+    def _train(self, current: TrainingRound) -> bool:
+        """Inner steps until the round ends; returns whether it ended because the job drains or holds."""
+        if current.closing:
             return True
-        done = work.report.steps
-        most = steps_of(work.assignment, self.batch, done)
-
-        def say(step: int) -> int:
-            assert speaker is not None
-            if speaker.stopping():
-                return DRAIN
-            # One step at least: a round that fetching used up would else never get anywhere.
-            late = self.clock.monotonic() - work.began >= work.assignment.train_s
-            return END_ROUND if done + step and (late or speaker.should_end(work.assignment.round)) else GO_ON
-
-        if speaker is not None:
-            speaker.enter()
+        command = self.rank_zero.command_in_round(current) if self.rank_zero else None
+        done = current.report.steps
+        most = steps_of(current.assignment, self.batch, done)
         if done >= most:
             return False
-        report, code = self._steps(work.assignment, part(work.assignment, done, most, self.batch), done, say)
-        work.report = work.report.then(report)
-        return code == DRAIN
+        span = part(current.assignment, done, most, self.batch)
+        report, last = self._steps(current.assignment.round, span, done, command)
+        current.report = current.report.then(report)
+        return last is Command.STOP
+
+    def _snapshot(self, current: TrainingRound, keep: bool) -> LocalUpdate | None:
+        """Host copies of weights and optimizer state, on rank 0; all ranks together."""
+        with self.seconds("snapshot"):
+            state = self.trainer.optimizer.state_dict(wanted=self.rank_zero is not None)
+            if self.rank_zero is None:
+                return None
+            weights = weight_sets.from_model(self.trainer.model)
+        return LocalUpdate(current.assignment, current.report, keep, weights, state)
+
+    def _overlap(
+        self, current: TrainingRound, update: LocalUpdate | None, span: wire.Assignment
+    ) -> TrainingRound | str:
+        """Inner steps on `span` while the update travels and is merged; the next round, or why to leave."""
+        zero = self.rank_zero
+        upload = zero.start_upload(update) if zero and update else None
+        command = zero.command_in_overlap(upload) if zero and upload else None
+        overlapped, _ = self._steps(current.assignment.round, span, current.report.steps, command)
+        plan = self._share(zero.await_upload(upload, span, overlapped) if zero and upload else None)
+        if plan.kind == "leave":
+            return plan.reason
+        self._rebase(plan.rebase, upload.update.weights if upload else None)
+        if zero and upload:
+            zero.log_seconds(upload.update)
+        return plan.training_round(NO_STEPS if plan.rebase is Rebase.LOAD else overlapped)
+
+    def _rebase(self, rebase: Rebase, snapshot: Weights | None) -> None:
+        """The model goes on from the base weights, on all ranks; rank 0 has the `snapshot` to be replaced by them."""
+        zero = self.rank_zero
+        base = zero.link.base if zero else None
+        with self.seconds("apply"):
+            if rebase is Rebase.LOAD:
+                self.trainer.load(base)
+                if zero is not None:
+                    zero.model_is_base = True
+            elif rebase is Rebase.ADD:
+                self.trainer.add((snapshot, base.weights) if base and snapshot else None)
 
     def _steps(
-        self, assignment: wire.Assignment, span: wire.Assignment, before: int, say: Callable[[int], int]
-    ) -> tuple[TrainReport, int]:
-        """Inner steps on `span` until rank 0 says otherwise or it is used up; what was done, and what rank 0 said.
+        self, number: int, span: wire.Assignment, before: int, command: Callable[[int], Command] | None
+    ) -> tuple[TrainReport, Command]:
+        """Inner steps on `span` until rank 0 commands otherwise or it is used up; all ranks together.
 
-        Args: before: steps of the round that were made already. say: rank 0 only, asked before each step.
+        Args:
+            number, before: of the round, and the steps of it that were made before.
+            command: rank 0's, asked before each step.
+        Returns: what was done, and the last command.
         """
-        trainer, speaker = self.trainer, self.speaker
-        began, said = self.clock.monotonic(), GO_ON
+        said = Command.GO_ON
 
         def until(step: int) -> bool:
             nonlocal said
-            said = trainer.team.share_code(say(step) if speaker is not None else GO_ON)
-            return said != GO_ON
+            said = Command(self.trainer.group.share_code(command(step) if command else Command.GO_ON))
+            return said is not Command.GO_ON
 
-        def on_step(step: int, loss: float, tokens: int) -> None:
-            assert speaker is not None
-            done = (step + 1) * trainer.batch_tokens
-            rate = done / max(1e-9, self.clock.monotonic() - began)
-            env, steps = speaker.env, before + step + 1
-            tokens = steps * trainer.batch_tokens
-            speaker.report(
-                wire.Progress(env.site, env.fence, env.job, assignment.round, steps, tokens, finite(loss), rate)
-            )
-
-        if speaker is not None:
-            speaker.tell("train")
-        report = trainer.steps(span, until, on_step if speaker else None)
-        if speaker is not None:
-            speaker.seconds.add("step", self.clock.monotonic() - began)
+        zero = self.rank_zero
+        on_step = zero.step_reporter(number, before, self.trainer.batch_tokens) if zero else None
+        with self.seconds("step"):
+            report = self.trainer.steps(span, until, on_step)
         return report, said
 
-    # -- contributions -----------------------------------------------------------
-
-    def _snapshot(self, work: Work, keep: bool) -> Made | None:
-        """All ranks: host copies of weights and optimizer state, on rank 0."""
-        trainer, speaker = self.trainer, self.speaker
-        began = self.clock.monotonic()
-        state = trainer.optimizer.state_dict(wanted=speaker is not None)
-        if speaker is None:
-            return None
-        weights = weight_sets.from_model(trainer.model)
-        speaker.seconds.add("snapshot", self.clock.monotonic() - began)
-        return Made(work.assignment, work.report, keep, weights, state)
-
-    def _contribute(self, work: Work, made: Made | None) -> None:
-        """Rank 0: hand in and wait for it; afterwards `dirty` says whether the model is the base copy."""
-        if self.speaker is None or self.contributor is None or made is None:
-            return
-        self.speaker.tell("sync", f"handing in the contribution to round {work.assignment.round}")
-        if self.contributor.hand_in(made) and made.assignment.codec == "weights":
-            self.dirty = False  # the next version is exactly these weights: the model stays untouched
-        self._say_seconds(work)
-
-    def _fly(self, work: Work, made: Made | None, ahead: wire.Assignment) -> Work | str:
-        """Hand in beside the training; the next round with the steps made meanwhile, or why to leave."""
-        speaker, flight = self.speaker, None
-        if self.contributor is not None and made is not None:
-            flight = Flight(self.contributor, made, self.trainer.shapes)
-            flight.start()
-
-        def say(step: int) -> int:
-            assert speaker is not None and flight is not None
-            return DRAIN if speaker.stopping() else SWITCH if flight.ended else GO_ON
-
-        report, _ = self._steps(work.assignment, ahead, work.report.steps, say)
-        plan = self.trainer.team.share(self._landing(flight, ahead, report) if flight else None)
-        if plan["kind"] == "leave":
-            return str(plan["reason"])
-        self._land(Landing(plan["how"]), flight)
-        if flight is not None:
-            self._say_seconds(work)
-        kept = report if plan["how"] != Landing.LOAD else NO_STEPS
-        return Work(wire.Assignment(**plan["assignment"]), plan["began"], kept, plan["closing"])
-
-    def _landing(self, flight: Flight, ahead: wire.Assignment, report: TrainReport) -> dict[str, object]:
-        """Rank 0: wait until the contribution is in and the next round is there; say what all ranks do."""
-        speaker = self.speaker
-        assert speaker is not None
-        told = ("", "")
-        with speaker.seconds("idle"):
-            while not flight.join(SLICE_S):
-                # a contribution that is in, and a round that is waited for, is a hold
-                holds = flight.accepted and (reason := speaker.hold_reason())
-                says = ("hold", reason) if holds and reason else ("sync", flight.reason)
-                if says != told:
-                    told = says
-                    speaker.tell(*told)
-        following, closing = flight.result(), False
-        if following.kind == "leave" and flight.accepted and report.steps:
-            closing = True
-            speaker.tell("sync", f"handing in {report.steps} steps trained ahead")
-            following = close(speaker, self.trainer.shapes)
-        if following.assignment is None:
-            if report.steps:
-                speaker.log(f"{report.steps} steps trained ahead are dropped: {following.reason}")
-            return {"kind": "leave", "reason": speaker.drain_reason() or following.reason}
-        how = land(
-            flight.made.assignment, ahead.lease_start, report.samples, following.assignment,
-            accepted=flight.accepted, snapshot_digest=flight.made.digest,
-        )  # fmt: skip
-        if how is Landing.LOAD and report.steps:
-            speaker.log(f"{report.steps} steps trained ahead are dropped: the next round has another base or lease")
-        return _train_plan(following, how=how.value, closing=closing)
-
-    def _land(self, how: Landing, flight: Flight | None) -> None:
-        """All ranks: the model goes on from the next base."""
-        if how is Landing.LOAD:
-            self._load()
-        elif how is Landing.ADD:
-            began = self.clock.monotonic()
-            held = self.speaker.held if self.speaker else None
-            self.trainer.add((flight.made.weights, held.weights) if held and flight else None)
-            if self.speaker is not None:
-                self.speaker.seconds.add("apply", self.clock.monotonic() - began)
-
-    def _load(self) -> None:
-        began, speaker = self.clock.monotonic(), self.speaker
-        self.trainer.load(speaker.held if speaker else None)
-        self.dirty = False
-        if speaker is not None:
-            speaker.seconds.add("apply", self.clock.monotonic() - began)
-
-    def _idle(self, assignment: wire.Assignment) -> None:
-        speaker = self.speaker
-        if speaker is not None and not speaker.stopping():
-            speaker.log(f"round {assignment.round}: the lease holds no whole step")
-            speaker.wait(1.0)
-
-    def _say_seconds(self, work: Work) -> None:
-        assert self.speaker is not None
-        self.speaker.log(f"round {work.assignment.round}: {work.report.steps} steps; {self.speaker.seconds.take()}")
-
-
-def _train_plan(following: Next, **more: object) -> dict[str, object]:
-    assert following.assignment is not None
-    return {"kind": "train", "assignment": asdict(following.assignment), "began": following.began, **more}
+    def _share(self, plan: Plan | None) -> Plan:
+        """Rank 0's plan, on every rank."""
+        return Plan.from_message(self.trainer.group.share(plan.to_message() if plan else None))

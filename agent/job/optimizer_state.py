@@ -1,11 +1,10 @@
-"""The inner optimizer's state across pauses and crashes, in the site's own cache.
+"""The inner optimizer's state, kept across pauses and crashes in the site's own cache.
 
-One file is written with each contribution, named by the weights it belongs to;
-the last two are kept. A job takes the state of exactly its base weights, else the
-newest that is still of use: as long as the global weights have not moved on by
-more than `KEPT_STEPS` optimizer steps. It is a cache: what is damaged, of another
-model or too old is dropped with a line in the log, and the optimizer starts
-afresh. Never sent to the controller. Units: tokens.
+One file is written with each contribution, named by the digest of its weights; the
+last two are kept. A job loads the state of exactly its base weights, else the newest
+one within `KEPT_STEPS` optimizer steps of them. It is a cache: a file that is damaged,
+of another model or too old is ignored with a line in the log, and the optimizer starts
+fresh. It is never sent to the controller. Units: tokens.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ if TYPE_CHECKING:
     import torch
 
 KEPT_STEPS = 500
-"""Global optimizer steps after which momentum says nothing of the present weights."""
+"""Global optimizer steps after which the momentum no longer fits the weights."""
 
 KEPT_FILES = 2
-"""The newest, and the one of the base that its contribution is measured from: one of the two fits after a crash."""
+"""The newest, and that of the base weights it was trained from: after a crash one of the two fits."""
 
 FORMAT = "curtail-inner-2"
 _RESIDUAL = "residual:"
@@ -37,23 +36,23 @@ _ENDING = ".safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What was kept with one contribution."""
+    """What is kept with one contribution."""
 
-    tokens: int  # global tokens that the optimizer had reached
-    digest: str  # of the weights at that moment
+    tokens: int  # global tokens up to which the optimizer was trained
+    digest: str  # of the weights after that
     state: Mapping[str, torch.Tensor]
-    residual: Weights = field(default_factory=dict)  # what the last contribution's codec left over
+    residual: Weights = field(default_factory=dict)  # what the contribution's codec lost; int4 only
 
 
 def folder_of(cache: Path, run: str) -> Path:
-    """Where the states of `run` lie."""
+    """The folder of the states of `run`."""
     return cache / "inner" / run
 
 
 def still_useful(kept_tokens: int, tokens: int, batch_tokens: int) -> bool:
-    """Whether a state of global token count `kept_tokens` fits weights of `tokens`.
+    """Whether a state of `kept_tokens` global tokens fits weights of `tokens`.
 
-    A count that went back, because a contribution was not accepted, is treated alike.
+    A count that went back, because a contribution was not accepted, is treated the same way.
     """
     return abs(tokens - kept_tokens) <= KEPT_STEPS * batch_tokens
 
@@ -61,7 +60,7 @@ def still_useful(kept_tokens: int, tokens: int, batch_tokens: int) -> bool:
 def save(folder: Path, kept: Kept, base_digest: str, disk: Disk) -> None:
     """Write `kept` durably, then delete all but `KEPT_FILES`.
 
-    Args: base_digest: of the version that the weights were trained from; its state stays.
+    Args: base_digest: of the version that the weights were trained from; its state is not deleted.
     Raises: DiskError.
     """
     disk.folder("INNER_FOLDER", folder)
@@ -74,7 +73,7 @@ def save(folder: Path, kept: Kept, base_digest: str, disk: Disk) -> None:
 
 
 def _prune(folder: Path, first: Collection[str]) -> None:
-    """Keep `first`, then the newest; what a crash left half written goes too."""
+    """Keep `first`, then the newest; deletes what a crash left half written, too."""
     wanted = {f"{digest}{_ENDING}" for digest in first}
     try:
         ranked = [
@@ -87,9 +86,9 @@ def _prune(folder: Path, first: Collection[str]) -> None:
 
 
 def load(folder: Path, digest: str, tokens: int, batch_tokens: int, log: Callable[[str], None]) -> Kept | None:
-    """The kept state that fits weights of `digest` at `tokens` global tokens best, else None.
+    """The state that fits weights of `digest` at `tokens` global tokens best; None if none fits.
 
-    Args: batch_tokens: global tokens of one optimizer step. log: told why a state is dropped.
+    Args: batch_tokens: global tokens of one optimizer step. log: told why a state is ignored.
     """
     for path in _best_first(folder, digest):
         try:

@@ -1,9 +1,9 @@
-"""Steps made ahead: on kept samples, while the contribution before them travels. Pure.
+"""Overlapped steps: inner steps on kept samples while the contribution before them travels. Pure.
 
-Decides which samples and which hyperparameters they use, and what they are worth
+Decides which samples and which hyperparameters they use, and what becomes of them
 once the next assignment is there. A site never waits for its own contribution as
-long as its lease has samples left; nothing trained ahead is counted until the
-controller has given exactly these samples to this job again. Units: samples, tokens.
+long as its lease has samples left; no overlapped step counts until the controller has
+given exactly these samples to this job again. Units: samples, tokens.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from curtail import wire
 from nanochat.train import NO_STEPS, TrainReport
 
 
-class Landing(StrEnum):
-    """How the model gets to the next base, and what becomes of the steps made ahead."""
+class Rebase(StrEnum):
+    """How the model gets to the next base weights, and what becomes of the overlapped steps."""
 
-    SAME = "same"  # the next base is the snapshot: nothing is touched, the steps count
-    ADD = "add"  # add (next base - snapshot): the steps count
-    LOAD = "load"  # copy the next base over the model: the steps are lost
+    SAME = "same"  # the next base is the snapshot: the model stays as it is, the steps count
+    ADD = "add"  # add (next base - snapshot) to the model: the steps count
+    LOAD = "load"  # copy the next base into the model: the steps are lost
 
 
 @dataclass(slots=True)
-class Work:
+class TrainingRound:
     """The round being trained, on every rank."""
 
     assignment: wire.Assignment
-    began: float  # rank 0: when the controller answered, seconds of Clock.monotonic
-    report: TrainReport = NO_STEPS  # of this round; starts with the steps made ahead
-    closing: bool = False  # nothing more is trained, what was made ahead is handed in
+    began: float  # on rank 0: when the controller answered, seconds of Clock.monotonic
+    report: TrainReport = NO_STEPS  # of this round; begins with its overlapped steps
+    closing: bool = False  # no more is trained, the overlapped steps are handed in
 
 
-def steps_of(assignment: wire.Assignment, batch_samples: int, ahead: int = 0) -> int:
-    """Inner steps of the round at most; beside others, those of a round after the `ahead` made before it began.
+def steps_of(assignment: wire.Assignment, batch_samples: int, overlapped: int = 0) -> int:
+    """The most inner steps of the round; in a federated one they come on top of the `overlapped` ones.
 
-    If these counted among them, a site that once waited long for another one would commit early ever after, train
-    a whole round ahead of every version, and win nothing by it.
+    If overlapped steps counted among them, a site that once waited long for another one would from then on commit
+    early, train a whole round before every version, and gain nothing by it.
     """
-    most = assignment.steps + (ahead if assignment.codec != "weights" else 0)
+    most = assignment.steps + (overlapped if assignment.codec != "weights" else 0)
     return min(most, (assignment.lease_stop - assignment.lease_start) // batch_samples)
 
 
@@ -55,12 +55,12 @@ def part(assignment: wire.Assignment, done: int, most: int, batch_samples: int) 
     )
 
 
-def rest(assignment: wire.Assignment, report: TrainReport, batch_samples: int) -> wire.Assignment | None:
-    """What may be trained ahead after `report`: the kept rest of the lease in whole steps; None: nothing.
+def overlap_part(assignment: wire.Assignment, report: TrainReport, batch_samples: int) -> wire.Assignment | None:
+    """What may be trained after `report` while it travels: the kept rest of the lease, in whole steps; None: nothing.
 
-    Not more than a round's worth, so that no contribution has more than two. Beside others nothing either
-    if the rest is shorter than a round: it would be used up long before they end the next one, and a new lease
-    has enough. A sole site gets what follows on it.
+    At most one round's steps, so that no contribution holds more than two. In a federated round nothing if the
+    rest is shorter than a round: it would be used up long before the others end the next one, and a new lease
+    has enough. The lease of a sole site grows by what follows on it.
     """
     whole = (assignment.lease_stop - assignment.lease_start) // batch_samples
     left = whole - report.steps
@@ -71,29 +71,30 @@ def rest(assignment: wire.Assignment, report: TrainReport, batch_samples: int) -
     return part(assignment, report.steps, min(whole, report.steps + assignment.steps), batch_samples)
 
 
-def land(
+def choose_rebase(
     before: wire.Assignment,
     kept_start: int,
-    ahead_samples: int,
+    overlapped_samples: int,
     following: wire.Assignment,
     *,
     accepted: bool,
     snapshot_digest: str,
-) -> Landing:
-    """What the steps ahead are worth under the `following` assignment.
+) -> Rebase:
+    """How the model goes on under the `following` assignment.
 
-    Args: before, accepted: the round before and whether its contribution was taken.
-        kept_start, ahead_samples: where the kept samples begin, how many were used.
+    Args:
+        before, accepted: the round before, and whether its contribution was accepted.
+        kept_start, overlapped_samples: where the kept samples begin, and how many were used.
         snapshot_digest: of the weights that were handed in.
     """
     if not accepted or following.base_version != before.base_version + 1:
-        return Landing.LOAD
-    fits = following.lease_start == kept_start and kept_start + ahead_samples <= following.lease_stop
-    if ahead_samples and not fits:
-        return Landing.LOAD
+        return Rebase.LOAD
+    fits = following.lease_start == kept_start and kept_start + overlapped_samples <= following.lease_stop
+    if overlapped_samples and not fits:
+        return Rebase.LOAD
     if following.base_digest == snapshot_digest:
-        return Landing.SAME
-    # Whole weights were meant to become the next version as they are: another one means that something went wrong.
-    if before.codec == "weights" or not ahead_samples:
-        return Landing.LOAD
-    return Landing.ADD
+        return Rebase.SAME
+    # Exact weights should become the next version as they are: another version means that something went wrong.
+    if before.codec == "weights" or not overlapped_samples:
+        return Rebase.LOAD
+    return Rebase.ADD

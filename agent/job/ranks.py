@@ -1,9 +1,8 @@
-"""How the ranks of one job do the same thing: rank 0 says, all hear.
+"""Messages from rank 0 to all ranks of a job.
 
-Decides nothing. Words travel over a gloo group of their own on the CPU, so that
-they never wait for a device and work whatever the gradients travel over. All
-ranks must make the same calls in the same order; with one rank every call
-returns its argument at once.
+They use a gloo group of their own on the CPU, so that they never wait for a device
+and do not depend on the backend of the gradients. All ranks must make the same calls
+in the same order; with one rank every call returns its argument at once.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ import torch.distributed as dist
 from nanochat.distributed import Ranks
 
 WAIT_S = 3600.0
-"""Longest silence of rank 0: it may be downloading weights. A rank that dies ends the job much sooner."""
+"""Longest silence of rank 0, in seconds: it may be downloading weights. A rank that dies ends the job much sooner."""
 
 
-class Team:
+class RankGroup:
     """The ranks of this job.
 
     Args: ranks: as `nanochat.distributed.join_ranks` returned it.
@@ -37,8 +36,8 @@ class Team:
             self._group = group
 
     @property
-    def speaks(self) -> bool:
-        """Whether this is rank 0, which talks to the controller."""
+    def is_rank_zero(self) -> bool:
+        """Whether this is rank 0, which alone talks to the controller."""
         return self.ranks.rank == 0
 
     def share(self, message: dict[str, Any] | None) -> dict[str, Any]:
@@ -58,7 +57,7 @@ class Team:
         return value
 
     def share_code(self, code: int) -> int:
-        """Rank 0's small number on every rank: once per step, so it is one tiny message."""
+        """Rank 0's small number on every rank; sent before each step, so it is one tiny message."""
         if self._group is None:
             return code
         value = torch.tensor([code], dtype=torch.int32)
@@ -66,7 +65,7 @@ class Team:
         return int(value.item())
 
     def any(self, flag: bool) -> bool:
-        """Whether any rank says so, on every rank; all have come as far as this then."""
+        """Whether `flag` is set on any rank, on every rank; a barrier, too."""
         if self._group is None:
             return flag
         value = torch.tensor([int(flag)], dtype=torch.int32)
@@ -74,7 +73,7 @@ class Team:
         return bool(value.item())
 
     def share_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Overwrite these CPU tensors by rank 0's, in name order."""
+        """Overwrite these CPU tensors with rank 0's, in name order."""
         if self._group is not None:
             for name in sorted(tensors):
                 dist.broadcast(tensors[name], 0, group=self._group)

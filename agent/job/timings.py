@@ -1,9 +1,9 @@
-"""Where the seconds of a job's rounds go, phase by phase, from any thread.
+"""How long each phase of a job's rounds takes; may be used from any thread.
 
-Decides nothing. What happens beside the inner steps (encoding, upload, merge,
-download) is counted too, so the phases of an overlapped round add up to more than
-its length; `step`, `snapshot`, `idle` and `apply` are those of the training thread
-and add up to it. Units: seconds of `Clock.monotonic`.
+`step`, `snapshot`, `idle` and `apply` are phases of the training thread and add up to
+the length of a round. What happens beside it (encoding, upload, merge, download)
+is counted too, so all phases together may add up to more. Units: seconds of
+`Clock.monotonic`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from curtail.system.clock import Clock
 
 PHASES = ("step", "snapshot", "idle", "apply", "encode", "keep", "upload", "wait", "fetch")
 """step: inner steps. snapshot: copies to the host. idle: nothing to train on. apply: new weights into the model.
-Beside it: encode: delta, hashes, the file. keep: the optimizer's state to disk. upload: bytes and commit.
-wait: for the other sites and the merge. fetch: the next version, onto the base copy."""
+Beside these: encode: pseudo-gradient, hashes, file. keep: optimizer state to disk. upload: bytes and commit.
+wait: for the other sites and the merge. fetch: the next version, applied to the base weights."""
 
 
 class Phases:
-    """Adds up seconds until somebody takes them."""
+    """Sums of seconds by phase since they were last taken."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock, self._lock = clock, threading.Lock()
@@ -38,12 +38,12 @@ class Phases:
             self.add(phase, self._clock.monotonic() - began)
 
     def add(self, phase: str, seconds: float) -> None:
-        """Count `seconds` as `phase`; one that is not in `PHASES` is a KeyError."""
+        """Count `seconds` as `phase`. Raises: KeyError: it is not in `PHASES`."""
         with self._lock:
             self._seconds[phase] += seconds
 
     def take(self) -> str:
-        """The seconds since the last call, as `total 3.21, step 3.00, ...` without phases that took none."""
+        """The seconds since the last call, as `total 3.21, step 3.00, ...`; omits phases that took none."""
         with self._lock:
             now = self._clock.monotonic()
             total, self._began = now - self._began, now

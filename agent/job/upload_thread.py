@@ -1,36 +1,34 @@
-"""A contribution under way while the ranks train on: one thread of rank 0.
+"""A contribution that travels while the ranks train on: one thread of rank 0.
 
-Decides nothing about the model. It hands in what was made, asks for the next round
-until it gets one and brings the base copy up to date; then it ends, with what the
-controller said. A drain ends it as soon as the contribution is in. Units: seconds
-of `Clock.monotonic`.
+Hands in a local update, asks for the next round until it gets one, and brings the base
+weights up to date; then the thread ends, with what the controller said. A drain ends
+it as soon as the contribution is committed. It uses neither model nor optimizer.
 """
 
 from __future__ import annotations
 
 import threading
 
-from agent.job.contribution import Contributor, Made
-from agent.job.controller_link import Next, Speaker
+from agent.job.contribution import Contributor, LocalUpdate
+from agent.job.controller_link import ControllerLink, Work
 from nanochat.weights import Shapes
 
 CLOSING_S = 10.0
-"""How long a job that drains waits for the merge, to hand in what it trained meanwhile."""
+"""How long, in seconds, a job that drains waits for the merge, to hand in its overlapped steps."""
 
 
-class Flight:
-    """One contribution under way.
+class UploadThread:
+    """One contribution on its way.
 
-    Args: made: what is handed in; its arrays belong to this object until it has ended.
+    Args: update: is handed in; its arrays belong to this thread until it has ended.
     """
 
-    def __init__(self, contributor: Contributor, made: Made, shapes: Shapes) -> None:
-        self.made = made
+    def __init__(self, contributor: Contributor, update: LocalUpdate, shapes: Shapes) -> None:
+        self.update = update
         self.accepted = False
         self.reason = "handing in the contribution"
         self._contributor, self._shapes = contributor, shapes
-        self._speaker: Speaker = contributor.speaker
-        self._next: Next | None = None
+        self._next: Work | None = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="contribution", daemon=True)
 
@@ -40,18 +38,18 @@ class Flight:
 
     @property
     def ended(self) -> bool:
-        """Whether there is something to hear."""
+        """Whether the result is there."""
         return not self._thread.is_alive()
 
     def join(self, seconds: float) -> bool:
-        """Wait so many seconds at most; whether it has ended."""
+        """Wait for at most `seconds`; returns whether the thread has ended."""
         self._thread.join(seconds)
         return self.ended
 
-    def result(self) -> Next:
-        """What comes next, once it has ended: `train` or `leave`.
+    def result(self) -> Work:
+        """What comes next, once the thread has ended: `train` or `leave`.
 
-        Raises: whatever ended the contribution: AuthError, DiskError, CheckpointError and the like.
+        Raises: what ended the thread: AuthError, DiskError, CheckpointError and others.
         """
         self._thread.join()
         if self._error is not None:
@@ -61,36 +59,36 @@ class Flight:
 
     def _run(self) -> None:
         try:
-            self.accepted = self._contributor.hand_in(self.made)
+            self.accepted = self._contributor.hand_in(self.update)
             self._next = self._ask()
-        except BaseException as error:  # raised again where somebody asks for the result
+        except BaseException as error:  # raised again by `result`
             self._error = error
 
-    def _ask(self) -> Next:
-        speaker = self._speaker
+    def _ask(self) -> Work:
+        link = self._contributor.link
         while True:
-            if reason := speaker.drain_reason():
-                return Next("leave", reason)
-            following = speaker.next(self._shapes)
-            if following.kind != "wait":
-                return following
-            self.reason = following.reason
-            with speaker.seconds("wait"):
-                speaker.wait(max(0.05, following.retry_s))
+            if reason := link.agent.drain_reason():
+                return Work("leave", reason)
+            work = link.next_work(self._shapes)
+            if work.kind != "wait":
+                return work
+            self.reason = work.reason
+            with link.seconds("wait"):
+                link.agent.wait(max(0.05, work.retry_s))
 
 
-def close(speaker: Speaker, shapes: Shapes, seconds: float = CLOSING_S) -> Next:
-    """Ask for the round in which a draining job can hand in what it trained ahead; `leave`: there is none.
+def closing_work(link: ControllerLink, shapes: Shapes, seconds: float = CLOSING_S) -> Work:
+    """Ask for the round in which a draining job can hand in its overlapped steps; `leave`: there is none.
 
-    Raises: as `Speaker.next`.
+    Raises: as `ControllerLink.next_work`.
     """
-    clock = speaker.clock
+    clock = link.clock
     end = clock.monotonic() + seconds
     reason = "the merge took too long"
     while clock.monotonic() < end:
-        following = speaker.next(shapes, closing=True, stop=lambda: clock.monotonic() >= end)
-        if following.kind != "wait":
-            return following
-        reason = following.reason
-        clock.sleep(max(0.05, min(following.retry_s, end - clock.monotonic())))
-    return Next("leave", reason)
+        work = link.next_work(shapes, closing=True, stop=lambda: clock.monotonic() >= end)
+        if work.kind != "wait":
+            return work
+        reason = work.reason
+        clock.sleep(max(0.05, min(work.retry_s, end - clock.monotonic())))
+    return Work("leave", reason)

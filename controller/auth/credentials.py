@@ -37,7 +37,7 @@ class Forbidden(AuthError):
 
 
 class Role(StrEnum):
-    """The role of a caller; each route of `controller.http` names the roles that may use it."""
+    """The role of a caller; `controller.http.routes` names the roles for each path."""
 
     AGENT = "agent"
     VIEWER = "viewer"

@@ -1,11 +1,10 @@
-"""Uploads and downloads of files that are named by their SHA-256.
+"""Uploads of files that are named by their SHA-256.
 
-An upload is reserved first (size and free space are checked before a byte is
-sent), then arrives in parts that are written to their place in one file, each
-with its own checksum; the whole is hashed before it counts. Parts are written
-as they arrive, so that many at a time take little memory. Parts that arrived
-survive a restart, so a broken upload resumes. Which file a name stands for is
-in the store; this module only handles bytes.
+An upload is reserved first: size and free space are checked before a byte is sent.
+Its parts are then written to their place in one file, each with its own checksum; the
+whole file is hashed before it counts. Parts are written as they arrive, so that many at
+a time take little memory. Complete parts survive a restart, so a broken upload resumes.
+Which site a file belongs to is in the store; this module only handles bytes.
 """
 
 from __future__ import annotations
@@ -22,43 +21,31 @@ from pathlib import Path
 
 from controller.files.trash import Removals
 from curtail.errors import DiskError, NotFound, Refused, WireError
-from curtail.system.disk import Disk, disk_error
+from curtail.system.disk import Disk, disk_error, file_sha256
 from curtail.wire import PART_BYTES, BlobStatus
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 RESERVE = 64 * 1024 * 1024
-"""Bytes that must stay free after an upload, for the store and the next version's small files."""
+"""Bytes that must stay free after an upload, for the store and the small files of the next version."""
 
 ABANDONED_S = 86400.0
-"""An upload that is a day old belongs to a round that is long over."""
+"""Seconds without a new byte after which an upload is abandoned: its round is long over."""
 
 TIDY_S = 3600.0
-"""Between two looks for abandoned uploads, while somebody uploads."""
+"""Least seconds between two searches for abandoned uploads."""
 
 LEFT_S = 120.0
-"""An upload that stands still so long may be thrown away for another one of the same site: its job is most likely
-gone. If it is not, it sends the file again."""
+"""Seconds without a new byte after which an upload may be dropped to make room for another one of the same site: its
+job is most likely gone. If it is not, it sends the file again."""
 
 MOST_UPLOADS = 64
-"""Files of one site that are under way or wait for their merge: a job has one, and what killed jobs left may add up."""
+"""Files of one site that are being uploaded or wait for their merge. A job has one; killed jobs may leave more."""
 
 QUOTA_FILES = 4
-"""How many of the largest possible contributions all files of one site may take together."""
-
-PIECE = 1024 * 1024
-"""Bytes read and sent, or received and written, at a time."""
+"""Quota of one site, in contributions of the largest size."""
 
 DIGEST = re.compile(r"sha-256=:[A-Za-z0-9+/]{43}=:")
-RANGE = re.compile(r"bytes=([0-9]{1,15})-([0-9]{0,15})")
-
-
-class RangeRefused(WireError):
-    """The part of a file that was asked for cannot be sent."""
-
-    def __init__(self, message: str, size: int) -> None:
-        super().__init__(message)
-        self.headers = {"content-range": f"bytes */{size}"}
 
 
 def check_name(sha256: str) -> str:
@@ -74,10 +61,14 @@ class Uploads:
     Args:
         largest: bytes of the largest contribution of this run.
         quota: bytes that all files of one site may have; None: `QUOTA_FILES` of the largest.
+        part_bytes: size of all parts of an upload but the last.
     """
 
-    def __init__(self, folder: Path, disk: Disk, largest: int, quota: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, disk: Disk, largest: int, quota: int | None = None, part_bytes: int = PART_BYTES
+    ) -> None:
         self.folder = folder
+        self.part_bytes = part_bytes
         self._incoming = folder / "incoming"
         self._removals = Removals(folder.parent / "removed")
         self._disk = disk
@@ -89,11 +80,11 @@ class Uploads:
         self._finishing: dict[str, threading.Lock] = {}
 
     def path(self, sha256: str) -> Path:
-        """Where a finished upload lies."""
+        """Path of a finished upload."""
         return self.folder / check_name(sha256)
 
     def check(self, sha256: str, size: int, others: Collection[str] = ()) -> None:
-        """Is there a place for an upload? Nothing is changed.
+        """Check that an upload would be accepted; changes nothing.
 
         Args: others: the same site's other files, under way and finished.
         Raises: Refused: too large, or too much for one site. DiskError: no room.
@@ -116,10 +107,10 @@ class Uploads:
             self._check_room(size)
 
     def make_way(self, size: int, others: Collection[str], now: float) -> list[str]:
-        """Throw away uploads that stand still, the oldest first, until `size` bytes more are within the site's share.
+        """Drop stalled uploads, the oldest first, until `size` bytes more are within the site's quota.
 
         Args: others: the site's other files, under way and finished. now: Unix time.
-        Returns: the names of those that are gone.
+        Returns: the names of the dropped uploads.
         """
         left, gone = set(others), []
         for idle, name in sorted(self._standing(others, now), reverse=True):
@@ -132,7 +123,7 @@ class Uploads:
         return gone
 
     def _standing(self, names: Collection[str], now: float) -> Iterator[tuple[float, str]]:
-        """(seconds since its last byte, name) of uploads under way, and of those that have no file at all."""
+        """(seconds since its last byte, name) of unfinished uploads; infinite for a name without a file."""
         for name in names:
             if self.path(name).exists():
                 continue
@@ -150,9 +141,9 @@ class Uploads:
         folder = self._incoming / sha256
         data = folder / "data"
         try:
-            if self.path(sha256).exists():  # whole and checked, but a crash came before it was booked
-                return BlobStatus(sha256, size, PART_BYTES, (), complete=False)
-            with self._lock:  # what is promised to one is not there for another
+            if self.path(sha256).exists():  # complete and checked, but a crash came before it was booked
+                return BlobStatus(sha256, size, self.part_bytes, (), complete=False)
+            with self._lock:  # the same room must not be promised twice
                 if data.exists() and data.stat().st_size != size:
                     # A name is a hash, so it has one size: a power loss left this, and nothing in it can be trusted.
                     shutil.rmtree(folder)
@@ -166,20 +157,20 @@ class Uploads:
         return self._status(sha256, size)
 
     def begin_part(self, sha256: str, number: int, digest: str) -> PartFile:
-        """Part `number` on its way to its place; `digest` is the Content-Digest header of RFC 9530, sha-256.
+        """Begin to write part `number`; `digest` is the Content-Digest header of RFC 9530, sha-256.
 
-        Whoever sends the same part before is refused from now on: its connection is most likely dead.
+        An earlier sender of the same part is refused from now on: its connection is most likely dead.
         Raises: NotFound: never reserved. WireError: there is no such part, or no digest.
         """
         data = self._reserved(sha256)
         size = data.stat().st_size
-        count = -(-size // PART_BYTES)
+        count = self._parts(size)
         if not 0 <= number < count:
             raise WireError(f"part {number} does not exist; there are {count}")
         if not DIGEST.fullmatch(digest):
             raise WireError("a part needs the header Content-Digest: sha-256=:BASE64:")
-        key = (sha256, number)
-        part = PartFile(data, number, min(PART_BYTES, size - number * PART_BYTES), digest, lambda: self._ended(key))
+        key, start = (sha256, number), number * self.part_bytes
+        part = PartFile(data, number, start, min(self.part_bytes, size - start), digest, lambda: self._ended(key))
         with self._lock:
             before, self._writing[key] = self._writing.get(key), part
         if before is not None:
@@ -192,15 +183,6 @@ class Uploads:
             if part is not None and part.closed:
                 del self._writing[key]
 
-    def write_part(self, sha256: str, number: int, body: bytes, digest: str) -> None:
-        """Store a part that is here as a whole.
-
-        Raises: NotFound: never reserved. WireError: wrong length or checksum. DiskError.
-        """
-        with self.begin_part(sha256, number, digest) as part:
-            part.write(body)
-            part.finish()
-
     def finish(self, sha256: str) -> tuple[Path, int]:
         """Check the whole and move it to its place; returns path and size. A repeat is no error.
 
@@ -210,7 +192,7 @@ class Uploads:
         with self._lock:
             turn = self._finishing.setdefault(sha256, threading.Lock())
         try:
-            with turn:  # a second request for the same waits, and finds it done
+            with turn:  # a second request for the same file waits, and finds it finished
                 return self._finish(sha256)
         finally:
             with self._lock:
@@ -225,10 +207,7 @@ class Uploads:
         missing = self._status(sha256, size).missing
         if missing:
             raise Refused(f"{len(missing)} parts of the upload are missing", "send them, then commit again")
-        hasher = hashlib.sha256()
-        for piece in read_pieces(data, 0, size):
-            hasher.update(piece)
-        if hasher.hexdigest() != sha256:
+        if file_sha256(data) != sha256:
             shutil.rmtree(data.parent, ignore_errors=True)
             raise WireError("the uploaded file is not what its name says", "send it again")
         self._disk.publish("BLOB", data, final)
@@ -236,36 +215,36 @@ class Uploads:
         return final, size
 
     def remove(self, sha256: str) -> None:
-        """Forget a finished upload; its room is free some time later."""
+        """Remove a finished upload; its space is freed some time later."""
         self._removals.take(self.path(sha256))
 
     def purge(self, now: float) -> None:
-        """At a start: free what is on its way out, and drop abandoned uploads; `now` is Unix time."""
+        """At the start: resume removals and drop abandoned uploads; `now` is Unix time."""
         self._removals.resume()
         self._drop_abandoned(now)
 
     def tidy(self, now: float) -> None:
-        """Drop abandoned uploads, if the last look is `TIDY_S` seconds ago."""
+        """Drop abandoned uploads if the last search is `TIDY_S` seconds ago."""
         if abs(now - self._tidied) >= TIDY_S:
             self._tidied = now
             self._drop_abandoned(now)
 
     def _drop_abandoned(self, now: float) -> None:
-        """Drop uploads that nobody went on with for `ABANDONED_S` seconds."""
+        """Drop uploads that got no byte for `ABANDONED_S` seconds."""
         for data in self._incoming.glob("*/data"):
             with contextlib.suppress(FileNotFoundError):  # finished a moment ago
                 if now - data.stat().st_mtime > ABANDONED_S:
                     shutil.rmtree(data.parent, ignore_errors=True)
 
     def _size_of(self, sha256: str) -> int:
-        """Bytes of a file here, under way or finished; 0: there is none."""
+        """Bytes of an upload, finished or not; 0: there is none."""
         for path in (self.path(sha256), self._incoming / sha256 / "data"):
             with contextlib.suppress(FileNotFoundError):
                 return path.stat().st_size
         return 0
 
     def _check_room(self, size: int) -> None:
-        """Raises: DiskError: the disk has no room for `size` bytes, not even when all that was removed is freed."""
+        """Raises: DiskError: there is no room for `size` bytes, even after pending removals."""
         promised = self._promised()
         if self._free() - promised < size + RESERVE:
             self._removals.wait()
@@ -278,14 +257,14 @@ class Uploads:
             )
 
     def _free(self) -> int:
-        self._disk.folder("BLOBS", self._incoming)  # what is finished here is moved up into a folder that is safe
+        self._disk.folder("BLOBS", self._incoming)  # finished files are moved to its parent, which must be durable
         try:
             return shutil.disk_usage(self.folder).free
         except OSError as error:
             raise disk_error("measure", self.folder, error) from error
 
     def _promised(self) -> int:
-        """Bytes of uploads under way that do not lie on the disk yet."""
+        """Bytes of unfinished uploads that are reserved and not written yet."""
         total = 0
         for data in self._incoming.glob("*/data"):
             with contextlib.suppress(FileNotFoundError):
@@ -301,24 +280,28 @@ class Uploads:
 
     def _status(self, sha256: str, size: int) -> BlobStatus:
         folder = self._incoming / sha256
-        count = -(-size // PART_BYTES)
-        missing = tuple(n for n in range(count) if not (folder / f"{n}.done").exists())
-        return BlobStatus(sha256, size, PART_BYTES, missing, complete=False)
+        missing = tuple(n for n in range(self._parts(size)) if not (folder / f"{n}.done").exists())
+        return BlobStatus(sha256, size, self.part_bytes, missing, complete=False)
+
+    def _parts(self, size: int) -> int:
+        """How many parts an upload of `size` bytes has."""
+        return -(-size // self.part_bytes)
 
 
 class PartFile:
-    """One part of an upload while it arrives; it counts from `finish` on, and never if its checksum is wrong.
+    """One part of an upload while it arrives; it counts only after `finish`, which checks its checksum.
 
-    Args: data: the file of the whole upload. size: bytes that the part must have. ended: called after `close`.
+    Args: data: the file of the whole upload. start: where the part begins in it. size: bytes that the part must have.
+        ended: called after `close`.
     """
 
     def __init__(
-        self, data: Path, number: int, size: int, digest: str, ended: Callable[[], None] = lambda: None
+        self, data: Path, number: int, start: int, size: int, digest: str, ended: Callable[[], None] = lambda: None
     ) -> None:
-        self.size = size
+        self.size, self._start = size, start
         self._data, self._number, self._digest, self._ended = data, number, digest, ended
         self._done = data.parent / f"{number}.done"
-        self._known = self._done.exists()  # sent again: what is there is not overwritten with what may be damaged
+        self._known = self._done.exists()  # sent again: a good part is not overwritten by one that may be damaged
         self._hash, self._count = hashlib.sha256(), 0
         self._lock, self._superseded = threading.Lock(), False
         try:
@@ -334,20 +317,20 @@ class PartFile:
 
     @property
     def closed(self) -> bool:
-        """Is nothing written any more?"""
+        """Is the file closed?"""
         return self._file < 0
 
     def supersede(self) -> None:
-        """The same part comes over another connection: this one writes nothing any more."""
+        """Another connection sends the same part: this one writes no more."""
         with self._lock:
             self._superseded = True
 
     def write(self, piece: bytes | bytearray) -> None:
-        """The next bytes. Raises: WireError: more than the part has, or it comes elsewhere. DiskError."""
+        """Write the next bytes. Raises: WireError: too many, or another connection sends the part. DiskError."""
         if self._count + len(piece) > self.size:
             raise WireError(f"part {self._number} is longer than the {self.size} bytes that are needed")
         self._hash.update(piece)
-        at, view = self._number * PART_BYTES + self._count, memoryview(piece)
+        at, view = self._start + self._count, memoryview(piece)
         self._count += len(piece)
         try:
             with self._lock:
@@ -359,7 +342,7 @@ class PartFile:
             raise disk_error("write", self._data, error) from error
 
     def finish(self) -> None:
-        """All bytes are here: check them and make them durable. Raises: WireError: length or checksum. DiskError."""
+        """Check length and checksum and make the part durable. Raises: WireError: one is wrong. DiskError."""
         if self._count != self.size:
             raise WireError(f"part {self._number} has {self._count} bytes, {self.size} are needed")
         actual = base64.b64encode(self._hash.digest()).decode()
@@ -378,38 +361,8 @@ class PartFile:
             raise WireError(f"part {self._number} is being sent again over another connection")
 
     def close(self) -> None:
-        """Let go of the file; a part that is not finished arrives anew."""
+        """Close the file; an unfinished part must be sent again."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
             self._ended()
-
-
-def parse_range(header: str | None, size: int) -> tuple[int, int]:
-    """(first, one past last) byte of a Range header; all of the file without one.
-
-    Raises: RangeRefused: a form or position that cannot be served.
-    """
-    if header is None:
-        return 0, size
-    match = RANGE.fullmatch(header.strip())
-    if match is None:
-        raise RangeRefused("only one range of the form bytes=FIRST- or bytes=FIRST-LAST is served", size)
-    first = int(match[1])
-    stop = min(size, int(match[2]) + 1) if match[2] else size
-    if first >= stop:
-        raise RangeRefused(f"the range starts at byte {first}, the file has {size}", size)
-    return first, stop
-
-
-def read_pieces(path: Path, first: int, stop: int) -> Iterator[bytes]:
-    """Bytes [first, stop) of a file, a megabyte at a time."""
-    with open(path, "rb") as file:
-        file.seek(first)
-        left = stop - first
-        while left > 0:
-            piece = file.read(min(PIECE, left))
-            if not piece:
-                return
-            left -= len(piece)
-            yield piece

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from math import inf
 
 from controller.fleet.crew import Crew, Machine, Muster, muster
 from controller.store.rows import MachineRow
@@ -17,6 +18,39 @@ from curtail import wire
 
 RUNNING = ("start", "train", "sync", "hold")
 """Energy phases in which a site has its weights on its GPUs, or is loading them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """May a site train, until when, and why. `controller.scheduling.permits` alone decides it.
+
+    Times are monotonic seconds; -inf: not at all.
+    """
+
+    granted: bool
+    until: float  # the site's job trains up to then, also after its grant was taken back
+    hold_until: float  # its weights may stay on idle GPUs up to then
+    reason: str
+
+    def is_live(self, now: float) -> bool:
+        """May the site's job still train, by what its agent was told?"""
+        return self.until > now
+
+    def holds(self, now: float) -> bool:
+        """May its weights stay on its GPUs?"""
+        return self.hold_until > now
+
+    def valid_s(self, now: float) -> float:
+        """Seconds for which the permit is given from `now` on."""
+        return max(0.0, self.until - now) if self.granted else 0.0
+
+    def hold_s(self, now: float) -> float:
+        """Seconds for which the weights may stay on idle GPUs from `now` on."""
+        return max(0.0, self.hold_until - now)
+
+
+UNHEARD = Permit(granted=False, until=-inf, hold_until=-inf, reason="not heard from yet")
+"""Of a site whose agent has not reported since the controller's start."""
 
 
 @dataclass(slots=True)
@@ -88,10 +122,7 @@ class LiveSite:
     watts: float | None = None  # of all machines, if all of them measure
     note: str = ""
     seen: float | None = None
-    permit_until: float = float("-inf")
-    reason: str = "not heard from yet"
-    granted: bool = False
-    hold_until: float = float("-inf")  # until when its weights may stay on idle GPUs
+    permit: Permit = UNHEARD
     held_since: float | None = None  # controller's clock; since when it holds
     promised: float | None = None  # since when it is told that it may train
     checked_out_job: str | None = None  # the job that asked for work
@@ -113,7 +144,7 @@ class LiveSite:
 
     def ready(self, now: float, lost_after: float) -> bool:
         """May it train, and has its job asked for work?"""
-        return self.granted and self.heard(now, lost_after) and self.job_asked()
+        return self.permit.granted and self.heard(now, lost_after) and self.job_asked()
 
     def job_asked(self) -> bool:
         """Has the job that is alive asked for work? The first request may come before the heartbeat."""
@@ -168,7 +199,7 @@ class LiveSite:
         crew, lead = self.muster.crew, self.lead
         if crew is None or lead is None or lead is machine or not machine.runs(crew.id) or not lead.runs(crew.id):
             return False
-        return self.granted and machine.phase == "drain" and lead.phase != "drain"
+        return self.permit.granted and machine.phase == "drain" and lead.phase != "drain"
 
     def waits(self, machine: LiveMachine, now: float, lost_after: float) -> str:
         """Why this machine must not train although its region may; "" if it may."""

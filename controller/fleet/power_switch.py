@@ -258,7 +258,7 @@ class Switches:
         """Set a woken site that may train to the phase start until its job has started."""
         if self.state(live.site) is not Power.WAKING and live.site not in self._woken:
             return
-        if live.job is None and live.granted:
+        if live.job is None and live.permit.granted:
             live.phase = "start"
         else:
             self._woken.discard(live.site)

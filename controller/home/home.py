@@ -110,10 +110,10 @@ def model_for(config: RunConfig, manifest: Manifest) -> presets.GPTConfig:
 def recipe_for(config: RunConfig) -> Recipe:
     """The hyperparameters of the run. Raises: ConfigError: no such recipe, or a value that is not allowed."""
     training = config.training
-    settings = list(training.set)
+    settings = list(training.overrides)
     if training.warmdown_fraction is not None:
         if any(setting.startswith("warmdown_fraction=") for setting in settings):
-            raise ConfigError("[training] gives warmdown_fraction twice, as a key and in set", "keep one of them")
+            raise ConfigError("[training] gives warmdown_fraction twice, as a key and in overrides", "keep one of them")
         settings.append(f"warmdown_fraction={training.warmdown_fraction!r}")
     try:
         return recipe_of(training.recipe, settings)

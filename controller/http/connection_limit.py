@@ -1,10 +1,10 @@
-"""Who may connect at all: a cap of connections, and a share of it for each address, counted from accept to close.
+"""The connection limit: a cap for all connections and one per address, counted from accept to close.
 
-Stands before TLS, so that a connection counts while it still shakes hands, and so
-that those that are too many cost nothing but their accept. What is refused is closed
-without a word: before the handshake there is no language to say it in. Connections
-of this machine have no share, and some places of their own, so that its views of the
-run are there whatever comes from outside. Units: connections, seconds.
+It applies before TLS: a connection counts during its handshake, and one too many costs
+no more than its accept. Refused connections are closed silently: before the TLS handshake
+no error can be sent. Connections from this machine have no cap per address and some places
+reserved for them, so that its operator sees the run whatever comes from outside.
+Units: connections, seconds.
 """
 
 from __future__ import annotations
@@ -27,49 +27,49 @@ from curtail.system.clock import Clock, SystemClock
 log = logging.getLogger("curtail.connections")
 
 OWN = 32
-"""Places that only connections of this machine take; at most a quarter of all."""
+"""Places reserved for connections from this machine; at most a quarter of all."""
 
 HANDSHAKE_S = 10.0
-"""From a connection's beginning until TLS stands, and from its end until it is closed."""
+"""Timeout of the TLS handshake, and of the TLS shutdown."""
 
 AT_ONCE = 64
-"""Connections that are refused before those that are there get their turn again."""
+"""Connections refused in a row before the event loop serves the others again."""
 
 SAY_S = 60.0
-"""Between two lines of the log about refused connections."""
+"""Least time between two log lines about refused connections."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caps:
-    """How many connections there may be."""
+    """How many connections are allowed."""
 
     all: int
-    each: int  # of one address that is not this machine's own
-    own: int  # of `all`, for this machine's own connections only
+    each: int  # from one address other than this machine's
+    own: int  # of `all`, reserved for this machine
 
 
 def caps(most: int, share: float = ADDRESS_SHARE) -> Caps:
-    """The caps where `most` connections are possible at all. `share`: what one address may hold of them, up to 1."""
+    """The caps if `most` connections are possible at all. `share`: the part that one address may hold, 0 to 1."""
     own = min(OWN, most // 4)
     return Caps(most, max(1, min(most - own, int(most * share))), own)
 
 
 def origin(host: str) -> str:
-    """As whom a peer counts: its IPv4 address, its IPv6 network of 64 bits, or "" for this machine. Pure."""
+    """What a peer is counted as: its IPv4 address, its IPv6 /64 network, or "" for this machine. Pure."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return host
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is None:
-            # whoever has one IPv6 address most often has 2^64 of them
+            # whoever has one IPv6 address usually has its whole /64
             return "" if address.is_loopback else str(ipaddress.ip_network((address, 64), strict=False))
         address = address.ipv4_mapped
     return "" if address.is_loopback else str(address)
 
 
 class Crowd:
-    """Those who are connected, counted. Any thread: a socket that was lost is counted out by the collector."""
+    """Counts connections by peer. Thread-safe: the garbage collector may count out a socket that was never closed."""
 
     def __init__(self, caps: Caps) -> None:
         self.caps = caps
@@ -78,7 +78,7 @@ class Crowd:
         self._lock = threading.RLock()
 
     def enter(self, who: str) -> str:
-        """Count one more of `who`; "" if it may come in, else why not, and it is not counted."""
+        """Count one more connection of `who`; "" if it is admitted, else the reason why not (and it does not count)."""
         with self._lock:
             if self._all >= self.caps.all:
                 return f"there are {self._all} connections, as many as there may be"
@@ -91,7 +91,7 @@ class Crowd:
             return ""
 
     def leave(self, who: str) -> None:
-        """One of `who` is gone."""
+        """One connection of `who` has ended."""
         with self._lock:
             self._all -= 1
             self._by[who] -= 1
@@ -99,31 +99,31 @@ class Crowd:
                 del self._by[who]
 
     def count(self, who: str | None = None) -> int:
-        """How many there are, of `who` or in all."""
+        """How many connections there are, of `who` or in all."""
         with self._lock:
             return self._all if who is None else self._by.get(who, 0)
 
 
 class Admitted(socket.socket):
-    """A connection that is counted until it is closed."""
+    """An accepted connection; it counts until it is closed."""
 
     __slots__ = ("_gone",)
 
     def __init__(self, accepted: socket.socket, gone: Callable[[], None]) -> None:
         family, kind, proto = accepted.family, accepted.type, accepted.proto
         super().__init__(family, kind, proto, fileno=accepted.detach())
-        # also if it is never closed: a place that is not given back would be lost for weeks
+        # also if nobody closes it: its place would be lost until the controller restarts
         self._gone = weakref.finalize(self, gone)
         self._gone.atexit = False
 
     def close(self) -> None:
-        """Close it and give its place back, once."""
+        """Close the socket and count it out, once."""
         super().close()
         self._gone()
 
 
 class Gate(socket.socket):
-    """The socket that is listened on; takes over `listener`."""
+    """The listening socket, which applies the limit at accept; takes over `listener`."""
 
     def __init__(self, listener: socket.socket, caps: Caps, clock: Clock | None = None) -> None:
         family, kind, proto = listener.family, listener.type, listener.proto
@@ -133,9 +133,9 @@ class Gate(socket.socket):
         self._refused, self._said = 0, float("-inf")
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """The next connection that may come in; the others before it are closed.
+        """The next admitted connection; refused ones before it are closed.
 
-        Raises: BlockingIOError: there is none. ConnectionAbortedError: many were refused; the loop comes again.
+        Raises: BlockingIOError: none waits. ConnectionAbortedError: many were refused; the event loop calls again.
         """
         for _ in range(AT_ONCE):
             accepted, address = super().accept()
@@ -156,7 +156,7 @@ class Gate(socket.socket):
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """asyncio's loop, whose TLS connections must be made and ended in `HANDSHAKE_S`; uvicorn has no option for it."""
+    """asyncio's event loop with `HANDSHAKE_S` as timeout of TLS handshakes; uvicorn has no option for it."""
 
     async def create_server(self, *arguments: Any, **options: Any) -> asyncio.Server:
         """As asyncio's."""
@@ -166,5 +166,5 @@ class Loop(asyncio.SelectorEventLoop):
 
 
 def options() -> dict[str, Any]:
-    """What uvicorn is started with, so that these limits and those of `controller.http.connection_timeouts` hold."""
+    """Options of `uvicorn.Config` for these limits and those of `controller.http.connection_timeouts`."""
     return {**connection_timeouts.options(), "loop": "controller.http.connection_limit:Loop"}

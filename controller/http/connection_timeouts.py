@@ -1,10 +1,10 @@
-"""Connections that do not keep their side: heads that never end, answers that nobody reads.
+"""Timeouts for slow clients: request headers that never finish, responses nobody reads.
 
-uvicorn bounds the size of what it buffers, and how long a connection may idle
-after an answer. It does not bound how long a head may take, how long a refused
-body goes on, or how long a reader may stall. These limits end the connection
-without a word: whoever meets them is not listening. How many there may be is counted
-in `controller.http.connection_limit`. Seconds.
+uvicorn bounds the size of its buffers and how long a connection may idle between requests.
+It does not bound how long the headers of a request take, how long a refused body is sent on,
+or how long a reader stalls. These timeouts close the connection silently: such a client is
+not listening. The number of connections is limited in `controller.http.connection_limit`.
+Seconds.
 """
 
 from __future__ import annotations
@@ -22,58 +22,58 @@ from curtail.wire import limits
 log = logging.getLogger("curtail.connections")
 
 HEAD_S = 10.0
-"""From a connection's beginning, or the first byte of a request, until its head is whole."""
+"""From the start of a connection, or the first byte of a request, to the end of its headers."""
 
 DRAIN_S = 15.0
-"""How long the rest of a body is read and dropped, after its request was answered."""
+"""How long the rest of a body is read and dropped after its request was answered."""
 
 STALL_S = 120.0
-"""How long an answer may wait for its reader: about a megabyte is under way then, so 9 kB/s are enough."""
+"""How long a response may wait for its reader. About a megabyte is buffered then, so 9 kB/s are enough."""
 
 IDLE_S = 75
-"""How long a connection is kept between two requests. Agents send every few seconds."""
+"""How long a connection is kept open between two requests. Agents send one every few seconds."""
 
 DEADLINES = {"head": HEAD_S, "idle": IDLE_S, "drain": DRAIN_S}
 
 MOST_CONNECTIONS = 8192
-"""Each may hold some 128 KiB of a body before anybody knows who sends it."""
+"""Each may buffer some 128 KiB of a body before its sender is known."""
 
 SPARE_FILES = 200
-"""File handles for everything but connections: store, uploads, versions, merges."""
+"""File handles kept for everything but connections: store, uploads, versions, merges."""
 
 
 class Connection(H11Protocol):
-    """A connection with deadlines."""
+    """uvicorn's HTTP connection with timeouts (decision 024)."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._waits = ""  # for what: a key of `DEADLINES`
+        self._waits = ""  # which timeout runs: a key of `DEADLINES`
         self._deadline: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin; over TLS its handshake is done."""
+        """The connection begins; a TLS handshake is over."""
         super().connection_made(transport)
         self._arm("head")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The end: no timer may outlive it."""
+        """The connection ends: no timer may outlive it."""
         self._disarm()
         self.resume_writing()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came: a head that is whole has no deadline any more."""
+        """Bytes arrived: complete headers stop their timeout."""
         super().data_received(data)
         self._look()
 
     def on_response_complete(self) -> None:
-        """An answer is sent."""
+        """A response was sent."""
         super().on_response_complete()
         self._look()
 
     def pause_writing(self) -> None:
-        """The reader is behind."""
+        """The reader has fallen behind."""
         super().pause_writing()
         if self._stall is None:
             self._stall = self.loop.call_later(STALL_S, self._end)
@@ -86,7 +86,7 @@ class Connection(H11Protocol):
             self._stall = None
 
     def _look(self) -> None:
-        """Which deadline counts now; one that runs already goes on."""
+        """Start the timeout of the present state; one that runs already continues."""
         state = self.conn.their_state
         answered = self.cycle is None or self.cycle.response_complete
         if state is h11.IDLE:
@@ -111,17 +111,17 @@ class Connection(H11Protocol):
 
     def _end(self) -> None:
         if self._waits != "idle":
-            log.info("a connection of %s was ended: it was too slow", self.client[0] if self.client else "?")
+            log.info("closed a connection of %s: it was too slow", self.client[0] if self.client else "?")
         self.transport.abort()
 
 
 def most_connections() -> int:
-    """Connections at once that the file handles of this process allow."""
+    """How many connections at once the file handles of this process allow."""
     return min(MOST_CONNECTIONS, max(64, file_handles() - SPARE_FILES))
 
 
 def file_handles() -> int:
-    """File handles that this process may have."""
+    """How many file handles this process may have."""
     try:
         import resource
     except ImportError:  # not a Unix
@@ -131,7 +131,7 @@ def file_handles() -> int:
 
 
 def raise_file_handles() -> int:
-    """Allow this process as many file handles as its user may have; how many. Two for each agent and its job."""
+    """Raise this process's limit of file handles as far as its user may; returns it. A site takes two connections."""
     try:
         import resource
     except ImportError:
@@ -148,11 +148,11 @@ def raise_file_handles() -> int:
 
 
 def options() -> dict[str, Any]:
-    """What uvicorn is started with, so that these limits hold."""
+    """Options of `uvicorn.Config` for these timeouts."""
     return {
         "http": Connection,
         "ws": "none",
-        "proxy_headers": False,  # else whoever is on this machine chooses the address that is counted
+        "proxy_headers": False,  # else a client on this machine could choose the address it is counted as
         "timeout_keep_alive": IDLE_S,
         "h11_max_incomplete_event_size": limits.MAX_HEADERS,
         "backlog": BACKLOG,

@@ -1,8 +1,8 @@
-"""As what the controller listens: addresses, TLS or plain HTTP, and certificates that are renewed while it runs.
+"""The controller's listener: addresses, TLS or plain HTTP, and certificates that are renewed while it runs.
 
-Decides that nothing secret crosses a network in clear unless somebody insists:
-plain HTTP is for loopback, everything else is TLS. The status is open to whoever
-can ask only where that is this machine's own users.
+Nothing secret crosses a network in clear unless the operator insists: plain HTTP is for
+loopback, everything else uses TLS. The status needs no token only where all who can reach it
+are users of this machine.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from curtail.security.tls import is_loopback
 log = logging.getLogger("curtail.controller")
 
 LOOK_S = 6 * 3600.0
-"""Between two looks at the end of the certificate."""
+"""How often the certificate's expiry is checked."""
 
 BACKLOG = 1024
-"""Connections that wait to be taken: all agents at once, after the controller was away. The system may allow fewer
-(net.core.somaxconn); those beyond it try again after a second, by TCP's own rules."""
+"""Connections that may wait to be accepted: all agents at once, after the controller was away. The system may allow
+fewer (net.core.somaxconn); TCP itself tries the others again after a second."""
 
 ADDRESS_SHARE = 0.5
-"""Of all connections, what one address may hold: a thousand agents and their jobs, and others find room beside them."""
+"""The part of all connections that one address may hold: room for a thousand agents and their jobs, and for others."""
 
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
-"""Hosts that mean all addresses, and the one under which this machine reaches itself then."""
+"""Hosts that mean all addresses -> the address at which this machine reaches itself then."""
 
 BANNER = """
 *****************************************************************************
@@ -45,7 +45,7 @@ BANNER = """
 
 @dataclass(frozen=True, slots=True)
 class Face:
-    """As what the controller is seen."""
+    """How the controller is reached."""
 
     host: str
     tls: bool
@@ -53,17 +53,17 @@ class Face:
     insecure: bool  # plain HTTP beyond loopback
 
     def url(self, port: int) -> str:
-        """The address for this machine."""
+        """Its URL for this machine."""
         return self._url(WILDCARDS.get(self.host, self.host), port)
 
     def public(self, port: int, names: Sequence[str]) -> str:
-        """The address for others: the first of `names` that can be one, where it listens at all addresses."""
+        """Its URL for others. Where it listens on all addresses: with the first of `names` that is not loopback."""
         if self.host not in WILDCARDS:
             return self._url(names[0] if names and not is_loopback(self.host) else self.host, port)
         return self._url(next((name for name in names if not is_loopback(name)), WILDCARDS[self.host]), port)
 
     def addresses(self, names: Sequence[str]) -> list[str]:
-        """The IP addresses under which it can be announced."""
+        """The IP addresses that are announced."""
         here = WILDCARDS.get(self.host, self.host)
         outside = [name for name in names if _is_address(name) and not is_loopback(name)]
         return [here] if is_loopback(self.host) or not outside else outside
@@ -107,13 +107,23 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def announcing(
+    face: Face, port: int, names: Sequence[str], run: str, name: str
+) -> contextlib.AbstractContextManager[object]:
+    """While the block runs, the local network can find the controller of the run `run`, called `name`."""
+    from curtail.system.mdns import announce
+
+    facts = {"run": name, "proto": "https" if face.tls else "http"}
+    return announce(f"curtail {name} {run}", port, face.addresses(names), facts)
+
+
 @contextlib.contextmanager
 def renewing(
     context: ssl.SSLContext, identity: Identity, ensure: Callable[[], Identity], every_s: float = LOOK_S
 ) -> Iterator[None]:
-    """While the block runs, new connections get a new certificate as soon as there is one.
+    """While the block runs, new connections get a renewed certificate as soon as there is one.
 
-    Args: ensure: the identity, renewed if it is time.
+    Args: ensure: returns the identity, renewed if it is time.
     """
     stop = threading.Event()
 
@@ -135,7 +145,7 @@ def renewing(
 
 
 def renew(context: ssl.SSLContext, ends: float, ensure: Callable[[], Identity]) -> float:
-    """Look at the certificate once; when the one in use ends. Raises: CurtailError, OSError."""
+    """Check the certificate once; returns when the one in use expires. Raises: CurtailError, OSError."""
     now = ensure()
     if now.ends != ends:
         context.load_cert_chain(now.files.certificate, now.files.key)

@@ -1,9 +1,9 @@
-"""How often somebody may ask: token buckets, one for each credential, and one for each address that shows none.
+"""Rate limits: one token bucket per credential, one per address for unauthenticated requests.
 
-Decides which request is too many and when to come again; pure, with the time as
-an argument. A machine's own bucket is as large as its agent and job can fill in
-ten times their normal pace, and its heartbeats have one of their own, so that a
-job that asks too often never costs its site the permit. Units: requests, seconds.
+Decides which request is one too many and when to try again. Pure: the time is an argument.
+A credential's bucket allows ten times the normal rate of an agent and its job. Heartbeats have
+a bucket of their own, so that a job that sends too many requests never costs its site the permit.
+Units: requests, seconds.
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """So many requests a second in the long run, and so many at once."""
+    """Requests per second in the long run, and how many at once."""
 
     per_s: float
     burst: float
 
 
 CONTROL = Rate(50.0, 200.0)
-"""Of one credential, but for heartbeats. A job asks about twice a second, most often four times, while it waits."""
+"""Of one credential, heartbeats apart. A waiting job sends two requests per second, at most four."""
 
 HEARTBEATS = Rate(25.0, 50.0)
-"""Of one credential. The shortest [fleet] heartbeat is 0.05 s."""
+"""Heartbeats of one credential. The shortest [fleet] heartbeat is 0.05 s."""
 
 STRANGERS = Rate(100.0, 2000.0)
-"""Of one address, for what shows no credential that was good before: a thousand agents behind one address may join
-at once."""
+"""Of one address, for requests without a credential that was accepted before. A thousand agents behind one address may
+join at once."""
 
 MOST_KEYS = 20_000
-"""Buckets that are kept. The one that was not used for longest goes first, and is full again when it comes back."""
+"""Buckets kept. The least recently used one is dropped first; it would be full again when needed."""
 
 
 @dataclass(slots=True)
 class Bucket:
-    """What may still be asked now. Refused requests take nothing."""
+    """A token bucket. Refused requests take no token."""
 
     rate: Rate
     level: float
-    at: float  # when `level` was true
+    at: float  # time of `level`
 
     def take(self, now: float) -> float:
-        """One request at `now`; 0 if it is granted, else the seconds after which one would be."""
+        """One request at `now`: 0 if it is allowed, else the seconds until one would be."""
         self.level = min(self.rate.burst, self.level + max(0.0, now - self.at) * self.rate.per_s)
         self.at = now
         if self.level >= 1.0:
@@ -54,15 +54,15 @@ class Bucket:
 
 @dataclass(slots=True)
 class Rates:
-    """The buckets of all who ask."""
+    """The buckets of all senders."""
 
     most: int = MOST_KEYS
     _buckets: OrderedDict[str, Bucket] = field(default_factory=OrderedDict)
 
     def ask(self, credential: str, address: str, heartbeat: bool, now: float) -> float:
-        """One control request; 0 if it may pass, else the seconds to wait.
+        """One control request: 0 if it is allowed, else the seconds to wait.
 
-        Args: credential: hash of what was shown, "" for nothing. address: whom it came from.
+        Args: credential: hash of the credential shown, "" for none. address: of the sender.
         """
         known = _own(credential, heartbeat)
         if credential and known in self._buckets:
@@ -70,16 +70,16 @@ class Rates:
         return self._bucket(f"address {address}", STRANGERS, now).take(now)
 
     def knows(self, credential: str) -> bool:
-        """Was this credential good lately?"""
+        """Was this credential accepted recently?"""
         return bool(credential) and _own(credential, False) in self._buckets
 
     def admit(self, credential: str, now: float) -> None:
-        """This credential was found to be good: from now on it has buckets of its own."""
+        """This credential was accepted: from now on it has its own buckets."""
         for heartbeat, rate in ((False, CONTROL), (True, HEARTBEATS)):
             self._bucket(_own(credential, heartbeat), rate, now)
 
     def refuse(self, credential: str) -> None:
-        """This credential is good no more."""
+        """This credential was rejected: it loses its buckets."""
         for heartbeat in (False, True):
             self._buckets.pop(_own(credential, heartbeat), None)
 

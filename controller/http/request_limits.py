@@ -1,9 +1,9 @@
-"""What stands before the application: heads that are too large, senders that are too slow or ask too often.
+"""Middleware before the application: limits of header and body size, request rate and upload speed.
 
-Decides what is refused before anybody looks at who sent it: long headers and
-targets, encoded bodies, bodies that announce more bytes than their path takes,
-requests beyond the rate of their sender, and bodies that trickle in. The numbers
-are in `curtail.wire.limits`, `controller.http.rate_limit` and here. Units: bytes, seconds.
+Refuses before the sender is known: long headers and targets, encoded bodies, bodies whose
+announced length exceeds what their path takes, requests beyond the sender's rate, and bodies
+that arrive too slowly. The numbers are in `curtail.wire.limits`, `controller.http.rate_limit`
+and here. Units: bytes, seconds.
 """
 
 from __future__ import annotations
@@ -35,39 +35,39 @@ SILENCE_S = 30.0
 """Longest pause between two pieces of a body."""
 
 GRACE_S = 20.0
-"""A body that took longer must have come at `LEAST_RATE` since then."""
+"""A body that takes longer must arrive at `LEAST_RATE` from then on."""
 
 LEAST_RATE = 4 * 1024
-"""Bytes per second. A part takes 70 minutes at most so, and a control message about 36 s."""
+"""Bytes per second. At this rate a part takes 70 minutes and the largest control message 36 s."""
 
 _PART = re.compile(wire.PART.format(sha256="[^/]+", number="[^/]+"))
 _BLOB = re.compile(wire.BLOB.format(sha256="[^/]+"))
 
 
 class TooSlow(WireError):
-    """The body of a request came too slowly."""
+    """The body of a request arrived too slowly."""
 
 
 @dataclass(slots=True)
 class Pace:
-    """How fast a body comes, by the time that was spent waiting for it: what this side needs does not count. Pure."""
+    """How fast a body arrives. Only the time spent waiting for it counts, not this side's own work. Pure."""
 
     got: int = 0
     waited: float = 0.0
 
     def patience(self) -> float:
-        """Seconds that the next piece may take."""
+        """Seconds until the next piece must arrive."""
         return max(0.0, min(SILENCE_S, GRACE_S + self.got / LEAST_RATE - self.waited))
 
     def take(self, size: int, waited: float) -> None:
-        """A piece came after a wait."""
+        """A piece of `size` bytes arrived after `waited` seconds."""
         self.got += size
         self.waited += waited
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An answer that is given before the application is asked."""
+    """An error response sent before the application sees the request."""
 
     status: int
     message: str
@@ -76,7 +76,7 @@ class Refusal:
 
 
 def inspect(scope: Scope) -> Refusal | None:
-    """Why this request is refused for its head alone, or None. Pure."""
+    """Why this request is refused by its headers alone, or None. Pure."""
     headers: list[tuple[bytes, bytes]] = scope["headers"]
     if len(scope.get("raw_path") or scope["path"].encode()) + len(scope["query_string"]) > limits.MAX_TARGET:
         return Refusal(414, f"the path and query are longer than {limits.MAX_TARGET} bytes")
@@ -104,16 +104,16 @@ def _inspect_body(method: str, path: str, headers: list[tuple[bytes, bytes]]) ->
 
 
 def is_control(method: str, path: str) -> bool:
-    """Does this request count against its credential's rate? Parts and downloads do not: their bytes take time."""
+    """Does this request count against its credential's rate? Parts and downloads do not: their size limits them."""
     return not (_PART.fullmatch(path) or (method == "GET" and _BLOB.fullmatch(path)))
 
 
 class Guard:
-    """An ASGI application around another one.
+    """ASGI middleware that applies the limits of this module.
 
     Args:
         answer: sends a refusal.
-        clock: its monotonic time is that of rates and paces; None: the system's.
+        clock: its monotonic time is used for rates and upload speed; None: the system's.
         wall: Unix time by which signatures are checked; None: the clock's.
     """
 
@@ -152,10 +152,10 @@ class Guard:
         return Refusal(429, "too many requests", "ask less often; Retry-After says when again", max(1, math.ceil(wait)))
 
     def _dated(self, send: Send) -> Send:
-        """`send`, whose answers say the time of day by which signatures are checked.
+        """`send` with a Date header of the clock by which signatures are checked.
 
-        An agent signs with the time of the latest answer, and again where it was refused. A `Date` that is made once
-        a second, as uvicorn does, would still be that of before in the second after the clock was set.
+        An agent signs with the time of the latest response, and signs again after a refusal. uvicorn makes its Date
+        once a second: it would still be the old time in the second after the clock was set.
         """
 
         async def dating(message: MutableMapping[str, Any]) -> None:
@@ -167,7 +167,7 @@ class Guard:
         return dating
 
     def _learning(self, send: Send, credential: str) -> Send:
-        """`send`, from whose answers is learned which credentials are good."""
+        """`send` that notes by the response whether the credential was accepted."""
 
         async def noting(message: MutableMapping[str, Any]) -> None:
             if credential and message["type"] == "http.response.start":
@@ -180,12 +180,12 @@ class Guard:
         return noting
 
     def _paced(self, receive: Receive) -> Receive:
-        """`receive`, which raises `TooSlow` while a body is not whole."""
+        """`receive` that raises `TooSlow` while the body is incomplete and too slow."""
         pace, whole = Pace(), False
 
         async def paced() -> MutableMapping[str, Any]:
             nonlocal whole
-            if whole:  # what comes now is only the end of the connection
+            if whole:  # only the end of the connection can come now
                 return await receive()
             began = self._clock.monotonic()
             try:

@@ -10,11 +10,12 @@ what was drawn until it is back is booked when it is back.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from controller.fleet.live import LiveSite
+from controller.energy.microgrid import Supply
+from controller.fleet.live import Fleet, LiveSite
 from controller.ledger.always_on import AlwaysOn
 from controller.ledger.metering import CONSTANT, METER, Drawn, Flow, Metered, SiteMeter, Trained
 from controller.store import Transaction
@@ -81,6 +82,34 @@ class Booking:
             )  # fmt: skip
             rows.append(accounting.close(standing, now))
         return [row for row in rows if row is not None]
+
+    def book_with_region(
+        self,
+        tx: Transaction,
+        live: LiveSite,
+        fleet: Fleet,
+        now: float,
+        mono: float,
+        reading: Reading | None,
+        verdict: Callable[[LiveSite], Verdict | None],
+        supply: Supply | None,
+    ) -> None:
+        """Note what `live` draws from `now` on, and its region's other sites where that changes their power's origin.
+
+        Args:
+            mono: the same moment in monotonic seconds.
+            reading: of the region.
+            verdict: that on a site.
+            supply: where the region's power comes from; None: from the grid alone.
+        """
+        before = self.drawn.of(live.region)
+        drawn = self.draws(live)
+        share = 1.0 if supply is None else supply.grid_share(drawn)
+        # What one site draws more, own power does not give: then the others get less of it, too.
+        shared = supply is not None and share != supply.grid_share(before)
+        for site in [other for other in fleet if other.region == live.region] if shared else [live]:
+            heard = site.heard(mono, self._config.fleet.lost_after)
+            self.book(tx, site, now, reading, verdict(site), share, heard)
 
     def book(
         self,

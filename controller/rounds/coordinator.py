@@ -251,7 +251,7 @@ class RoundKeeper:
             return row
         for member in members:
             if Member(member.state) is Member.TRAINING:
-                overdue = lifecycle.overdue(Kind(row.kind), settings.stale_weight)
+                overdue = lifecycle.overdue(Kind(row.kind), settings.staleness_discount)
                 tx.set_member(row.round, member.site, arrived_wall=row.deadline_wall + settings.grace)
                 self._members.release(tx, member, overdue, "it missed the deadline")
         state = lifecycle.advance_round(Round(row.state), event)

@@ -152,7 +152,7 @@ class Members:
         # While the live round merges, it can have late members, too; each is released once.
         for member in tx.waiting(Member.LATE.value):
             why = gone(member.site, member.job)
-            if self._config.rounds.stale_weight == 0:
+            if self._config.rounds.staleness_discount == 0:
                 why = MemberEvent.JOB_ENDED, "late contributions are no longer accepted"
             if why is not None:
                 self.release(tx, member, *why)

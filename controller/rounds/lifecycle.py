@@ -163,20 +163,20 @@ def may_keep(kind: Kind, overlap: bool) -> bool:
     return kind is Kind.LOCAL or overlap
 
 
-def overdue(kind: Kind, stale_weight: float) -> MemberEvent:
+def overdue(kind: Kind, staleness_discount: float) -> MemberEvent:
     """The event of a missed deadline. Exact weights (LOCAL) fit no other base, so they cannot be merged late."""
-    return MemberEvent.OVERDUE if kind is Kind.FEDERATED and stale_weight > 0 else MemberEvent.DEADLINE_PASSED
+    return MemberEvent.OVERDUE if kind is Kind.FEDERATED and staleness_discount > 0 else MemberEvent.DEADLINE_PASSED
 
 
-def discount(stale_weight: float, staleness: int) -> float:
+def discount(staleness_discount: float, staleness: int) -> float:
     """The weight of a contribution whose base is `staleness` versions old."""
-    return 1.0 if staleness == 0 else float(stale_weight**staleness)
+    return 1.0 if staleness == 0 else float(staleness_discount**staleness)
 
 
-def inner_factors(sites: int, rate_power: float, memory_power: float) -> tuple[float, float]:
+def inner_factors(sites: int, lr_scaling: float, momentum_scaling: float) -> tuple[float, float]:
     """Factors for the inner learning rates and for Muon's momentum length, in steps; 1 and 1 with a single site."""
     together = float(max(1, sites))
-    return together**rate_power, together**memory_power
+    return together**lr_scaling, together**momentum_scaling
 
 
 def momentum_off(tokens: int, budget: int) -> bool:

@@ -135,7 +135,7 @@ class Merging:
         blob = tx.blob(member.blob)
         path = str(self._uploads.path(member.blob)) if blob is None else blob.path
         stale = row.base_version - own.base_version
-        weight = lifecycle.discount(self._config.rounds.stale_weight, stale)
+        weight = lifecycle.discount(self._config.rounds.staleness_discount, stale)
         return Part(
             part_name(row, member), path, member.codec, member.tokens, member.digest, weight=weight, stale=stale
         )

@@ -64,7 +64,7 @@ def aim(config: RunConfig, run: RunRow, speed: float, progress: Progress, perfec
         deadline=deadline,
         budget_kg=None if policy.budget_kg is None else policy.budget_kg - progress.spent_kg,
         safety=policy.safety or (PERFECT_SAFETY if perfect else SAFETY),
-        most_sites=policy.most_sites,
+        max_sites=policy.max_sites,
         rounds=Rounds(_round_s(config, run.sequence_len, speed, rate), progress.sync_s),
     )
     return Aim(goal, rate, known_by, problem)

@@ -118,6 +118,10 @@ class Deciding:
             verdicts = [decision.verdicts[name] for name, view in views.items() if view.rule.region == region]
             self._tell(tx, region, max(verdicts, key=lambda verdict: (verdict.granted, verdict.hold)))
 
+    def verdict(self, live: LiveSite) -> Verdict | None:
+        """The site's own verdict, or its region's where it is silent; None before the first step."""
+        return self.sites.get(live.site) or self.regions.get(live.region)
+
     def costs(self, live: LiveSite) -> SiteCosts:
         """What a start, a stop and an exchange cost the site, as far as is known."""
         key = (live.site, live.region)

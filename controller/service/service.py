@@ -1,10 +1,11 @@
-"""The use cases: join, leave, heartbeat, rounds, tick, status.
+"""The use cases: join, leave, heartbeat, rounds, tick, override.
 
 One object holds the soft state (what sites last said, the latest verdicts) and
 changes it only on the store's thread, inside the transaction that makes the
 durable part true; so there are no locks and no half-done request. Decisions
-are in curtail.policy, controller.rounds.lifecycle, controller.store.sample_pool,
-curtail.carbon.accounting, controller.service.admission and controller.fleet.crew.
+are in curtail.policy, controller.scheduling.permits, controller.scheduling.regime,
+controller.rounds.lifecycle, controller.store.sample_pool, curtail.carbon.accounting,
+controller.service.admission and controller.fleet.crew.
 Two clocks: the controller's clock (`replay`), in which readings, regimes and
 energy live, and real time for permits and deadlines.
 """
@@ -31,8 +32,10 @@ from controller.ledger.recorder import Booking
 from controller.rounds.coordinator import RoundKeeper
 from controller.rounds.lifecycle import MemberEvent
 from controller.rounds.publish import Merger
+from controller.scheduling import permits
+from controller.scheduling.permits import PermitFacts
+from controller.scheduling.regime import RegimeTracker
 from controller.scheduling.scheduler import Deciding
-from controller.service import snapshot
 from controller.service.access import Access
 from controller.service.sites import Sites
 from controller.signals.replay import Source
@@ -42,17 +45,11 @@ from curtail import wire
 from curtail.carbon.accounting import ATTRIBUTED
 from curtail.config import RunConfig
 from curtail.errors import NotFound, Refused, WireError
-from curtail.policy.rules import Regime, Verdict, regime_of, regime_reason
+from curtail.policy.rules import Regime
 from curtail.security.signing import Stamp
 from curtail.system.clock import Clock, EvenClock
 
 log = logging.getLogger("curtail.service")
-
-TICK_LIMIT_S = 5.0
-"""Real seconds without a step of the energy simulation after which no permit is given."""
-
-HOLD_RETRY_S = 0.5
-"""How soon a job asks again that holds its weights through a short gap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +97,9 @@ class Service:
             self.switches.away, parts.perfect_forecast,
         )  # fmt: skip
         self.readings, self.verdicts = self.deciding.readings, self.deciding.regions
+        self.regime = RegimeTracker(
+            self.fleet, self.deciding, parts.clock, parts.config.fleet.lost_after, self.switches.away, self._event
+        )
         self.supplies: dict[str, Supply] = {}  # by region
         self._last_tick: float | None = None  # monotonic
         self._resumed = parts.clock.monotonic()
@@ -173,52 +173,37 @@ class Service:
         machine = self.sites.heard(tx, live, who, beat)
         if self._last_tick is not None and live.site not in self.deciding.sites:
             self.deciding.step(tx, run, self.replay.now())  # it was silent, or has just come
-        self._permit(run, live, now)
-        granted, reason, until = live.granted, live.reason, live.permit_until
-        lost_after = self.config.fleet.lost_after
-        if granted and live.lead is not None and (why := live.waits(live.lead, now, lost_after)):
-            live.granted, live.reason, live.permit_until, live.hold_until = False, why, float("-inf"), float("-inf")
-        if granted and (why := live.waits(machine, now, lost_after)):
-            granted, reason = False, why
-        live.promised = (now if live.promised is None else live.promised) if granted else None
+        facts, lost_after = self._permit_facts(run, live, now), self.config.fleet.lost_after
+        lead = live.lead
+        live.permit = permits.grant_permit(facts, "" if lead is None else live.waits(lead, now, lost_after))
+        permit = permits.grant_permit(facts, live.waits(machine, now, lost_after))
+        live.promised = (now if live.promised is None else live.promised) if permit.granted else None
         self.switches.still_starting(live)
         self._book(tx, live, self.replay.now())
         return wire.HeartbeatReply(
-            granted=granted,
-            valid_s=max(0.0, until - now) if granted else 0.0,
-            reason=reason,
-            finished=run.state == "FINISHED",
+            granted=permit.granted,
+            valid_s=permit.valid_s(now),
+            reason=permit.reason,
+            finished=run.state == permits.FINISHED,
             heartbeat_s=self.config.fleet.heartbeat,
             regime=run.regime,
             crew=live.crew_of(machine, now, lost_after),
             credential=credentials.next_credential(tx, who, self.clock.wall()),
-            hold_s=max(0.0, live.hold_until - now) if machine.job is not None else 0.0,
+            hold_s=live.permit.hold_s(now) if machine.job is not None else 0.0,
         )
 
-    def _permit(self, run: RunRow, live: LiveSite, now: float) -> None:
-        verdict = self.deciding.sites.get(live.site)
-        live.hold_until = float("-inf")
-        stopped = self._last_tick is None or now - self._last_tick > TICK_LIMIT_S
-        if run.state == "FINISHED":
-            live.granted, live.reason = False, "the token budget is reached"
-        elif stopped:
-            live.granted, live.reason = False, "the energy simulation makes no steps; see the controller's log"
-        elif self.room.reason:
-            live.granted, live.reason = False, self.room.reason
-        elif self.switches.going_down(live.site):
-            live.granted, live.reason = False, "its machines are being switched off"
-        elif verdict is None:
-            live.granted, live.reason = False, "no reading has arrived yet"
-        else:
-            seconds = min(self.config.policy.permit, (verdict.until - self.replay.now()) / self.replay.speed)
-            live.granted, live.reason = verdict.granted and seconds > 0, verdict.reason
-            live.permit_until = now + seconds
-            if verdict.hold_until > float("-inf"):
-                # A permit's length more than the gap, or the site would leave just before it hears that it may go on.
-                gap = (verdict.hold_until - self.replay.now()) / self.replay.speed
-                live.hold_until = now + max(0.0, gap) + self.config.policy.permit
-        if not live.granted:
-            live.permit_until = float("-inf")
+    def _permit_facts(self, run: RunRow, live: LiveSite, now: float) -> PermitFacts:
+        return PermitFacts(
+            run_state=run.state,
+            step_age_s=None if self._last_tick is None else now - self._last_tick,
+            disk=self.room.reason,
+            switching_off=self.switches.going_down(live.site),
+            verdict=self.deciding.sites.get(live.site),
+            now=now,
+            clock=self.replay.now(),
+            speed=self.replay.speed,
+            permit_s=self.config.policy.permit,
+        )
 
     # -- rounds ------------------------------------------------------------------
 
@@ -228,20 +213,20 @@ class Service:
         run = self._run(tx)
         now = self.clock.monotonic()
         live = self.sites.live(tx, who)
-        if run.state == "FINISHED":
-            return wire.CheckoutReply("leave", "the token budget is reached", 0.0, None)
-        if not request.closing:
-            if live.seen is None:
-                # After a restart of the controller the job may ask before its agent has reported.
-                return wire.CheckoutReply("wait", "waiting for the agent's next report", 0.5, None)
-            if live.permit_until <= now < live.hold_until:
-                return wire.CheckoutReply("wait", f"holding: {live.reason}", HOLD_RETRY_S, None)
-            if live.permit_until <= now:
-                return wire.CheckoutReply("leave", f"no permit: {live.reason}", 0.0, None)
-            if self.room.reason:
-                return wire.CheckoutReply("leave", f"no permit: {self.room.reason}", 0.0, None)
+        refused = permits.refuse_work(
+            live.permit,
+            run_state=run.state,
+            disk=self.room.reason,
+            reported=live.seen is not None,
+            closing=request.closing,
+            now=now,
+        )
+        if refused is not None:
+            return refused
         if live.expected > 1 and live.muster.crew is None:
-            return wire.CheckoutReply("wait", "waiting for the reports of the site's other machines", 0.5, None)
+            return wire.CheckoutReply(
+                "wait", "waiting for the reports of the site's other machines", permits.RETRY_S, None
+            )
         if not live.led(who.agent):
             return wire.CheckoutReply("leave", "another machine of the site leads now", 0.0, None)
         live.checked_out_job = request.job
@@ -276,7 +261,7 @@ class Service:
         self.rounds.publish(tx, spec, result, self.even.wall())
         run = self._run(tx)
         if run.state == "RUNNING" and run.tokens == run.sample_limit * run.sequence_len:
-            tx.set_run(state="FINISHED")
+            tx.set_run(state=permits.FINISHED)
             self._event(tx, "run", f"the token budget is reached: {run.tokens} tokens")
 
     # -- time --------------------------------------------------------------------
@@ -296,21 +281,20 @@ class Service:
         self.deciding.step(tx, run, now)
         for live in self.fleet:
             self.sites.gather(tx, live)
-            if not live.heard(mono, self.config.fleet.lost_after):
-                live.granted = False
-                if live.seen is not None:
-                    live.reason = f"silent for {mono - live.seen:.0f} s"
-                if live.permit_until <= mono:
-                    # Its permit has lapsed, so its job has drained: it draws standing power.
-                    live.phase = "paused"
-            elif (verdict := self.deciding.sites.get(live.site)) is not None and not verdict.granted:
-                live.granted, live.reason = False, verdict.reason
-            elif self.room.reason:
-                live.granted, live.reason = False, self.room.reason
+            heard = live.heard(mono, self.config.fleet.lost_after)
+            live.permit = permits.withdraw_permit(
+                live.permit,
+                heard=heard,
+                seen_age_s=None if live.seen is None else mono - live.seen,
+                verdict=self.deciding.sites.get(live.site),
+                disk=self.room.reason,
+            )
+            if not heard and not live.permit.is_live(mono):
+                live.phase = "paused"  # its permit has lapsed, so its job has drained: it draws standing power
             self._switch(tx, live, run)
             self._book(tx, live, now)
         self._tell_room(tx)
-        self._set_regime(tx, run, now)
+        self.regime.step(tx, run, now, self.room.reason)
         self.rounds.sweep(tx, self.even.wall(), self._gone)
 
     def _tell_room(self, tx: Transaction) -> None:
@@ -322,44 +306,6 @@ class Service:
                 self._short = reason
 
             tx.after_commit.append(told)
-
-    def _set_regime(self, tx: Transaction, run: RunRow, now: float) -> None:
-        seconds = dict(run.regime_seconds)
-        seconds[run.regime] = seconds.get(run.regime, 0.0) + max(0.0, now - run.clock)
-        regime = regime_of(self.training_sites(run))
-        values: dict[str, object] = {"clock": now, "regime_seconds": seconds}
-        if regime.value != run.regime:
-            values |= {"regime": regime.value, "regime_since": now}
-            self._event(tx, "regime", f"{regime.value}: {self.reason(run, regime)}")
-        tx.set_run(**values)
-
-    def training_sites(self, run: RunRow) -> list[str]:
-        """Sites that may train now: heard from, in a region that may train, budget and room left."""
-        if run.state == "FINISHED" or self.room.reason:
-            return []
-        now = self.clock.monotonic()
-        return [
-            live.site
-            for live in self.fleet
-            if live.heard(now, self.config.fleet.lost_after)
-            and (verdict := self.deciding.sites.get(live.site)) is not None
-            and verdict.granted
-        ]
-
-    def reason(self, run: RunRow, regime: Regime) -> str:
-        """One sentence on why this is the regime."""
-        if run.state == "FINISHED":
-            return "the token budget is reached"
-        if self.room.reason:
-            return self.room.reason
-        now = self.clock.monotonic()
-        heard = {s.site: s.region for s in self.fleet if s.heard(now, self.config.fleet.lost_after)}
-        silent = [s.site for s in self.fleet if s.site not in heard]
-        if not heard and (away := {s.site: s.region for s in self.fleet if self.switches.away(s.site)}):
-            return regime_reason(regime, self.verdicts, away)
-        if not heard and silent:
-            return f"no site is heard from: {', '.join(silent)}"
-        return regime_reason(regime, self.verdicts, heard, self.deciding.sites)
 
     def _gone(self, site: str, job: str) -> tuple[MemberEvent, str] | None:
         live = self.fleet.find(site)
@@ -380,15 +326,12 @@ class Service:
         """Switch the site's machines off or on, if its region stops or may start."""
         now, horizon = self._moment(run), self.switches.horizon(live.site)
         forecast = self.source.forecast(live.region, now.clock, horizon) if horizon > 0 else None
-        price = self.deciding.price
-        self.switches.step(tx, live, now, self._verdict(live), forecast, None if price is None else price.limit)
-
-    def _verdict(self, live: LiveSite) -> Verdict:
-        """The site's own verdict, or its region's where it is silent."""
-        return self.deciding.sites.get(live.site) or self.verdicts[live.region]
+        price, verdict = self.deciding.price, self.deciding.verdict(live)
+        assert verdict is not None, "the step that switches has decided before"
+        self.switches.step(tx, live, now, verdict, forecast, None if price is None else price.limit)
 
     def _moment(self, run: RunRow) -> Now:
-        return Now(self.replay.now(), self.clock.wall(), self.clock.monotonic(), run.state == "FINISHED")
+        return Now(self.replay.now(), self.clock.wall(), self.clock.monotonic(), run.state == permits.FINISHED)
 
     # -- energy ------------------------------------------------------------------
 
@@ -397,16 +340,10 @@ class Service:
         return self.booking.drawn.of(region)
 
     def _book(self, tx: Transaction, live: LiveSite, now: float) -> None:
-        before = self.booking.drawn.of(live.region)
-        drawn = self.booking.draws(live)
-        supply = self.supplies.get(live.region)
-        share = 1.0 if supply is None else supply.grid_share(drawn)
-        # What one site draws more, own power does not give: then the others get less of it, too.
-        shared = supply is not None and share != supply.grid_share(before)
-        for site in [other for other in self.fleet if other.region == live.region] if shared else [live]:
-            heard = site.heard(self.clock.monotonic(), self.config.fleet.lost_after)
-            verdict = self.deciding.sites.get(site.site) or self.verdicts.get(site.region)
-            self.booking.book(tx, site, now, self.readings.get(site.region), verdict, share, heard)
+        self.booking.book_with_region(
+            tx, live, self.fleet, now, self.clock.monotonic(), self.readings.get(live.region), self.deciding.verdict,
+            self.supplies.get(live.region),
+        )  # fmt: skip
 
     # -- people ------------------------------------------------------------------
 
@@ -423,17 +360,9 @@ class Service:
 
     # -- the rest ----------------------------------------------------------------
 
-    def status(self, tx: Transaction) -> wire.Status:
-        """One snapshot for every view."""
-        return snapshot.make(tx, self)
-
     def seconds_since_tick(self) -> float:
         """Real seconds since the last step of the energy simulation; any thread."""
         return 0.0 if self._last_tick is None else self.clock.monotonic() - self._last_tick
-
-    def authenticate(self, tx: Transaction, credential: str) -> MachineRow:
-        """The machine a credential belongs to. Raises: AuthError."""
-        return credentials.machine_of(tx, credential, self.clock.wall())
 
     def _check_fence(self, who: MachineRow, site: str, fence: int) -> None:
         if site != who.site:

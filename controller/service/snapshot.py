@@ -7,18 +7,15 @@ parts belong to the same moment.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from controller.fleet.live import LiveSite
 from controller.rounds.lifecycle import Member
+from controller.service.service import Service
 from controller.store import Transaction
 from controller.store.rows import RunRow, SiteRow
 from curtail import wire
 from curtail.carbon.accounting import Totals
 from curtail.policy.rules import Regime
-
-if TYPE_CHECKING:
-    from controller.service.service import Service
 
 EVENTS = 20
 HISTORY = 96  # readings: eight hours of five minutes
@@ -43,7 +40,7 @@ def make(tx: Transaction, service: Service) -> wire.Status:
         speed=service.replay.speed,
         regime=run.regime,
         regime_since=run.regime_since,
-        reason=service.reason(run, Regime(run.regime)),
+        reason=service.regime.reason(run, service.room.reason),
         regime_seconds={**{regime.value: 0.0 for regime in Regime}, **run.regime_seconds},
         tokens=run.tokens,
         token_budget=run.sample_limit * run.sequence_len,
@@ -191,7 +188,7 @@ def _sites(
                 region=live.region,
                 state=state,
                 phase=live.phase,
-                granted=live.granted,
+                granted=live.permit.granted,
                 reason=_waiting(service, live),
                 round=row.round if row is not None and in_round else None,
                 step=live.step if row is not None and live.working_on == row.round else 0,
@@ -209,8 +206,8 @@ def _sites(
 
 def _waiting(service: Service, live: LiveSite) -> str:
     """Why a site waits: what its machine says if the controller would let it, else the controller's reason."""
-    reason = live.reason
-    if live.job is None and live.note and live.granted:
+    reason = live.permit.reason
+    if live.job is None and live.note and live.permit.granted:
         reason = live.note
     elif live.job is None and live.note.startswith(HOOKS):
         # The machine pauses for the controller's reason, and a command of its own failed or runs.

@@ -46,12 +46,13 @@ def controller_start(
 ) -> int:
     """Start the controller of a run, or go on with it."""
     from controller.serve import StartOptions, start
+    from controller.signals.start import SignalOptions
 
     for name in advertise or ():
         check_host(name)
     options = StartOptions(
-        home=home, run_file=run_file, trace=trace, unit=unit.value if unit else None, speed=speed, host=host, port=port,
-        announce=announce, forecast=forecast, tls=tls, insecure=insecure, advertise=tuple(advertise or ()),
+        home=home, run_file=run_file, signal=SignalOptions(trace, unit.value if unit else None, speed, forecast),
+        host=host, port=port, announce=announce, tls=tls, insecure=insecure, advertise=tuple(advertise or ()),
         open_status=open_status, address_share=address_share,
     )  # fmt: skip
     return start(options)

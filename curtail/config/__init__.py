@@ -4,7 +4,8 @@ An unknown key, a missing key, a wrong type or a quantity without its unit is a
 `ConfigError` that names the key and says what to write instead. Quantities
 carry their unit in the file ("100 g/kWh", "2.024 kW", "60 s") and are plain
 numbers in one unit afterwards: gCO2/kWh, W, s. What each key means is in
-docs/reference/run-file.md. A new key is a field of its section in `schema`;
+docs/reference/run-file.md. A new key is a field of its section in `schema`, with its
+bound in its annotation, as `curtail.wire.bounds` and `quantities` have them;
 what several keys must fulfil together goes into `runfile`.
 """
 

@@ -1,17 +1,18 @@
-"""Quantities with their units, numbers with their bounds, and the fields of sections that hold them.
+"""Quantities with their units, and the bounds that only the run file has: a quantity, one of some texts, a word.
 
-A field's metadata say what may stand in the file: a `quantity` of which kind, `low` and
-`high` of the number, `choices` of a text, `words` that stand for a number.
+They are annotated on the fields of sections like those of messages (`curtail.wire.bounds`):
+`length: Annotated[float, quantity("duration", low=0.1)] = 300.0`.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import MISSING, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 from curtail.errors import ConfigError
 from curtail.grid.reading import POUNDS_PER_MWH
+from curtail.wire.bounds import Bound, Real, Whole
 
 QUANTITY = re.compile(r"^\s*([-+]?\d[\d_]*(?:\.\d+)?(?:[eE][-+]?\d+)?)\s*([A-Za-z/%]+)\s*$")
 
@@ -33,26 +34,43 @@ BOUNDS: dict[str, tuple[float, str]] = {
 EXAMPLES = {"intensity": "100 g/kWh", "power": "2.024 kW", "duration": "60 s", "energy": "10 kWh"}
 
 
-def quantity(
-    kind: str,
-    default: float | object | None = MISSING,
-    *,
-    low: float | None = 0.0,
-    high: float | None = None,
-) -> Any:
-    """A field for a quantity with its unit, of a kind in `QUANTITIES`; `low` and `high` in the unit it is kept in."""
-    metadata = {"quantity": kind, "low": low, "high": high}
-    if default is MISSING:
-        return field(metadata=metadata)
-    return field(default=default, metadata=metadata)
+@dataclass(frozen=True, slots=True)
+class Quantity(Real):
+    """A number that stands in the file with its unit; `low` and `high` in the unit that it is kept in."""
+
+    kind: str = ""
 
 
-def number(default: Any = MISSING, *, low: float | None = None, high: float | None = None) -> Any:
-    """A field for a number without a unit, from `low` to `high`."""
-    metadata = {"low": low, "high": high}
-    if default is MISSING:
-        return field(metadata=metadata)
-    return field(default=default, metadata=metadata)
+def quantity(kind: str, *, low: float | None = 0.0, high: float | None = None) -> Quantity:
+    """The bound of a quantity of a kind in `QUANTITIES`; None: as far as the kind goes."""
+    largest, _ = BOUNDS[kind]
+    return Quantity(-largest if low is None else low, largest if high is None else high, kind)
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf(Bound):
+    """One of some texts."""
+
+    choices: tuple[str, ...]
+
+    def fault(self, value: str) -> str | None:
+        return None if value in self.choices else f"use one of {', '.join(self.choices)}"
+
+
+@dataclass(frozen=True, slots=True)
+class WholeOrWord(Whole):
+    """A whole number, or in the file the `word` that stands for one."""
+
+    word: str = ""
+    stands_for: int = 0
+
+
+Duration = Annotated[float, quantity("duration")]
+Wattage = Annotated[float, quantity("power")]
+Intensity = Annotated[float, quantity("intensity")]
+SignedIntensity = Annotated[float, quantity("intensity", low=None)]
+Share = Annotated[float, Real(0.0, 1.0)]
+Positive = Annotated[int, Whole(1)]
 
 
 def parse_quantity(kind: str, value: Any, where: str) -> float:

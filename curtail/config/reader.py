@@ -5,15 +5,20 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import logging
 import re
+import types
 import typing
 from collections.abc import Mapping
 from typing import Any
 
-from curtail.config.quantities import EXAMPLES, parse_quantity
-from curtail.config.schema import BatterySection, OuterStep, SolarSection
+from curtail.config.quantities import EXAMPLES, OneOf, Quantity, WholeOrWord, parse_quantity
+from curtail.config.schema import RENAMED, OuterStep
 from curtail.errors import ConfigError
-from curtail.wire.limits import LARGEST
+from curtail.wire import bounds
+from curtail.wire.bounds import LARGEST, Bound, Real, Whole
+
+log = logging.getLogger("curtail.config")
 
 _SECRET = re.compile(r"passw|secret|token|credential|api_?key", re.IGNORECASE)
 
@@ -29,54 +34,88 @@ def section(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{where}: a section is needed, not {value!r}")
     fields = {f.name: f for f in dataclasses.fields(kind)}
+    value = _with_new_names(kind, value, where)
     refuse_unknown(value, list(fields), where, "key")
-    hints = typing.get_type_hints(kind)
     out = {}
-    for name, spec in fields.items():
+    for name, hint in bounds.annotations_of(kind).items():
         if name in value:
-            out[name] = _value(hints[name], spec.metadata, value[name], f"{where} {name}")
-        elif spec.default is dataclasses.MISSING:
-            quantity = spec.metadata.get("quantity")
-            remedy = f'add {name} = "{EXAMPLES[quantity]}"' if quantity else f"add {name} = ..."
+            out[name] = _value(hint, value[name], f"{where} {name}")
+        elif fields[name].default is dataclasses.MISSING:
+            bound = bounds.bound_of(kind, name)
+            remedy = f'add {name} = "{EXAMPLES[bound.kind]}"' if isinstance(bound, Quantity) else f"add {name} = ..."
             raise ConfigError(f"{where}: key {name} is missing", remedy)
     return kind(**out)
 
 
-def _value(hint: Any, metadata: Mapping[str, Any], value: Any, where: str) -> Any:
-    if isinstance(value, str) and value in metadata.get("words", ()):
-        return metadata["words"][value]
-    if hint == tuple[str, ...]:
+def _with_new_names(kind: Any, value: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """The section with each renamed key under its new name, and a warning for each."""
+    found = dict(value)
+    for old, new in RENAMED.get(kind, {}).items():
+        if old not in value:
+            continue
+        if new in value:
+            raise ConfigError(f"{where}: {old} is the old name of {new}, and both are given", f"remove {old}")
+        found[new] = found.pop(old)
+        log.warning("%s: the key %s is now called %s; release 0.3 will not accept the old name", where, old, new)
+    return found
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """The value of a key, whose field has the annotated type `hint`."""
+    kind, bound = bounds.split(_present(hint))
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return section(kind, value, where)
+    if inner == (OuterStep, ...):
+        return _outer(value, where)
+    if origin is tuple:
         if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
             raise ConfigError(f"{where} = {value!r}: a list of texts is needed", 'write for example ["KEY=VALUE"]')
         return tuple(value)
-    if hint == tuple[OuterStep, ...]:
-        return _outer(value, where)
-    if hint == Mapping[str, Any] | None:
+    if origin is Mapping:
         return _options(value, where)
-    if hint in (SolarSection | None, BatterySection | None):
-        return section(SolarSection if hint == SolarSection | None else BatterySection, value, where)
-    if hint is bool:
+    if kind is bool:
         if not isinstance(value, bool):
             raise ConfigError(f"{where} = {value!r}: true or false is needed")
         return value
-    if "quantity" in metadata:
-        number = parse_quantity(metadata["quantity"], value, where)
-        return _within(number, metadata, where)
-    if hint is str:
-        if not isinstance(value, str) or not value:
-            raise ConfigError(f"{where} = {value!r}: a text in quotes is needed")
-        choices = metadata.get("choices")
-        if choices and value not in choices:
-            raise ConfigError(f"{where} = {value!r} is not known", f"use one of {', '.join(choices)}")
-        return value
-    if hint in (int, int | None):
-        if isinstance(value, bool) or not isinstance(value, int):
-            words = "".join(f', or "{word}",' for word in metadata.get("words", ()))
-            raise ConfigError(f"{where} = {value!r}: a whole number without a unit{words} is needed")
-        return _within(value, metadata, where, LARGEST)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigError(f"{where} = {value!r}: a number without a unit is needed")
-    return float(_within(value, metadata, where))
+    if kind is str and bound is not None:
+        return _text(bound, value, where)
+    if isinstance(bound, Whole):
+        return _whole(bound, value, where)
+    if isinstance(bound, Quantity):
+        return _within(parse_quantity(bound.kind, value, where), bound, where)
+    if isinstance(bound, Real):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ConfigError(f"{where} = {value!r}: a number without a unit is needed")
+        return float(_within(value, bound, where))
+    raise TypeError(f"{where}: {hint} needs a bound, as curtail.wire.bounds or curtail.config.quantities have them")
+
+
+def _present(hint: Any) -> Any:
+    """The type of a key that is there: TOML has no null, so that None stands for a key that is left out."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return next(option for option in typing.get_args(hint) if option is not type(None))
+    return hint
+
+
+def _text(bound: Bound, value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{where} = {value!r}: a text in quotes is needed")
+    if (fault := bound.fault(value)) is not None:
+        if isinstance(bound, OneOf):
+            raise ConfigError(f"{where} = {value!r} is not known", fault)
+        raise ConfigError(f"{where}: {fault}")
+    return value
+
+
+def _whole(bound: Whole, value: Any, where: str) -> int:
+    word = bound.word if isinstance(bound, WholeOrWord) else ""
+    if isinstance(bound, WholeOrWord) and value == word:
+        return bound.stands_for
+    if isinstance(value, bool) or not isinstance(value, int):
+        words = f', or "{word}",' if word else ""
+        raise ConfigError(f"{where} = {value!r}: a whole number without a unit{words} is needed")
+    return int(_within(value, bound, where, LARGEST))
 
 
 def _options(value: Any, where: str) -> Mapping[str, Any]:
@@ -120,18 +159,18 @@ def _outer(value: Any, where: str) -> tuple[OuterStep, ...]:
     return tuple(rows)
 
 
-def _within(number: Any, metadata: Mapping[str, Any], where: str, largest: float = LARGEST_REAL) -> Any:
-    """`number` within the bounds of its field, and in any case not farther than `largest` from zero."""
-    low, high = metadata.get("low"), metadata.get("high")
+def _within(number: Any, bound: Whole | Real, where: str, largest: float = LARGEST_REAL) -> Any:
+    """`number` within its bound, and in any case not farther than `largest` from zero."""
+    low, high = max(bound.low, -largest), min(bound.high, largest)
     if number != number:
         raise ConfigError(f"{where} is NaN", "write a number")
     if abs(number) > largest:  # which is not shown: a whole number may have thousands of digits
         if number > 0:
-            raise ConfigError(f"{where} is too large", f"at most {_said(largest if high is None else high)} is allowed")
-        raise ConfigError(f"{where} is too small", f"at least {_said(-largest if low is None else low)} is needed")
-    if low is not None and not number >= low:
+            raise ConfigError(f"{where} is too large", f"at most {_said(high)} is allowed")
+        raise ConfigError(f"{where} is too small", f"at least {_said(low)} is needed")
+    if number < low:
         raise ConfigError(f"{where} = {number:g} is too small", f"at least {low:g} is needed")
-    if high is not None and not number <= high:
+    if number > high:
         raise ConfigError(f"{where} = {number:g} is too large", f"at most {high:g} is allowed")
     return number
 

@@ -1,7 +1,4 @@
-"""From the run file's text to its checked sections.
-
-What the keys of a run file must fulfil together.
-"""
+"""From the run file's text to its sections, checked one by one and together."""
 
 from __future__ import annotations
 
@@ -26,8 +23,8 @@ from curtail.config.schema import (
     SiteSection,
     TrainingSection,
 )
-from curtail.errors import ConfigError, NotFound, WireError
-from curtail.wire.limits import NAMED
+from curtail.errors import ConfigError, NotFound
+from curtail.wire.bounds import NAMED
 
 
 def load_config(path: Path) -> RunConfig:
@@ -118,10 +115,8 @@ def parse_config(table: Mapping[str, Any], where: str = "run file") -> RunConfig
 def _check_names(what: str, names: Iterable[str], where: str) -> None:
     """Agents, traces and files must be able to say them: the rule is that of the messages."""
     for name in names:
-        try:
-            NAMED.check(name, "")
-        except WireError:
-            raise ConfigError(f"{where}: {name!r} cannot be the name of a {what}", f"use {NAMED.said}") from None
+        if NAMED.fault(name) is not None:
+            raise ConfigError(f"{where}: {name!r} cannot be the name of a {what}", f"use {NAMED.said}")
 
 
 def check(config: RunConfig, where: str) -> None:

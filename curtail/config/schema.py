@@ -1,10 +1,7 @@
-"""The sections about what is trained, and how: [run], [model], [data], [training], [rounds].
+"""The sections of the run file, each key a field with its bound, and the whole run file as one value.
 
-The sections about when a site trains, and what is booked: [policy], [signal], [fleet], [accounting].
-
-The sections about one region or one site: [regions.NAME] with its panels and battery, [sites.NAME].
-
-The whole run file as one value, and the form in which the store keeps it.
+In the order of the file: what is trained and how, when a site trains and what is booked, then single regions and
+sites. `RunConfig.to_json` and `config_from_json` are the form in which the store keeps a run file.
 """
 
 from __future__ import annotations
@@ -15,47 +12,60 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
-from curtail.config.quantities import QUANTITY, number, parse_quantity, quantity
+from curtail.config.quantities import (
+    QUANTITY,
+    Duration,
+    Intensity,
+    OneOf,
+    Positive,
+    Share,
+    SignedIntensity,
+    Wattage,
+    WholeOrWord,
+    parse_quantity,
+    quantity,
+)
 from curtail.errors import ConfigError
 from curtail.grid.reading import UNITS
 from curtail.policy.costs import SHORTEST_WINDOW_S, SiteCosts
+from curtail.wire.bounds import Count, Integer, Real, String, Whole
 
 
 @dataclass(frozen=True, slots=True)
 class RunSection:
     """[run]"""
 
-    name: str
-    seed: int = 1
+    name: String
+    seed: Integer = 1
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSection:
     """[model]"""
 
-    preset: str
+    preset: String
 
 
 @dataclass(frozen=True, slots=True)
 class DataSection:
     """[data]"""
 
-    path: str  # folder made by `curtail data prepare`; relative to the run file
+    path: String  # folder made by `curtail data prepare`; relative to the run file
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingSection:
     """[training]"""
 
-    token_budget: int = number(low=1)
-    batch_samples: int = number(low=1)  # samples per optimizer step of a site
+    token_budget: Positive
+    batch_samples: Positive  # samples per optimizer step of a site
     # per rank and pass; 0, in the file "auto": on a GPU what fits, on a CPU the whole slice
-    device_batch_samples: int = field(default=0, metadata={"low": 0, "high": None, "words": {"auto": 0}})
-    recipe: str = "reference"  # hyperparameters by name; `nanochat.recipe` knows which there are
-    set: tuple[str, ...] = ()  # KEY=VALUE, on top of the recipe
-    warmdown_fraction: float | None = number(None, low=0.0, high=1.0)  # default: the recipe's
+    device_batch_samples: Annotated[int, WholeOrWord(0, word="auto", stands_for=0)] = 0
+    recipe: String = "reference"  # hyperparameters by name; `nanochat.recipe` knows which there are
+    overrides: tuple[String, ...] = ()  # KEY=VALUE, on top of the recipe
+    warmdown_fraction: Share | None = None  # default: the recipe's
 
 
 CODECS = ("fp32", "bf16", "int8", "int4")
@@ -70,30 +80,30 @@ LEASE_ROUNDS = 50
 class OuterStep:
     """One row of [rounds.outer]: the outer step when `sites` or more contribute, up to the next row."""
 
-    sites: int
-    lr: float = number(1.0, low=0.0)
-    momentum: float = number(0.0, low=0.0, high=0.999)  # Nesterov
+    sites: Integer
+    lr: Annotated[float, Real(0.0)] = 1.0
+    momentum: Annotated[float, Real(0.0, 0.999)] = 0.0  # Nesterov
 
 
 @dataclass(frozen=True, slots=True)
 class RoundsSection:
     """[rounds]"""
 
-    inner_steps: int = number(100, low=1)  # most steps of a site in one round, besides those made ahead of it
-    length: float = quantity("duration", 300.0, low=0.1)  # wall time after which a site commits
-    grace: float = quantity("duration", 30.0)  # most wall time that a round waits for commits after that
-    quorum: int = number(1, low=1)  # contributions without which a round waits longer than the grace
-    codec: str = field(default="int8", metadata={"choices": CODECS})  # of deltas
-    broadcast: str = field(default="", metadata={"choices": CODECS})  # of updates; default: as codec
+    inner_steps: Positive = 100  # most steps of a site in one round, besides those made ahead of it
+    length: Annotated[float, quantity("duration", low=0.1)] = 300.0  # wall time after which a site commits
+    grace: Duration = 30.0  # most wall time that a round waits for commits after that
+    quorum: Positive = 1  # contributions without which a round waits longer than the grace
+    codec: Annotated[str, OneOf(CODECS)] = "int8"  # of deltas
+    broadcast: Annotated[str, OneOf(CODECS)] = ""  # of updates; default: as codec
     overlap: bool = False  # FEDERATED sites train on while their contribution travels and is merged
-    ahead_steps: int | None = number(None, low=0)  # steps a lease exceeds a round by; default: see `ahead`
-    rewarm_steps: int = number(20, low=0)  # over which a site without inner state raises its learning rate
-    outage: float = quantity("duration", 600.0)  # how long a contribution waits for an unreachable controller
-    stale_weight: float = number(0.0, low=0.0, high=1.0)  # per version of staleness; 0: late ones are refused
+    ahead_steps: Count | None = None  # steps a lease exceeds a round by; default: see `ahead`
+    rewarm_steps: Count = 20  # over which a site without inner state raises its learning rate
+    upload_timeout: Duration = 600.0  # how long a contribution waits for an unreachable controller
+    staleness_discount: Share = 0.0  # per version of staleness; 0: late ones are refused
     outer: tuple[OuterStep, ...] = (OuterStep(2, 1.0, 0.0),)  # ascending by sites; chosen in docs/guides/federated.md
-    rate_power: float | None = number(None, low=0.0, high=1.0)  # inner rates of K sites at once: * K ** this
-    memory_power: float | None = number(None, low=0.0, high=1.0)  # steps that Muon remembers: * K ** this
-    keep_versions: int = number(3, low=2)
+    lr_scaling: Share | None = None  # inner rates of K sites at once: * K ** this
+    momentum_scaling: Share | None = None  # steps that Muon remembers: * K ** this
+    keep_versions: Annotated[int, Whole(2)] = 3
 
     @property
     def ahead(self) -> int:
@@ -116,8 +126,8 @@ class RoundsSection:
         mean = all(row.momentum == 0.0 for row in self.outer)
         both = 0.5 if mean else 0.0
         return (
-            both if self.rate_power is None else self.rate_power,
-            both if self.memory_power is None else self.memory_power,
+            both if self.lr_scaling is None else self.lr_scaling,
+            both if self.momentum_scaling is None else self.momentum_scaling,
         )
 
     @property
@@ -130,22 +140,22 @@ class RoundsSection:
 class PolicySection:
     """[policy]"""
 
-    threshold: float = quantity("intensity", 100.0, low=None)
-    max_reading_age: float = quantity("duration", 600.0, low=1.0)  # controller clock
-    enter_dwell: float = quantity("duration", 0.0)  # controller clock
-    leave_lead: float = quantity("duration", 0.0)  # controller clock; needs a forecast
-    permit: float = quantity("duration", 15.0, low=0.5)  # wall time a permit lives without renewal
-    start_age: float | None = quantity("duration", None)  # controller clock; default: half of max_reading_age
-    min_window: float = quantity("duration", SHORTEST_WINDOW_S)  # controller clock; needs a forecast
-    leave_above: float | None = quantity("intensity", None, low=None)  # default: at the threshold
-    deadline: str = ""  # a moment with its zone, or a duration from the run's start; `deadline_at`
-    budget_kg: float | None = number(None, low=0.0)  # most kgCO2 attributed to the run
-    safety: float | None = number(None, low=1.0)  # factor on the work; default: by how sure the forecast is
-    most_sites: int | None = number(None, low=1)  # more than these are of no use
-    start: float = quantity("duration", 100.0)  # controller clock; permit to first step, until it is measured
-    stop: float = quantity("duration", 15.0)  # controller clock; end of the permit to released GPUs
-    sync: float = quantity("duration", 30.0)  # controller clock; of a federated round without training
-    tokens_per_s: float | None = number(None, low=0.0)  # wall time; of one site that trains, until it is measured
+    threshold: SignedIntensity = 100.0
+    max_reading_age: Annotated[float, quantity("duration", low=1.0)] = 600.0  # controller clock
+    enter_dwell: Duration = 0.0  # controller clock
+    leave_lead: Duration = 0.0  # controller clock; needs a forecast
+    permit: Annotated[float, quantity("duration", low=0.5)] = 15.0  # wall time a permit lives without renewal
+    start_age: Duration | None = None  # controller clock; default: half of max_reading_age
+    min_window: Duration = SHORTEST_WINDOW_S  # controller clock; needs a forecast
+    leave_above: SignedIntensity | None = None  # default: at the threshold
+    deadline: String = ""  # a moment with its zone, or a duration from the run's start; `deadline_at`
+    budget_kg: Annotated[float, Real(0.0)] | None = None  # most kgCO2 attributed to the run
+    safety: Annotated[float, Real(1.0)] | None = None  # factor on the work; default: by how sure the forecast is
+    max_sites: Positive | None = None  # more than these are of no use
+    start: Duration = 100.0  # controller clock; permit to first step, until it is measured
+    stop: Duration = 15.0  # controller clock; end of the permit to released GPUs
+    sync: Duration = 30.0  # controller clock; of a federated round without training
+    tokens_per_s: Annotated[float, Real(0.0)] | None = None  # wall time; of one site that trains, until it is measured
 
     @property
     def oldest_start(self) -> float:
@@ -177,16 +187,16 @@ class PolicySection:
 class SignalSection:
     """[signal]"""
 
-    source: str = "trace"  # trace, constant, watttime, or a plug-in's name; `controller.signals.select` knows which
-    path: str = ""  # of the trace; relative to the run file
-    unit: str = field(default="", metadata={"choices": UNITS})  # of the trace
+    source: String = "trace"  # trace, constant, watttime, or a plug-in's name; `controller.signals.select` knows which
+    path: String = ""  # of the trace; relative to the run file
+    unit: Annotated[str, OneOf(UNITS)] = ""  # of the trace
     forecast: bool = False  # the trace's own future is the forecast
-    value: float | None = quantity("intensity", None, low=None)  # of the constant
-    poll: float = quantity("duration", 30.0, low=1.0)  # wall time between two answers of a live source
-    horizon: float = quantity("duration", 86400.0)  # of a live source's forecast
-    credentials: str = ""  # file with names and passwords; relative to the run file
-    url: str = ""  # of the source; default: its own
-    average: str = ""  # a source of averages, for accounts only
+    value: SignedIntensity | None = None  # of the constant
+    poll: Annotated[float, quantity("duration", low=1.0)] = 30.0  # wall time between two answers of a live source
+    horizon: Duration = 86400.0  # of a live source's forecast
+    credentials: String = ""  # file with names and passwords; relative to the run file
+    url: String = ""  # of the source; default: its own
+    average: String = ""  # a source of averages, for accounts only
     options: Mapping[str, Any] | None = None  # of a plug-in
 
 
@@ -194,58 +204,58 @@ class SignalSection:
 class FleetSection:
     """[fleet]"""
 
-    heartbeat: float = quantity("duration", 2.0, low=0.05, high=1e6)  # wall time
-    lost_after: float = quantity("duration", 15.0, low=0.2)  # wall time without a heartbeat
+    heartbeat: Annotated[float, quantity("duration", low=0.05, high=1e6)] = 2.0  # wall time
+    lost_after: Annotated[float, quantity("duration", low=0.2)] = 15.0  # wall time without a heartbeat
 
 
 @dataclass(frozen=True, slots=True)
 class AccountingSection:
     """[accounting]: what the full boundary of the ledger adds; docs/guides/carbon-accounting.md gives the sources."""
 
-    network_kwh_per_gb: float = number(0.06, low=0.0, high=100.0)  # of what sites send and fetch
-    controller_power: float = quantity("power", 20.0)  # of the controller's machine, the whole run long
-    intensity: float = quantity("intensity", 480.0)  # of network and controller, wherever they are
-    embodied_g_per_site_hour: float = number(29.0, low=0.0, high=1e6)  # making of a site's machines, per hour of use
+    network_kwh_per_gb: Annotated[float, Real(0.0, 100.0)] = 0.06  # of what sites send and fetch
+    controller_power: Wattage = 20.0  # of the controller's machine, the whole run long
+    intensity: Intensity = 480.0  # of network and controller, wherever they are
+    embodied_g_per_site_hour: Annotated[float, Real(0.0, 1e6)] = 29.0  # making of a site's machines, per hour of use
 
 
 @dataclass(frozen=True, slots=True)
 class SolarSection:
     """[regions.NAME.solar]: panels behind the region's grid connection."""
 
-    peak: float = quantity("power", low=1.0, high=1e9)
-    path: str = ""  # CSV of shares of the peak; relative to the run file
-    column: str = ""  # of it; default: the region's name
-    latitude: float | None = number(None, low=-90.0, high=90.0)  # degrees north; of a sky without clouds
-    longitude: float | None = number(None, low=-180.0, high=180.0)  # degrees east
+    peak: Annotated[float, quantity("power", low=1.0, high=1e9)]
+    path: String = ""  # CSV of shares of the peak; relative to the run file
+    column: String = ""  # of it; default: the region's name
+    latitude: Annotated[float, Real(-90.0, 90.0)] | None = None  # degrees north; of a sky without clouds
+    longitude: Annotated[float, Real(-180.0, 180.0)] | None = None  # degrees east
 
 
 @dataclass(frozen=True, slots=True)
 class BatterySection:
     """[regions.NAME.battery]: charged by the region's own panels, never from the grid."""
 
-    capacity: float = quantity("energy", low=1.0, high=1e10)  # Wh
-    min_soc: float = number(0.0, low=0.0, high=1.0)  # never discharged below this share of the capacity
-    initial_soc: float | None = number(None, low=0.0, high=1.0)  # when the run begins; default: min_soc
-    max_charge: float | None = quantity("power", None)  # default: no limit
-    max_discharge: float | None = quantity("power", None)
+    capacity: Annotated[float, quantity("energy", low=1.0, high=1e10)]  # Wh
+    min_soc: Share = 0.0  # never discharged below this share of the capacity
+    initial_soc: Share | None = None  # when the run begins; default: min_soc
+    max_charge: Wattage | None = None  # default: no limit
+    max_discharge: Wattage | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RegionSection:
     """[regions.NAME]"""
 
-    power_train: float = quantity("power")  # of one site while it trains
-    power_idle: float = quantity("power")  # loading, syncing, draining
-    power_paused: float | None = quantity("power", None)  # standing by; default: power_idle
-    power_off: float | None = quantity("power", None)  # switched off by on_pause; default: power_paused
-    pue: float = number(1.0, low=1.0, high=5.0)
-    threshold: float | None = quantity("intensity", None, low=None)  # default: [policy] threshold
-    column: str = ""  # of the trace; default: the region's name
-    signal: str = ""  # the region's name at a live source; default: the region's name
-    zone: str = ""  # the region's name at a source of averages
-    start: float | None = quantity("duration", None)  # controller clock; default: [policy] start
-    stop: float | None = quantity("duration", None)
-    sync: float | None = quantity("duration", None)
+    power_train: Wattage  # of one site while it trains
+    power_idle: Wattage  # loading, syncing, draining
+    power_paused: Wattage | None = None  # standing by; default: power_idle
+    power_off: Wattage | None = None  # switched off by on_pause; default: power_paused
+    pue: Annotated[float, Real(1.0, 5.0)] = 1.0
+    threshold: SignedIntensity | None = None  # default: [policy] threshold
+    column: String = ""  # of the trace; default: the region's name
+    signal: String = ""  # the region's name at a live source; default: the region's name
+    zone: String = ""  # the region's name at a source of averages
+    start: Duration | None = None  # controller clock; default: [policy] start
+    stop: Duration | None = None
+    sync: Duration | None = None
     solar: SolarSection | None = None
     battery: BatterySection | None = None
 
@@ -254,11 +264,11 @@ class RegionSection:
 class SiteSection:
     """[sites.NAME]: how the controller switches a site's machines off and on."""
 
-    on_pause: str = ""  # command for the shell, on the controller's machine
-    on_resume: str = ""
-    off_after: float = quantity("duration", 900.0)  # controller clock; shorter pauses are not worth it
-    limit: float = quantity("duration", 300.0, low=1.0)  # wall time that each command may take
-    wake_limit: float = quantity("duration", 900.0, low=1.0)  # wall time until the agent must be heard from
+    on_pause: String = ""  # command for the shell, on the controller's machine
+    on_resume: String = ""
+    off_after: Duration = 900.0  # controller clock; shorter pauses are not worth it
+    limit: Annotated[float, quantity("duration", low=1.0)] = 300.0  # wall time that each command may take
+    wake_limit: Annotated[float, quantity("duration", low=1.0)] = 900.0  # wall time until the agent must be heard from
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +320,19 @@ class RunConfig:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
 
+RENAMED: dict[type, dict[str, str]] = {
+    TrainingSection: {"set": "overrides"},
+    RoundsSection: {
+        "outage": "upload_timeout",
+        "stale_weight": "staleness_discount",
+        "rate_power": "lr_scaling",
+        "memory_power": "momentum_scaling",
+    },
+    PolicySection: {"most_sites": "max_sites"},
+}
+"""Section -> old key -> new key. Run files may use old keys until release 0.3; older stores always hold them."""
+
+
 def config_from_json(text: str) -> RunConfig:
     """The inverse of `RunConfig.to_json`."""
     value = json.loads(text)
@@ -322,14 +345,15 @@ def config_from_json(text: str) -> RunConfig:
 
 def _stored(kind: Any, value: Mapping[str, Any]) -> Any:
     """A section in its stored form; keys that an older version had are passed over. JSON knows no tuples."""
+    value = {RENAMED.get(kind, {}).get(name, name): held for name, held in value.items()}
     known = {f.name: value[f.name] for f in dataclasses.fields(kind) if f.name in value}
-    if kind is TrainingSection and "set" in known:
-        known["set"] = tuple(known["set"])
+    if kind is TrainingSection and "overrides" in known:
+        known["overrides"] = tuple(known["overrides"])
     if kind is RoundsSection:
         if "outer" in known:
             known["outer"] = tuple(OuterStep(**row) for row in known["outer"])
         # a run from before these could be chosen goes on as it began
-        known = {"rate_power": 0.0, "memory_power": 0.0} | known
+        known = {"lr_scaling": 0.0, "momentum_scaling": 0.0} | known
     for name, inner in (("solar", SolarSection), ("battery", BatterySection)):
         if kind is RegionSection and known.get(name) is not None:
             known[name] = _stored(inner, known[name])

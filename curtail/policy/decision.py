@@ -56,7 +56,7 @@ class Goal:
     deadline: float | None = None  # controller clock
     budget_kg: float | None = None  # kg that what is left may emit
     safety: float = SAFETY
-    most_sites: int | None = None  # more than these are of no use
+    max_sites: int | None = None  # more than these are of no use
     rounds: Rounds = ROUNDS
 
 
@@ -205,7 +205,7 @@ def _end(view: View, price: float | None, now: float) -> float:
 def _cleanest(views: Mapping[str, View], goal: Goal, verdicts: dict[str, Verdict], now: float) -> dict[str, Verdict]:
     """No more sites than are of use: those ordered, then the cleanest, with some grace for those that train."""
     open_now = [name for name, verdict in verdicts.items() if verdict.granted and views[name].site is not None]
-    if goal.most_sites is None or len(open_now) <= goal.most_sites:
+    if goal.max_sites is None or len(open_now) <= goal.max_sites:
         return verdicts
 
     def rank(name: str) -> tuple[bool, float, str]:
@@ -213,7 +213,7 @@ def _cleanest(views: Mapping[str, View], goal: Goal, verdicts: dict[str, Verdict
         mci = max(0.0, reading.mci) if reading is not None and reading.mci is not None else inf
         return "override" not in verdicts[name].flags, mci - (SWITCH_G if _running(views[name]) else 0.0), name
 
-    for name in sorted(open_now, key=rank)[goal.most_sites :]:
-        reason = f"{goal.most_sites} cleaner sites train, more are of no use"
+    for name in sorted(open_now, key=rank)[goal.max_sites :]:
+        reason = f"{goal.max_sites} cleaner sites train, more are of no use"
         verdicts[name] = replace(verdicts[name], granted=False, until=now, reason=reason)
     return verdicts

@@ -4,7 +4,8 @@ Bodies are JSON objects of frozen dataclasses, one module for each area of the
 contract; `encode` and `decode` are strict in both directions. Weights and token
 files travel as raw bytes named by their SHA-256, never as JSON. Nothing here
 opens a connection. Durations are in seconds, so that the two ends need not
-agree on the time of day. What a field may hold is in `curtail.wire.limits`.
+agree on the time of day. A new field carries its bound in its annotation, as
+`curtail.wire.bounds` has them; without one its message cannot be decoded.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from curtail.wire.access import (
     TokenRequest,
     TokenRevoke,
 )
-from curtail.wire.codec import decode, encode, hints_of
+from curtail.wire.bounds import annotations_of, bound_of, hints_of
+from curtail.wire.codec import decode, encode
 from curtail.wire.fleet import Crew, Heartbeat, HeartbeatReply, JoinReply, JoinRequest, LeaveRequest, Power, counts
 from curtail.wire.protocol import (
     BLOB,
@@ -89,5 +91,5 @@ __all__ = [
     "OverrideRequest", "OverrideStatus", "PlanStatus", "Power", "Problem", "Progress", "ProgressReply", "Receipt",
     "RegionStatus", "RenewRequest", "RoundStatus", "RunInfo", "SiteStatus", "Status", "TokenInfo", "TokenList",
     "TokenReply", "TokenRequest", "TokenRevoke",
-    "counts", "decode", "encode", "hints_of",
+    "annotations_of", "bound_of", "counts", "decode", "encode", "hints_of",
 ]  # fmt: skip

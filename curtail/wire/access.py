@@ -3,58 +3,61 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from curtail.wire.bounds import Integer, Name, NameOrEmpty, Number, Real, String, Text, Whole, Word
 
 
 @dataclass(frozen=True, slots=True)
 class CaCerts:
     """Controller -> anyone, GET /v1/cacerts: the certificate of its authority. Worth nothing without a token's pin."""
 
-    pem: str
+    pem: String
 
 
 @dataclass(frozen=True, slots=True)
 class RenewRequest:
     """Agent -> controller, POST /v1/credential, signed: a new credential for a machine that joined before."""
 
-    agent: str
-    site: str
+    agent: Name
+    site: Name
 
 
 @dataclass(frozen=True, slots=True)
 class TokenRequest:
     """Operator -> controller, POST /v1/tokens: make a token."""
 
-    role: str  # agent, viewer, operator
-    site: str  # an agent may join with it as this site only; "": any
-    region: str  # ... in this region only; "": any
-    uses: int | None  # machines that may join with it; None: no limit
-    expires_s: float | None  # from now; None: never
-    note: str  # for people
+    role: Word  # agent, viewer, operator
+    site: NameOrEmpty  # an agent may join with it as this site only; "": any
+    region: NameOrEmpty  # ... in this region only; "": any
+    uses: Annotated[int, Whole(1, 1_000_000)] | None  # machines that may join with it; None: no limit
+    expires_s: Annotated[float, Real(0.0, 1e10)] | None  # from now; None: never
+    note: Annotated[str, Text(256)]  # for people
 
 
 @dataclass(frozen=True, slots=True)
 class TokenReply:
     """Controller -> operator: the token, this once."""
 
-    id: str
-    token: str
+    id: String
+    token: String
 
 
 @dataclass(frozen=True, slots=True)
 class TokenInfo:
     """What is known of a token; never its secret."""
 
-    id: str
-    role: str
-    site: str
-    region: str
-    uses: int | None
-    used: int
-    expires: float | None
-    created: float
-    revoked: float | None
-    note: str
-    state: str  # good, or why not: expired, revoked, used up
+    id: String
+    role: String
+    site: String
+    region: String
+    uses: Integer | None
+    used: Integer
+    expires: Number | None
+    created: Number
+    revoked: Number | None
+    note: String
+    state: String  # good, or why not: expired, revoked, used up
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,23 +74,23 @@ class TokenRevoke:
     The answer is an `Ack`, not ok if the token was revoked before.
     """
 
-    id: str
+    id: Name
 
 
 @dataclass(frozen=True, slots=True)
 class NodeInfo:
     """One machine that joined."""
 
-    site: str
-    region: str
-    agent: str
-    machine: str  # host name
-    devices: int
-    key: str  # fingerprint of its public key
-    fence: int
+    site: String
+    region: String
+    agent: String
+    machine: String  # host name
+    devices: Integer
+    key: String  # fingerprint of its public key
+    fence: Integer
     left: bool
-    joined: float
-    seen_s: float | None  # since it was heard from; None: not since the controller's start
+    joined: Number
+    seen_s: Number | None  # since it was heard from; None: not since the controller's start
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +104,12 @@ class NodeList:
 class NodeRemove:
     """Operator -> controller, POST /v1/nodes/remove: forget a machine's key and credential, or those of all."""
 
-    site: str
-    agent: str | None  # None: all machines of the site
+    site: Name
+    agent: Name | None  # None: all machines of the site
 
 
 @dataclass(frozen=True, slots=True)
 class NodeRemoved:
     """Controller -> operator: how many machines were forgotten."""
 
-    count: int
+    count: Integer

@@ -1,7 +1,7 @@
 """Messages as JSON, strict in both directions.
 
-An unknown, missing or mistyped field, a number that is not finite, or a value that
-`curtail.wire.limits` does not allow is a `WireError` that names the field.
+An unknown, missing or mistyped field, a number that is not finite, or a value outside of its field's bound is a
+`WireError` that names the field. Each type is turned into a function that reads it, once (`_reader`).
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ import json
 import math
 import types
 import typing
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 from curtail.errors import WireError
-from curtail.wire import limits
-
-KEY = limits.Text(256)
-"""A key of an object whose keys the contract does not name."""
+from curtail.wire import bounds, limits
 
 Message = TypeVar("Message")
 
+Reader = Callable[[Any], Any]
+"""From a value as JSON has it to the value of a field. Raises: _Refused."""
+
 
 def encode(message: Any) -> bytes:
-    """`message` (a dataclass of this module) as JSON.
+    """`message` (a dataclass of this package) as JSON.
 
     Raises: WireError: a number is NaN or infinite.
     """
     try:
-        return json.dumps(dataclasses.asdict(message), allow_nan=False, separators=(",", ":")).encode()
+        return _ENCODER.encode(_plain(message)).encode()
     except ValueError as error:
         raise WireError(f"{type(message).__name__} holds a number that is not finite") from error
 
@@ -38,16 +38,23 @@ def encode(message: Any) -> bytes:
 def decode(kind: type[Message], body: bytes | str) -> Message:
     """The `kind` that `body` holds.
 
-    Raises: WireError: no JSON object, a field is unknown, missing, given twice, mistyped, or not what
-        `curtail.wire.limits` allows.
+    Raises: WireError: no JSON object, a field is unknown, missing, given twice, mistyped, or outside of its bound.
     """
     try:
         # As text: JSON in bytes might also be UTF-16 or UTF-32.
         text = body if isinstance(body, str) else bytes(body).decode("utf-8")
-        value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
+        value = _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
         raise WireError(f"{kind.__name__}: the body is no valid JSON") from error
-    return typing.cast(Message, _build(kind, value, kind.__name__, None))
+    try:
+        return typing.cast(Message, _read_message(kind, value))
+    except _Refused as refused:
+        raise WireError(f"{kind.__name__}{refused.path}: {refused.fault}") from None
+
+
+def _plain(message: Any) -> dict[str, Any]:
+    kind: Any = type(message)
+    return {name: getattr(message, name) for name in bounds.annotations_of(kind)}
 
 
 def _refuse_constant(name: str) -> float:
@@ -61,84 +68,158 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _build(kind: Any, value: Any, where: str, rule: limits.Rule | None) -> Any:
-    origin = typing.get_origin(kind)
+_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"), default=_plain)
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_unique)
+
+
+class _Refused(Exception):
+    """What is wrong with a value; the readers around it put its place in the message before `path`."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(fault)
+        self.fault = fault
+        self.path = ""
+
+
+def _read_message(kind: Any, value: Any) -> Any:
+    if type(value) is not dict:
+        raise _Refused(f"an object is needed, not {_name(value)}")
+    readers = _readers(kind)
+    if value.keys() != readers.keys():
+        strange = sorted(value.keys() - readers.keys())
+        if strange:
+            raise _Refused(f"unknown field {limits.clean(strange[0], 64)!r}")
+        missing = next(name for name in readers if name not in value)
+        raise _Refused(f"field {missing!r} is missing")
+    found = []
+    name = ""
+    try:
+        for name, read in readers.items():
+            found.append(read(value[name]))
+    except _Refused as refused:
+        refused.path = f".{name}{refused.path}"
+        raise
+    return kind(*found)
+
+
+@functools.cache
+def _readers(kind: Any) -> dict[str, Reader]:
+    return {name: _reader(hint, f"{kind.__name__}.{name}") for name, hint in bounds.annotations_of(kind).items()}
+
+
+def _reader(hint: Any, where: str) -> Reader:
+    """What reads a value of an annotated type, that of the field `where`.
+
+    Raises: TypeError: a number or text has no bound, or the type has no form in JSON.
+    """
+    kind, bound = bounds.split(hint)
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
-        return _build_dataclass(kind, value, where)
+        return functools.partial(_read_message, kind)
     if origin in (types.UnionType, typing.Union):
-        return _build_union(kind, value, where, rule)
+        return _union_reader({bounds.split(option)[0]: _reader(option, where) for option in inner})
     if origin is tuple:
-        if not isinstance(value, list):
-            raise WireError(f"{where}: a list is needed, not {_name(value)}")
-        _check_count(value, where)
-        item = typing.get_args(kind)[0]
-        return tuple(_build(item, entry, f"{where}[{i}]", rule) for i, entry in enumerate(value))
+        return _list_reader(_reader(inner[0], where))
     if origin is dict:
-        if not isinstance(value, dict):
-            raise WireError(f"{where}: an object is needed, not {_name(value)}")
-        _check_count(value, where)
-        item = typing.get_args(kind)[1]
-        for key in value:
-            limits.check(KEY, key, f"{where}: a key")
-        return {key: _build(item, entry, f"{where}.{key}", rule) for key, entry in value.items()}
-    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return _object_reader(_reader(inner[0], where), _reader(inner[1], where))
+    if kind in (bool, type(None)):
+        return _scalar_reader(kind, lambda value: None)
+    if kind not in (int, float, str) or bound is None:
+        raise TypeError(f"{where}: {hint} needs a bound, as curtail.wire.bounds has them")
+    return _float_reader(bound) if kind is float else _scalar_reader(kind, bound.fault)
+
+
+def _scalar_reader(kind: type, fault_of: Callable[[Any], str | None]) -> Reader:
+    def read(value: Any) -> Any:
+        if type(value) is not kind:
+            raise _Refused(f"{kind.__name__} is needed, not {_name(value)}")
+        if (fault := fault_of(value)) is not None:
+            raise _Refused(fault)
+        return value
+
+    return read
+
+
+def _float_reader(bound: bounds.Bound) -> Reader:
+    """JSON has one kind of number: a whole one may stand where a float is due."""
+
+    def read(value: Any) -> float:
+        if type(value) is not float and type(value) is not int:
+            raise _Refused(f"float is needed, not {_name(value)}")
         try:
             number = float(value)
         except OverflowError:
             number = math.inf
         if not math.isfinite(number):
-            raise WireError(f"{where}: the number is not finite")
-        limits.check(rule, number, where)
+            raise _Refused("the number is not finite")
+        if (fault := bound.fault(number)) is not None:
+            raise _Refused(fault)
         return number
-    if kind in (int, str, bool) and type(value) is kind:
-        limits.check(rule, value, where)
-        return value
-    raise WireError(f"{where}: {getattr(kind, '__name__', kind)} is needed, not {_name(value)}")
+
+    return read
 
 
-def _check_count(value: Collection[Any], where: str) -> None:
+def _union_reader(readers: dict[Any, Reader]) -> Reader:
+    """Reads null, if it is one of the options; else the only option, or of several the one of the value's type.
+
+    Args: readers: of each option, by its bare type.
+    """
+    concrete = [kind for kind in readers if kind is not type(None)]
+    only = readers[concrete[0]] if len(concrete) == 1 else None
+    names = " or ".join(kind.__name__ for kind in concrete)
+
+    def read(value: Any) -> Any:
+        reader = readers.get(type(value), only)  # JSON 1 stays an int in int | float
+        if reader is None:
+            raise _Refused(f"{names} is needed, not {_name(value)}")
+        return reader(value)
+
+    return read
+
+
+def _list_reader(item: Reader) -> Reader:
+    def read(value: Any) -> tuple[Any, ...]:
+        if type(value) is not list:
+            raise _Refused(f"a list is needed, not {_name(value)}")
+        _check_count(value)
+        found: list[Any] = []
+        try:
+            for entry in value:
+                found.append(item(entry))
+        except _Refused as refused:
+            refused.path = f"[{len(found)}]{refused.path}"
+            raise
+        return tuple(found)
+
+    return read
+
+
+def _object_reader(key: Reader, item: Reader) -> Reader:
+    def read(value: Any) -> dict[str, Any]:
+        if type(value) is not dict:
+            raise _Refused(f"an object is needed, not {_name(value)}")
+        _check_count(value)
+        try:
+            for name in value:
+                key(name)
+        except _Refused as refused:
+            raise _Refused(f"a key: {refused.fault}") from None
+        found = {}
+        name = ""
+        try:
+            for name, entry in value.items():
+                found[name] = item(entry)
+        except _Refused as refused:
+            refused.path = f".{name}{refused.path}"
+            raise
+        return found
+
+    return read
+
+
+def _check_count(value: Collection[Any]) -> None:
     if len(value) > limits.MOST_ENTRIES:
-        raise WireError(f"{where}: {len(value)} entries are too many, at most {limits.MOST_ENTRIES} are allowed")
-
-
-def _build_dataclass(kind: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise WireError(f"{where}: an object is needed, not {_name(value)}")
-    hints = hints_of(kind)
-    strange = sorted(set(value) - set(hints))
-    if strange:
-        raise WireError(f"{where}: unknown field {limits.clean(strange[0], 64)!r}")
-    missing = [name for name in hints if name not in value]
-    if missing:
-        raise WireError(f"{where}: field {missing[0]!r} is missing")
-    return kind(
-        **{
-            name: _build(hint, value[name], f"{where}.{name}", limits.rule_of(kind.__name__, name))
-            for name, hint in hints.items()
-        }
-    )
-
-
-@functools.cache
-def hints_of(kind: Any) -> dict[str, Any]:
-    """The fields of a message, in order, each with its type."""
-    hints = typing.get_type_hints(kind)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
-
-
-def _build_union(kind: Any, value: Any, where: str, rule: limits.Rule | None) -> Any:
-    options = typing.get_args(kind)
-    if value is None and type(None) in options:
-        return None
-    concrete = [option for option in options if option is not type(None)]
-    # An exact type match first: JSON 1 must stay an int in int | float.
-    for option in concrete:
-        if isinstance(option, type) and type(value) is option:
-            return _build(option, value, where, rule)
-    if len(concrete) == 1:
-        return _build(concrete[0], value, where, rule)
-    names = " or ".join(getattr(option, "__name__", str(option)) for option in concrete)
-    raise WireError(f"{where}: {names} is needed, not {_name(value)}")
+        raise _Refused(f"{len(value)} entries are too many, at most {limits.MOST_ENTRIES} are allowed")
 
 
 def _name(value: Any) -> str:

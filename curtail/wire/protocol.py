@@ -1,11 +1,10 @@
-"""The paths of the contract, the number of its version, and the sizes that both ends keep to.
-
-The answers that many paths have in common.
-"""
+"""The paths of the contract, its version, the sizes that both ends keep to, and the answers that many paths share."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from curtail.wire.bounds import String
 
 PROTOCOL = 7
 """Raised whenever a message changes; both ends refuse another number at join."""
@@ -50,6 +49,6 @@ class Ack:
 class Problem:
     """Any refused request: what was wrong and what to do."""
 
-    error: str  # name of the CurtailError
-    message: str
-    remedy: str
+    error: String  # name of the CurtailError
+    message: String
+    remedy: String

@@ -14,6 +14,7 @@ WAITING = "waiting for the controller with a finished contribution"
 
 
 def test_a_contribution_finished_while_the_controller_was_away_is_committed_after_its_permit_lapsed(fleet, site):
+    fleet.pace_s = fleet.PACE_S
     fleet.write_run(
         rounds={"length": "300 s", "inner_steps": 100_000}, policy={"permit": "12 s"}, fleet={"lost_after": "20 s"}
     )

@@ -10,6 +10,7 @@ pytestmark = pytest.mark.fault
 
 
 def test_an_agent_goes_on_with_a_controller_that_went_back_to_its_backup(fleet, site, command):
+    fleet.pace_s = fleet.PACE_S
     fleet.write_run(rounds={"length": "2 s", "grace": "60 s"}, policy={"permit": "60 s"})
     fleet.write_trace([(3600, "AB")])
     fleet.start_controller()

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from agent.job.trainer import schedule_of
+from controller.home.run_info import run_info
 from controller.rounds.lifecycle import Kind, Member, Round
-from controller.serve import run_info
 from curtail.config import config_from_json
 from nanochat import checkpoint, presets, weights
 from nanochat.gpt import GPT

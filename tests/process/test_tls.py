@@ -82,3 +82,5 @@ def test_a_site_joins_over_tls_is_replaced_after_a_wipe_and_no_secret_is_written
             assert not [secret for secret in secrets if secret.encode() in data], path
     started = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert not [secret for secret in secrets if secret in started]
+    assert fleet.stop() == {"controller": 0} and not (fleet.home / "controller.json").exists(), "it ends in order"
+    assert fleet.controller.text().count("Traceback") == 0

@@ -7,13 +7,14 @@ others waits long.
 
 from __future__ import annotations
 
+import math
 import random
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.lifecycle import BROKEN_S, DRAIN_S
-from controller.fleet.live import LiveMachine, LiveSite
+from controller.fleet.live import LiveMachine, LiveSite, Permit
 from curtail import wire
 
 LOST_AFTER = 15.0
@@ -133,7 +134,7 @@ class Site:
         here.take(wire.Heartbeat(machine.name, "s", 1, state, phase, job, None, "", *place), self.now)
         self.gather()
         self.live.show()
-        self.live.granted = True
+        self.live.permit = Permit(True, self.now + LOST_AFTER, -math.inf, "the region is curtailed")
         granted = not self.live.waits(here, self.now, LOST_AFTER)
         self.hear(machine, granted, self.live.crew_of(here, self.now, LOST_AFTER))
 

@@ -45,10 +45,10 @@ STEP_TOKENS = SEQUENCE * BATCH
 GRACE, LENGTH, LOST_AFTER = 5.0, 20.0, 8.0
 
 
-def config(overlap, stale_weight, quorum, inner_steps, ahead_steps):
+def config(overlap, staleness_discount, quorum, inner_steps, ahead_steps):
     power = {"power_train": "2 kW", "power_idle": "500 W"}
     rounds = {
-        "overlap": overlap, "stale_weight": stale_weight, "quorum": quorum, "inner_steps": inner_steps,
+        "overlap": overlap, "staleness_discount": staleness_discount, "quorum": quorum, "inner_steps": inner_steps,
         "ahead_steps": ahead_steps, "length": f"{LENGTH} s", "grace": f"{GRACE} s", "keep_versions": 2,
         "outer": {"2": {"lr": 0.7, "momentum": 0.5}},  # a velocity is one more file to lose
     }  # fmt: skip

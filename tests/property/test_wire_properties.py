@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 
 from curtail import wire
 from curtail.errors import WireError
-from curtail.wire import limits
-from curtail.wire.limits import Real, Text, Whole
+from curtail.wire.bounds import Real, Text, Whole
 
 COUNT = int(os.environ.get("CURTAIL_FUZZ", "15"))
 fuzz = settings(max_examples=COUNT, deadline=None, suppress_health_check=list(HealthCheck))
@@ -59,7 +58,7 @@ def values(hint, rule):
 
 def messages(kind):
     return st.builds(
-        kind, **{name: values(hint, limits.rule_of(kind.__name__, name)) for name, hint in wire.hints_of(kind).items()}
+        kind, **{name: values(hint, wire.bound_of(kind, name)) for name, hint in wire.hints_of(kind).items()}
     )
 
 

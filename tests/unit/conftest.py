@@ -28,6 +28,7 @@ from controller.auth import credentials, tokens
 from controller.energy.clock import ReplayClock
 from controller.files.uploads import Uploads
 from controller.files.versions import Versions
+from controller.service import snapshot
 from controller.service.service import Parts, Service
 from controller.store import Store, Transaction
 from controller.store.rows import BlobRow, MachineRow, RunRow, VersionRow
@@ -92,14 +93,16 @@ class InlineMerger:
 class World:
     """A controller and what its sites know."""
 
-    def __init__(self, home: Path, budget_steps: int = 100, **rounds: object) -> None:
+    def __init__(
+        self, home: Path, budget_steps: int = 100, part_bytes: int = wire.PART_BYTES, **rounds: object
+    ) -> None:
         self.home = home
         self.clock = FakeClock()
         self.source = SetReadings()
         self.merger = InlineMerger()
         self.config = _config(budget_steps, rounds)
         self.versions = Versions(home / "versions")
-        self.uploads = Uploads(home / "blobs", SystemDisk(), 1 << 30)
+        self.uploads = Uploads(home / "blobs", SystemDisk(), 1 << 30, part_bytes=part_bytes)
         self.store = Store(home / "state.db")
         self.store.open()
         if self.store.call(lambda tx: tx.run()) is None:
@@ -159,6 +162,10 @@ class World:
         rows = self.store.call(lambda tx: tx.machines(site))
         (row,) = [row for row in rows if agent in (None, row.agent)]
         return row
+
+    def authenticate(self, credential: str) -> MachineRow:
+        """The machine a credential belongs to. Raises: AuthError."""
+        return self.store.call(lambda tx: credentials.machine_of(tx, credential, self.clock.wall()))
 
     def beat(self, site: str, job: str | None = None, phase: str = "paused", fence: int | None = None):
         who = self.who(site)
@@ -258,7 +265,7 @@ class World:
         return self.store.call(counted)
 
     def status(self) -> wire.Status:
-        return self.store.call(self.service.status)
+        return self.store.call(lambda tx: snapshot.make(tx, self.service))
 
     def check(self) -> None:
         """The ledger is sound, and the newest version is what the store says."""

@@ -69,6 +69,7 @@ def install(home: Path, *arguments: str, path: Path) -> subprocess.CompletedProc
         text=True,
         timeout=60,
         check=False,
+        start_new_session=True,
     )
 
 
@@ -115,13 +116,14 @@ def test_the_five_packages_come_from_the_same_folder() -> None:
     assert len(folders) == 1, folders
 
 
-@pytest.mark.parametrize("command", [["install"], ["demo", "--json"], ["uninstall"]])
+@pytest.mark.parametrize("command", [["install"], ["setup"], ["demo", "--json"], ["uninstall"]])
 def test_a_dry_run_changes_nothing(tmp_path: Path, command: list[str]) -> None:
     path = stub_path(tmp_path / "bin", cargo="echo cargo 99.0.0", cc="exit 1")
     done = install(tmp_path / "a home", "--dry-run", *command, path=path)
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "a home").iterdir()) == []
-    assert ("would run:" in done.stdout) == (command != ["uninstall"])
+    if command != ["setup"]:  # whose environment, in the repository, may be up to date
+        assert ("would run:" in done.stdout) == (command != ["uninstall"])
 
 
 def test_a_word_it_does_not_know_is_wrong_usage(tmp_path: Path) -> None:
@@ -158,3 +160,92 @@ def test_uninstall_removes_what_its_receipt_names_and_nothing_else(tmp_path: Pat
     assert done.returncode == 0, done.stderr
     assert sorted(entry.name for entry in prefix.iterdir()) == ["env-2", "runs"]
     assert not link.is_symlink() and path.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "last"),
+    [([], ".ci/all"), (["tests/unit/test_docs.py", "-k", "link"], ".venv/bin/pytest tests/unit/test_docs.py -k link")],
+)
+def test_with_arguments_pytest_alone_runs_without_them_everything(
+    tmp_path: Path, arguments: list[str], last: str
+) -> None:
+    path = stub_path(tmp_path / "bin", cargo="echo cargo 99.0.0", cc="exit 1")
+    done = install(tmp_path / "home", "--dry-run", "test", *arguments, path=path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"would run: {ROOT}/{last}"
+
+
+PYTHON = f"""#!/bin/sh
+case "$*" in *_rustbpe*) exit 0 ;; esac
+exec {sys.executable} "$@"
+"""
+UV = """
+[ "$*" != --version ] || { echo uv 99.0.0; exit; }
+for word; do case $last in --python) python=$word ;; esac; last=$word; done
+case "$*" in
+    *" venv "*) step=venv; mkdir -p "$last/bin"; cp "${0%/*}/python-of-env" "$last/bin/python" ;;
+    *" pip sync "*) step=sync ;;
+    *) step=install; echo 'echo it works' >"${python%/*}/curtail"; chmod +x "${python%/*}/curtail" ;;
+esac
+[ ! -e "${0%/*}/stop-at-$step" ] || kill -9 0
+"""
+
+
+def path_with_uv(folder: Path) -> Path:
+    """Enough for a whole installation; uv makes environments of shell scripts, and is killed where a file says so."""
+    path = stub_path(folder, cargo="echo cargo 99.0.0", cc="exit 1", uv=UV)
+    for name in ("chmod", "cp", "ln", "mkdir", "mv", "rm", "rmdir", "sleep"):
+        (path / name).symlink_to(shutil.which(name) or os.devnull)
+    (path / "python-of-env").write_text(PYTHON)
+    (path / "python-of-env").chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("out_of_date", "step"),
+    [
+        ("all", "venv"),
+        ("all", "sync"),
+        ("all", "install"),
+        ("lock", "sync"),
+        ("lock", "install"),
+        ("sources", "install"),
+    ],
+)
+def test_killed_at_any_step_the_next_run_completes_it_and_leaves_one_environment(
+    tmp_path: Path, out_of_date: str, step: str
+) -> None:
+    """Of a first installation, and of updates with other packages or with other sources."""
+    path = path_with_uv(tmp_path / "bin")
+    home = tmp_path / "home"
+    prefix, command = home / ".local" / "share" / "curtail", home / ".local" / "bin" / "curtail"
+    if out_of_date != "all":
+        done = install(home, path=path)
+        assert done.returncode == 0, done.stderr
+        receipt = prefix / "receipt"
+        receipt.write_text(re.sub(rf"^{out_of_date}=.*", f"{out_of_date}=of before", receipt.read_text(), flags=re.M))
+    (path / f"stop-at-{step}").touch()
+    killed = install(home, path=path)
+    assert killed.returncode == -9, killed.stderr
+    assert command.is_file() == (out_of_date != "all")
+
+    (path / f"stop-at-{step}").unlink()
+    done = install(home, path=path)
+    assert done.returncode == 0, done.stderr
+    assert subprocess.run(["/bin/sh", command], capture_output=True, text=True, check=True).stdout == "it works\n"
+    (environment,) = prefix.glob("env-*")
+    assert command.resolve() == environment / "bin" / "curtail"
+    assert not list(prefix.glob(".lock")) and install(home, "uninstall", path=path).returncode == 0
+    assert not prefix.exists() and not command.is_symlink()
+
+
+def test_a_command_of_somebody_else_stays(tmp_path: Path) -> None:
+    path = path_with_uv(tmp_path / "bin")
+    other = tmp_path / "home" / ".local" / "bin" / "curtail"
+    other.parent.mkdir(parents=True)
+    other.write_text("another program")
+    done = install(tmp_path / "home", path=path)
+    assert done.returncode == 1 and "not ours; it stays" in done.stderr
+    assert other.read_text() == "another program"
+    assert install(tmp_path / "home", "uninstall", path=path).returncode == 0
+    assert other.read_text() == "another program"

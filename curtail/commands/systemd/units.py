@@ -60,7 +60,7 @@ CONTROLLER = Kind(
 AGENT = Kind(
     "curtail agent",
     start_s=600,
-    # 60 s to drain, 10 s from SIGTERM to SIGKILL, and [rounds] outage (10 min) for a finished contribution.
+    # 60 s to drain, 10 s from SIGTERM to SIGKILL, and [rounds] upload_timeout (10 min) for a finished contribution.
     stop_s=720,
     watchdog_s=180,
     options=(

@@ -12,7 +12,7 @@ from doubles import FakeClock
 from agent.http.bandwidth import Bucket, Link, parse_rate
 from agent.http.client import Control
 from agent.http.transfer import download, upload
-from agent.job.__main__ import environment
+from agent.job.agent_link import read_environment
 from agent.launcher import JobSpec, job_environment
 from curtail import wire
 from curtail.errors import UsageError
@@ -73,5 +73,5 @@ def test_both_directions_share_one_rate(tmp_path):
 
 def test_a_job_is_told_the_limit_of_its_agent(tmp_path):
     spec = JobSpec("j", tmp_path, "http://127.0.0.1:1", tmp_path / "c", "a", 1, tmp_path, 1, 1, link_bytes_s=12.5e6)
-    assert environment(job_environment(spec, {})).link_bytes_s == 12.5e6
-    assert environment(job_environment(replace(spec, link_bytes_s=0.0), {})).link_bytes_s == 0.0
+    assert read_environment(job_environment(spec, {})).link_bytes_s == 12.5e6
+    assert read_environment(job_environment(replace(spec, link_bytes_s=0.0), {})).link_bytes_s == 0.0

@@ -133,7 +133,7 @@ def test_after_a_429_nothing_is_sent_for_the_time_it_says_and_heartbeats_count_a
         calls.run_info()
     assert calls.heartbeat(BEAT) == REPLY
     clock.t += 6.9
-    with pytest.raises(Throttled, match=r"rate limit: the controller at .* asked to wait another"):
+    with pytest.raises(Throttled, match="limits requests"):
         calls.send("GET", wire.STATUS)
     assert asked == [wire.RUN, wire.HEARTBEAT]
     clock.t += 0.1 + 7 * backoff.SHARE

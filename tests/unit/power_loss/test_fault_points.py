@@ -37,7 +37,7 @@ POINTS = {
     "an upload is reserved": (AFTER, blobs.Uploads, "reserve"),
     "the first part is written, not safe": (BEFORE, os, "fsync"),
     "the first part is safe, not marked": (AFTER, os, "fsync"),
-    "the first part is marked": (AFTER, blobs.Uploads, "write_part"),
+    "the first part is marked": (AFTER, blobs.PartFile, "finish"),
     "all parts are there, the whole is not checked": (BEFORE, blobs.Uploads, "finish"),
     "the whole is checked, not at its place": (BEFORE, SystemDisk, "publish", "BLOB"),
     "the file is at its place, no row names it": (AFTER, SystemDisk, "publish", "BLOB"),
@@ -109,7 +109,9 @@ def hand_in(world, data, request):
         for number in uploads.reserve(name, len(data)).missing:
             body = data[number * PART : (number + 1) * PART]
             check = base64.b64encode(hashlib.sha256(body).digest()).decode()
-            uploads.write_part(name, number, body, f"sha-256=:{check}:")
+            with uploads.begin_part(name, number, f"sha-256=:{check}:") as part:
+                part.write(body)
+                part.finish()
         path, size = uploads.finish(name)
         world.store.call(lambda tx: tx.put_blob(BlobRow(name, str(path), size, "contribution")))
     who = world.who(request.site)
@@ -143,7 +145,7 @@ def prepared(world, kind):
 
 def goes_on(world_class, home, kind, data, request, acknowledged):
     """A new controller starts on what is on disk: nothing is lost that was acknowledged, and nothing counts twice."""
-    after = world_class(home, keep_versions=2)
+    after = world_class(home, part_bytes=PART, keep_versions=2)
     try:
         after.merger.automatic = False
         found = look(home, weights=True)
@@ -168,18 +170,15 @@ def goes_on(world_class, home, kind, data, request, acknowledged):
 
 
 @pytest.mark.parametrize(("kind", "point"), CASES, ids=[f"{kind}: {point}" for kind, point in CASES])
-def test_a_controller_killed_at_any_step_of_a_commit_loses_and_doubles_nothing(
-    world_class, tmp_path, monkeypatch, kind, point
-):
-    monkeypatch.setattr(blobs, "PART_BYTES", PART)
-    world = world_class(tmp_path, keep_versions=2)
+def test_a_controller_killed_at_any_step_of_a_commit_loses_and_doubles_nothing(world_class, tmp_path, kind, point):
+    world = world_class(tmp_path, part_bytes=PART, keep_versions=2)
     data, request = prepared(world, kind)
     assert len(data) > PART
     world.store.close()
     acknowledged = Path(tmp_path, "acknowledged")
 
     def controller():
-        again = world_class(tmp_path, keep_versions=2)
+        again = world_class(tmp_path, part_bytes=PART, keep_versions=2)
         again.merger.automatic = False
         die_at(point, again)
         receipt = hand_in(again, data, request)
@@ -190,14 +189,13 @@ def test_a_controller_killed_at_any_step_of_a_commit_loses_and_doubles_nothing(
     goes_on(world_class, tmp_path, kind, data, request, acknowledged)
 
 
-def test_without_a_fault_the_same_process_comes_to_its_end(world_class, tmp_path, monkeypatch):
-    monkeypatch.setattr(blobs, "PART_BYTES", PART)
-    world = world_class(tmp_path, keep_versions=2)
+def test_without_a_fault_the_same_process_comes_to_its_end(world_class, tmp_path):
+    world = world_class(tmp_path, part_bytes=PART, keep_versions=2)
     data, request = prepared(world, "FEDERATED")
     world.store.close()
 
     def controller():
-        again = world_class(tmp_path, keep_versions=2)
+        again = world_class(tmp_path, part_bytes=PART, keep_versions=2)
         again.merger.automatic = False
         hand_in(again, data, request)
         again.merge()

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from controller.files import uploads
 from controller.store import Transaction, database
 
 
@@ -51,17 +50,16 @@ def watch(power, variant, image):
 def test_a_power_loss_at_any_step_of_a_commit_loses_nothing_that_was_acknowledged(
     world_class, tmp_path, monkeypatch, kind, point, variant
 ):
-    monkeypatch.setattr(uploads, "PART_BYTES", points.PART)
     # What a commit of the store makes durable is worked out, so its disk need not be waited for.
     monkeypatch.setattr(database, "PRAGMAS", (*database.PRAGMAS, "synchronous = OFF"))
     home, image, acknowledged = tmp_path / "home", tmp_path / "image", tmp_path / "acknowledged"
     home.mkdir()
-    world = world_class(home, keep_versions=2)
+    world = world_class(home, part_bytes=points.PART, keep_versions=2)
     data, request = points.prepared(world, kind)
     world.store.close()
 
     def controller():
-        again = world_class(home, keep_versions=2)
+        again = world_class(home, part_bytes=points.PART, keep_versions=2)
         again.merger.automatic = False
         watch(PowerLoss(home), variant, image)
         points.die_at(point, again)

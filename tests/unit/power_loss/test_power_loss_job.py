@@ -56,7 +56,7 @@ TOGETHER = [
     ("publish", "CONTRIBUTION"),
     ("publish", "INNER_STATE"),
 ]
-"""Two rounds of one site of several, which hands in coded deltas and fetches updates."""
+"""Two rounds of one site of several, which hands in encoded pseudo-gradients and fetches updates."""
 
 
 class World(jobs.World):
@@ -109,7 +109,7 @@ def together(world, done):
     """Script the rounds of one site of several after so many were committed; a third one is for the restart only."""
     if done == 0:
         world.train(1, world.base, "weights", world.put_weights(world.base), codec="int8")
-        world.train(2, second(world), "update", world.put_delta(step(world)), codec="fp32")
+        world.train(2, second(world), "update", world.put_update(step(world)), codec="fp32")
     else:
         world.train(2, second(world), "weights", world.put_weights(second(world)), codec="fp32")
 

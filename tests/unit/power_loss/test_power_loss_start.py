@@ -68,7 +68,9 @@ class Life:
         self.told["token"] = str(token_files.read(self.home / token_files.JOIN))
         uploads = self.world.uploads
         uploads.reserve(NAME, len(DATA))
-        uploads.write_part(NAME, 0, DATA, CHECK)
+        with uploads.begin_part(NAME, 0, CHECK) as part:
+            part.write(DATA)
+            part.finish()
         path, size = uploads.finish(NAME)
         self.world.store.call(lambda tx: tx.put_blob(BlobRow(NAME, str(path), size, "contribution")))
         self.told["blob"] = NAME

@@ -1,4 +1,4 @@
-"""What steps made ahead are worth: pure decisions."""
+"""Overlapped steps, and how the model is rebased under them (agent.job.overlap)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from agent.job.overlap import Landing, land, part, rest, steps_of
+from agent.job.overlap import Rebase, choose_rebase, overlap_part, part, steps_of
 from curtail.wire import Assignment
 from nanochat.train import TrainReport
 
@@ -19,8 +19,8 @@ def report(steps):
     return TrainReport(steps, steps * BATCH, steps * 32, 3.0, 1.0, 2.0, 0.5)
 
 
-def landing(following=AFTER, before=BEFORE, ahead=12, accepted=True, snapshot="snapshot"):
-    return land(before, 140, ahead, following, accepted=accepted, snapshot_digest=snapshot)
+def rebase(following=AFTER, before=BEFORE, overlapped=12, accepted=True, snapshot="snapshot"):
+    return choose_rebase(before, 140, overlapped, following, accepted=accepted, snapshot_digest=snapshot)
 
 
 def test_a_round_is_as_long_as_its_steps_and_its_lease_allow():
@@ -28,38 +28,38 @@ def test_a_round_is_as_long_as_its_steps_and_its_lease_allow():
     assert steps_of(replace(BEFORE, lease_stop=130), BATCH) == 7
 
 
-def test_steps_made_ahead_of_a_round_beside_others_come_on_top_of_its_own():
+def test_overlapped_steps_of_a_federated_round_come_on_top_of_its_own():
     assert steps_of(BEFORE, BATCH, 6) == 16
     assert steps_of(BEFORE, BATCH, 15) == 20, "the lease has no more"
     assert steps_of(replace(BEFORE, codec="weights"), BATCH, 6) == 10, "a sole site waits for nobody"
 
 
 def test_the_rest_of_a_lease_starts_where_the_round_ended_with_the_hyperparameters_of_its_tokens():
-    ahead = rest(BEFORE, report(10), BATCH)
-    assert (ahead.lease_start, ahead.lease_stop, ahead.steps) == (140, 180, 10)
-    assert ahead.tokens_before == 1000 + 10 * 32
+    rest = overlap_part(BEFORE, report(10), BATCH)
+    assert (rest.lease_start, rest.lease_stop, rest.steps) == (140, 180, 10)
+    assert rest.tokens_before == 1000 + 10 * 32
 
 
-def test_no_more_is_trained_ahead_than_a_round():
-    long = rest(replace(BEFORE, lease_stop=500), report(10), BATCH)
+def test_no_more_than_a_round_is_overlapped():
+    long = overlap_part(replace(BEFORE, lease_stop=500), report(10), BATCH)
     assert (long.lease_start, long.lease_stop) == (140, 180)
 
 
 @pytest.mark.parametrize(
     ("assignment", "steps"), [(replace(BEFORE, keep=False), 10), (BEFORE, 20), (replace(BEFORE, lease_stop=143), 10)]
 )
-def test_without_a_kept_whole_step_nothing_is_trained_ahead(assignment, steps):
-    assert rest(assignment, report(steps), BATCH) is None
+def test_without_a_kept_whole_step_nothing_is_overlapped(assignment, steps):
+    assert overlap_part(assignment, report(steps), BATCH) is None
 
 
 def test_beside_others_a_rest_shorter_than_a_round_is_not_begun():
     timed = replace(BEFORE, steps=100)  # 20 steps in its lease
-    assert rest(timed, report(9), BATCH) is not None
-    assert rest(timed, report(11), BATCH) is None, "9 steps are left, and a round that time ends is 11"
-    assert rest(replace(timed, codec="weights"), report(11), BATCH) is not None, "a sole site's lease grows"
-    assert rest(BEFORE, report(10), BATCH) is not None
-    assert rest(BEFORE, report(11), BATCH) is None, "9 steps are left, and a round is 10"
-    assert rest(replace(BEFORE, lease_stop=260), report(15), BATCH) is not None, "of these 5 were made ahead"
+    assert overlap_part(timed, report(9), BATCH) is not None
+    assert overlap_part(timed, report(11), BATCH) is None, "9 steps are left, and a round that time ends is 11"
+    assert overlap_part(replace(timed, codec="weights"), report(11), BATCH) is not None, "a sole site's lease grows"
+    assert overlap_part(BEFORE, report(10), BATCH) is not None
+    assert overlap_part(BEFORE, report(11), BATCH) is None, "9 steps are left, and a round is 10"
+    assert overlap_part(replace(BEFORE, lease_stop=260), report(15), BATCH) is not None, "of these 5 were overlapped"
 
 
 def test_a_part_of_a_lease_is_that_many_steps():
@@ -69,12 +69,12 @@ def test_a_part_of_a_lease_is_that_many_steps():
 
 def test_where_the_snapshot_is_the_next_base_nothing_is_touched():
     whole = replace(BEFORE, codec="weights")
-    assert landing(replace(AFTER, base_digest="snapshot"), whole) is Landing.SAME
-    assert landing(replace(AFTER, base_digest="snapshot", lease_start=0), whole, ahead=0) is Landing.SAME
+    assert rebase(replace(AFTER, base_digest="snapshot"), whole) is Rebase.SAME
+    assert rebase(replace(AFTER, base_digest="snapshot", lease_start=0), whole, overlapped=0) is Rebase.SAME
 
 
 def test_of_averaged_versions_the_difference_is_added():
-    assert landing() is Landing.ADD
+    assert rebase() is Rebase.ADD
 
 
 @pytest.mark.parametrize(
@@ -86,11 +86,11 @@ def test_of_averaged_versions_the_difference_is_added():
         {"following": replace(AFTER, lease_start=180)},
         {"following": replace(AFTER, lease_stop=148)},  # shorter than what was trained
         {"before": replace(BEFORE, codec="weights")},  # a sole site's weights became another version
-        {"ahead": 0},
+        {"overlapped": 0},
     ],
 )
 def test_everything_unexpected_loads_the_base_and_drops_the_steps(values):
-    assert landing(**values) is Landing.LOAD
+    assert rebase(**values) is Rebase.LOAD
 
 
 def test_two_reports_add_up():

@@ -86,7 +86,7 @@ def test_a_restored_controller_goes_on_and_no_sample_counts_twice(trained, world
         assert any(e.kind == restore.EVENT and "at version 1, 64 tokens" in e.text for e in status.events)
         late_commit(again, "a", "job-a", lost)
         with pytest.raises(AuthError):
-            again.store.call(lambda tx: again.service.authenticate(tx, credential))
+            again.authenticate(credential)
         with pytest.raises(ValueError, match="not enough values"):
             again.who("late")
         assert again.join("b").fence == old_fence + 1, "an agent that the backup does not know joins again"

@@ -12,8 +12,7 @@ import httpx
 import pytest
 
 from controller.files import uploads
-from controller.http import app as api
-from controller.http import rate_limit, request_limits
+from controller.http import rate_limit, request_limits, transfers
 from controller.http.app import Door, create_app
 from curtail import wire
 from curtail.security.signing import HEADER, AgentKey, Signer
@@ -128,8 +127,8 @@ def test_an_oversized_body_is_refused(http, credential):
         assert reply.status_code == 413 and str(limits.MAX_REQUEST) in reply.json()["message"]
 
 
-def test_an_upload_arrives_in_parts_and_can_be_fetched_by_its_hash(http, credential, monkeypatch):
-    monkeypatch.setattr(uploads, "PART_BYTES", 1000)
+def test_an_upload_arrives_in_parts_and_can_be_fetched_by_its_hash(http, credential, world):
+    world.uploads.part_bytes = 1000
     data = os.urandom(2500)
     sha = hashlib.sha256(data).hexdigest()
     offer = wire.encode(wire.BlobOffer(sha, len(data)))
@@ -153,9 +152,9 @@ def test_an_upload_arrives_in_parts_and_can_be_fetched_by_its_hash(http, credent
     assert http.get(wire.BLOB.format(sha256=sha), headers={"range": "bytes=2500-"}).status_code == 416
 
 
-def test_a_part_that_comes_again_damaged_or_too_long_leaves_the_one_that_is_there(http, credential, monkeypatch):
-    monkeypatch.setattr(uploads, "PART_BYTES", 1000)
-    monkeypatch.setattr(api, "PIECE", 300)
+def test_a_part_that_comes_again_damaged_or_too_long_leaves_the_one_that_is_there(http, credential, world, monkeypatch):
+    world.uploads.part_bytes = 1000
+    monkeypatch.setattr(transfers, "PIECE", 300)
     data = os.urandom(1500)
     sha = hashlib.sha256(data).hexdigest()
     http.post(wire.BLOBS, content=wire.encode(wire.BlobOffer(sha, len(data))))

@@ -24,9 +24,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from controller.http import openapi
+from controller.http.routes import ROUTES
 from curtail import wire
 from curtail.wire import limits
-from curtail.wire.limits import Real, Text, Whole
+from curtail.wire.bounds import Real, Text, Whole
 
 COUNT = int(os.environ.get("CURTAIL_FUZZ", "20"))
 fuzz = settings(
@@ -81,7 +82,7 @@ def field(kind, name, hint, known):
     if dataclasses.is_dataclass(options[0]):
         choices.append(message(options[0], known))
     else:
-        choices.append(by_rule(options[0], limits.rule_of(kind.__name__, name)))
+        choices.append(by_rule(options[0], wire.bound_of(kind, name)))
     return mostly(known[name], st.one_of(*choices)) if name in known else st.one_of(*choices)
 
 
@@ -129,16 +130,16 @@ def ask(besieged):
     loop.close()
 
 
-def check(operation, allowed, reply):
+def check(route, allowed, reply):
     """Nothing but what the document says, and no success without the right."""
-    codes = DOCUMENT["paths"][operation.path][operation.method]["responses"]
+    codes = DOCUMENT["paths"][route.path][route.method.lower()]["responses"]
     assert str(reply.status_code) in codes and reply.status_code < 500, reply.text
     assert allowed or reply.status_code >= 400, "it succeeded without the right to"
     if reply.status_code >= 400:
         problem = wire.decode(wire.Problem, reply.content)
         assert problem.error and len(problem.message) < 2000 and "Traceback" not in problem.message
-    elif operation.gives is not None:
-        wire.decode(operation.gives, reply.content)
+    elif dataclasses.is_dataclass(route.gives):
+        wire.decode(route.gives, reply.content)
 
 
 @st.composite
@@ -148,33 +149,33 @@ def credentials(draw):
     return role, draw(st.sampled_from(GUESSES)) if role is None else None
 
 
-def headers_of(besieged, operation, shown, path, body):
+def headers_of(besieged, route, shown, path, body):
     role, guess = shown
     if role == "own":
-        role = operation.roles[0].value if operation.roles else None
-    headers = besieged.headers(role, operation.method, path, body)
-    if guess is not None and operation.roles:
+        role = route.roles[0].value if route.roles else None
+    headers = besieged.headers(role, route.method, path, body)
+    if guess is not None and route.roles:
         headers["Authorization"] = guess
-    return headers, not operation.roles or role in [allowed.value for allowed in operation.roles]
+    return headers, not route.roles or role in [allowed.value for allowed in route.roles]
 
 
-@pytest.mark.parametrize("operation", [pytest.param(o, id=o.path) for o in openapi.OPERATIONS if o.takes])
-def test_no_body_makes_the_controller_fail_or_lets_anybody_in(besieged, ask, operation):
-    leaves_alone = operation.path in (wire.JOIN, wire.CREDENTIAL, wire.NODE_REMOVE)
+@pytest.mark.parametrize("route", [pytest.param(r, id=r.path) for r in ROUTES if dataclasses.is_dataclass(r.takes)])
+def test_no_body_makes_the_controller_fail_or_lets_anybody_in(besieged, ask, route):
+    leaves_alone = route.path in (wire.JOIN, wire.CREDENTIAL, wire.NODE_REMOVE)
 
     @fuzz
-    @given(body=bodies(operation.takes, KNOWN | NEW if leaves_alone else KNOWN), shown=credentials())
+    @given(body=bodies(route.takes, KNOWN | NEW if leaves_alone else KNOWN), shown=credentials())
     def run(body, shown):
-        headers, allowed = headers_of(besieged, operation, shown, operation.path, body)
-        check(operation, allowed, ask(operation.method, operation.path, content=body, headers=headers))
+        headers, allowed = headers_of(besieged, route, shown, route.path, body)
+        check(route, allowed, ask(route.method, route.path, content=body, headers=headers))
 
     run()
 
 
 @pytest.mark.parametrize(
-    "operation", [pytest.param(o, id=f"{o.method} {o.path}") for o in openapi.OPERATIONS if not o.takes]
+    "route", [pytest.param(r, id=f"{r.method} {r.path}") for r in ROUTES if r.takes in (None, bytes)]
 )
-def test_no_path_or_header_makes_the_controller_fail_or_lets_anybody_in(besieged, ask, operation):
+def test_no_path_or_header_makes_the_controller_fail_or_lets_anybody_in(besieged, ask, route):
     odd = st.text(
         st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="/?#%\\"), min_size=1, max_size=70
     )
@@ -187,20 +188,20 @@ def test_no_path_or_header_makes_the_controller_fail_or_lets_anybody_in(besieged
         name=names, number=numbers, range_=ranges, body=st.binary(max_size=100), fits=st.booleans(), shown=credentials()
     )
     def run(name, number, range_, body, fits, shown):
-        path = operation.path.format(sha256=name, number=number)
+        path = route.path.format(sha256=name, number=number)
         if "/." in path:  # it is made shorter before it is sent, to another path
             path = path.replace("/.", "/x.")
-        body = body if operation.method == "put" else b""
-        headers, allowed = headers_of(besieged, operation, shown, path, b"")
+        body = body if route.method == "PUT" else b""
+        headers, allowed = headers_of(besieged, route, shown, path, b"")
         sum_ = base64.b64encode(hashlib.sha256(body).digest()).decode()
-        if operation.path == wire.PART:
+        if route.path == wire.PART:
             headers["Content-Digest"] = f"sha-256=:{sum_ if fits else '0' * 44}:"
-        elif operation.path == wire.BLOB:
+        elif route.path == wire.BLOB:
             headers |= {"Range": range_, "If-Range": f'"{name}"'}
-        reply = ask(operation.method, path, content=body, headers=headers)
+        reply = ask(route.method, path, content=body, headers=headers)
         if reply.status_code == 404 and b"no such path" in reply.content:
             return  # a name with a slash in it is another path
-        check(operation, allowed, reply)
+        check(route, allowed, reply)
 
     run()
 
@@ -216,13 +217,13 @@ HOSTILE_HEADERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("operation", [pytest.param(o, id=f"{o.method} {o.path}") for o in openapi.OPERATIONS])
-def test_hostile_headers_are_answered_with_a_4xx_or_do_no_harm(besieged, ask, operation):
-    path = operation.path.format(sha256=SHA, number=0)
+@pytest.mark.parametrize("route", [pytest.param(r, id=f"{r.method} {r.path}") for r in ROUTES])
+def test_hostile_headers_are_answered_with_a_4xx_or_do_no_harm(besieged, ask, route):
+    path = route.path.format(sha256=SHA, number=0)
     for hostile in HOSTILE_HEADERS:
-        reply = ask(operation.method, path, headers=hostile)
+        reply = ask(route.method, path, headers=hostile)
         assert reply.status_code < 500, (hostile, reply.text)
-        assert not operation.roles or reply.status_code >= 400
+        assert not route.roles or reply.status_code >= 400
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "HEAD", "BREW"])

@@ -8,7 +8,6 @@ import hashlib
 import socket
 import threading
 
-import h11
 import pytest
 import uvicorn
 from doubles import FakeClock
@@ -389,10 +388,3 @@ def test_the_number_of_connections_leaves_file_handles_for_the_rest(monkeypatch)
     assert connection_timeouts.most_connections() == 1024 - connection_timeouts.SPARE_FILES
     monkeypatch.setattr(connection_timeouts, "file_handles", lambda: 10**6)
     assert connection_timeouts.most_connections() == connection_timeouts.MOST_CONNECTIONS
-
-
-def test_the_versions_of_h11_and_uvicorn_have_what_the_deadlines_are_made_of():
-    connection = h11.Connection(h11.SERVER)
-    assert connection.their_state is h11.IDLE and connection.trailing_data[0] == b""
-    connection.receive_data(b"GET / HT")
-    assert connection.next_event() is h11.NEED_DATA and connection.trailing_data[0] == b"GET / HT"

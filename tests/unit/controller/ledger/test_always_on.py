@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from controller.ledger.recorder import Booking
+from controller.service import snapshot
 from controller.service.snapshot import HISTORY
 
 
@@ -26,7 +27,7 @@ def trained(world, seconds):
 
 
 def effort(world):
-    return world.instructions(world.service.status)
+    return world.instructions(lambda tx: snapshot.make(tx, world.service))
 
 
 def from_all_readings(world):
@@ -98,7 +99,7 @@ def test_a_transaction_that_fails_leaves_nothing_behind_in_the_figure(world):
 
     def fails(tx):
         tx.add_reading("A", begin + 100.0, 900.0, "test", "")
-        assert world.service.status(tx).energy.kg_always_on > before
+        assert snapshot.make(tx, world.service).energy.kg_always_on > before
         raise RuntimeError("no room")
 
     with pytest.raises(RuntimeError):

@@ -35,7 +35,7 @@ def overlapping(make_world):
 
 @pytest.fixture
 def tolerant(make_world):
-    made = make_world(stale_weight=0.5)
+    made = make_world(staleness_discount=0.5)
     made.source.mci = {"A": 50.0, "B": 60.0}
     return made
 

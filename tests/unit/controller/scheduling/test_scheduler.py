@@ -153,7 +153,7 @@ def test_a_dwell_does_not_stop_a_site_that_trains_after_a_restart_of_the_control
 def test_a_region_without_a_site_is_judged_for_people_and_counts_for_nothing(make_world):
     world = make_world()
     world.source.mci = {"A": 50.0, "B": 60.0}
-    world.config = replace(world.config, policy=replace(world.config.policy, most_sites=1))
+    world.config = replace(world.config, policy=replace(world.config.policy, max_sites=1))
     world.start()
     world.join("b", "B")
     world.tick()
@@ -165,7 +165,7 @@ def test_a_region_without_a_site_is_judged_for_people_and_counts_for_nothing(mak
 def test_no_more_sites_than_are_of_use_train_also_within_a_region(make_world):
     world = make_world()
     world.source.mci = {"A": 50.0, "B": 90.0}
-    world.config = replace(world.config, policy=replace(world.config.policy, most_sites=1))
+    world.config = replace(world.config, policy=replace(world.config.policy, max_sites=1))
     world.start()
     for name in ("one", "two"):
         world.join(name, "A")
@@ -178,7 +178,7 @@ def test_no_more_sites_than_are_of_use_train_also_within_a_region(make_world):
 def test_a_site_that_falls_silent_gives_its_place_to_another(make_world):
     world = make_world()
     world.source.mci = {"A": 50.0, "B": 90.0}
-    world.config = replace(world.config, policy=replace(world.config.policy, most_sites=1))
+    world.config = replace(world.config, policy=replace(world.config.policy, max_sites=1))
     world.start()
     world.join("a", "A"), world.join("b", "B")
     world.tick()
@@ -388,7 +388,7 @@ def test_a_round_is_as_long_as_its_steps_or_its_length_whichever_is_shorter():
         ({"deadline": "9 h", "budget_kg": 1.0}, "do not go together"),
         ({"leave_above": "90 g/kWh"}, "below the threshold of region A"),
         ({"safety": 0.9}, "too small"),
-        ({"most_sites": 0}, "too small"),
+        ({"max_sites": 0}, "too small"),
     ],
 )
 def test_a_policy_that_makes_no_sense_is_refused(policy, words):
@@ -398,7 +398,7 @@ def test_a_policy_that_makes_no_sense_is_refused(policy, words):
 
 def test_defaults_are_the_planners_and_a_reading_starts_nothing_after_one_period():
     policy = config().policy
-    assert (policy.min_window, policy.oldest_start, policy.most_sites, policy.leave_above) == (900.0, 300.0, None, None)
+    assert (policy.min_window, policy.oldest_start, policy.max_sites, policy.leave_above) == (900.0, 300.0, None, None)
     assert config(max_reading_age="2 h").policy.oldest_start == HOUR
     assert config(start_age="7 min").policy.oldest_start == 420.0
     costs = config(start="40 s").costs("A")

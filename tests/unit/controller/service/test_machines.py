@@ -170,12 +170,12 @@ def test_the_number_changes_when_no_other_machine_of_the_site_is_here(site, worl
 
 def test_a_credential_belongs_to_one_machine(site, world):
     first, second = site.join("one").credential, site.join("two").credential
-    who = [world.store.call(lambda tx, c=c: world.service.authenticate(tx, c)) for c in (first, second)]
+    who = [world.authenticate(credential) for credential in (first, second)]
     assert [(row.site, row.agent, row.fence) for row in who] == [("s", "one", 1), ("s", "two", 2)]
     site.join("two")
     with pytest.raises(AuthError):
-        world.store.call(lambda tx: world.service.authenticate(tx, second))
-    assert world.store.call(lambda tx: world.service.authenticate(tx, first)).agent == "one"
+        world.authenticate(second)
+    assert world.authenticate(first).agent == "one"
 
 
 def lose(site, world, lost, stays, crew):

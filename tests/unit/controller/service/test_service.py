@@ -434,12 +434,12 @@ def test_a_silent_site_is_booked_as_paused_once_its_permit_has_lapsed(world):
 def test_a_credential_opens_only_its_own_site(world):
     credential = world.join("a").credential
     world.join("b")
-    who = world.store.call(lambda tx: world.service.authenticate(tx, credential))
+    who = world.authenticate(credential)
     assert who.site == "a"
     beat = wire.Heartbeat("agent-b", "b", 1, "IDLE", "paused", None, None, "")
     with pytest.raises(AuthError, match="belongs to site 'a'"):
         world.store.call(lambda tx: world.service.heartbeat(tx, who, beat))
     with pytest.raises(AuthError):
-        world.store.call(lambda tx: world.service.authenticate(tx, "wrong"))
+        world.authenticate("wrong")
     with pytest.raises(AuthError):
-        world.store.call(lambda tx: world.service.authenticate(tx, ""))
+        world.authenticate("")

@@ -10,11 +10,11 @@ import httpx
 import pytest
 from doubles import FakeClock
 
-from controller.energy.clock import LiveClock, ReplayClock
-from controller.serve import StartOptions, choose_signal, run_clock
+from controller.energy.clock import LiveClock, ReplayClock, run_clock
 from controller.signals import credentials, select
 from controller.signals.answer import Answer
 from controller.signals.select import Surroundings, open_averages, open_signal
+from controller.signals.start import SignalOptions, choose_signal, has_perfect_forecast
 from curtail import __main__ as entry
 from curtail.commands.trace import check_signal
 from curtail.commands.trace.check_signal import as_table, check
@@ -109,7 +109,7 @@ def test_a_run_without_a_signal_says_how_to_give_one(tmp_path):
         open_signal(config(), around())
     assert caught.value.remedy == "add a section [signal] to it", "`signal check` takes no trace"
     with pytest.raises(UsageError, match=r"add a section \[signal\] to it, or give --trace and --unit"):
-        choose_signal(options(tmp_path), config(), around())
+        choose_signal(SignalOptions(), config(), around())
 
 
 # -- credentials ---------------------------------------------------------------------
@@ -181,16 +181,14 @@ def test_a_plugin_cannot_take_a_name_of_ours():
 # -- what `controller start` makes of it -----------------------------------------------
 
 
-def options(tmp_path: Path, **more: Any) -> StartOptions:
-    return StartOptions(home=tmp_path, run_file=tmp_path / "run.toml", **more)
-
-
 def test_a_trace_on_the_command_line_overrides_the_run_file(tmp_path):
     (tmp_path / "t.csv").write_text(TRACE)
     constant = config({"source": "constant", "value": "50 g/kWh"})
-    chosen = choose_signal(options(tmp_path, trace=tmp_path / "t.csv", unit="g/kWh"), constant, around())
+    chosen = choose_signal(SignalOptions(trace=tmp_path / "t.csv", unit="g/kWh"), constant, around())
     assert chosen.name == "trace" and chosen.source.reading("B", T0).mci == 400.0
-    assert choose_signal(options(tmp_path), constant, around()).name == "constant"
+    assert not has_perfect_forecast(SignalOptions(trace=tmp_path / "t.csv"), constant, chosen)
+    assert has_perfect_forecast(SignalOptions(trace=tmp_path / "t.csv", forecast=True), constant, chosen)
+    assert choose_signal(SignalOptions(), constant, around()).name == "constant"
 
 
 @pytest.mark.parametrize(
@@ -202,30 +200,30 @@ def test_a_trace_on_the_command_line_overrides_the_run_file(tmp_path):
         ({"trace": Path("t.csv")}, "add --unit g/kWh or --unit lb/MWh"),
     ],
 )
-def test_flags_of_a_trace_do_not_go_with_a_live_signal(tmp_path, more, words):
+def test_flags_of_a_trace_do_not_go_with_a_live_signal(more, words):
     with pytest.raises(UsageError, match=words):
-        choose_signal(options(tmp_path, **more), config({"source": "constant", "value": "50 g/kWh"}), around())
+        choose_signal(SignalOptions(**more), config({"source": "constant", "value": "50 g/kWh"}), around())
 
 
 def test_the_trace_of_the_run_file_is_replayed(tmp_path):
     run = load_config(run_file(tmp_path, '[signal]\npath = "t.csv"\nunit = "g/kWh"\nforecast = true\n'))
-    chosen = choose_signal(options(tmp_path, speed=60.0), run, around())
+    chosen = choose_signal(SignalOptions(speed=60.0), run, around())
     assert chosen.trace is not None and chosen.source.forecast("A", T0, 600.0) is not None
-    clock = run_clock(chosen.trace.start, options(tmp_path, speed=60.0), chosen, FakeClock(9e9))
+    assert has_perfect_forecast(SignalOptions(speed=60.0), run, chosen)
+    clock = run_clock(chosen.trace.start, 60.0, FakeClock(9e9))
     assert type(clock) is ReplayClock and clock.now() == T0
 
 
-def test_a_live_signal_runs_on_the_machines_clock_which_never_goes_back(tmp_path):
-    chosen = choose_signal(options(tmp_path), config({"source": "constant", "value": "50 g/kWh"}), around())
+def test_a_live_signal_runs_on_the_machines_clock_which_never_goes_back():
     clock = FakeClock(T0)
-    run = run_clock(T0 - 7200.0, options(tmp_path), chosen, clock)
+    run = run_clock(T0 - 7200.0, None, clock)
     assert isinstance(run, LiveClock) and run.now() == T0
     clock.t += 10.0
     assert run.now() == T0 + 10.0
     clock.t -= 5.0
     assert run.now() == T0 + 10.0
     with pytest.raises(UsageError, match="3600 s ahead of this machine's"):
-        run_clock(T0 + 3605.0, options(tmp_path), chosen, clock)
+        run_clock(T0 + 3605.0, None, clock)
 
 
 # -- averages ----------------------------------------------------------------------------

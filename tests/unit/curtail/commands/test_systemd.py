@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from doubles import FakeClock
 
-from controller.serve import Pulse
+from controller.http.server import Pulse
 from curtail import __main__ as entry
 from curtail.commands.systemd import install as service
 from curtail.commands.systemd import units
@@ -54,7 +54,7 @@ def test_a_unit_is_watched_started_again_and_drains_before_it_is_killed(kind, sy
     assert service_section["Restart"] == ["on-failure"] and "LimitNOFILE" in service_section
     assert int(service_section["WatchdogSec"][0]) > 0
     drain = int(service_section["TimeoutStopSec"][0])
-    assert drain >= (60 + 10 + 600 if kind is units.AGENT else 30), "a finished contribution may wait `outage`"
+    assert drain >= (60 + 10 + 600 if kind is units.AGENT else 30), "a finished contribution may wait `upload_timeout`"
     assert parsed(text)["Install"]["WantedBy"] == ["multi-user.target" if system else "default.target"]
 
 

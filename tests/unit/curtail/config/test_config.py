@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
-from curtail.config import config_from_json, load_config, parse_config
+from curtail.config import config_from_json, load_config, parse_config, reader, schema
+from curtail.config.quantities import OneOf
 from curtail.errors import ConfigError, NotFound
+from curtail.wire.bounds import Real, Utf8, Whole, annotations_of, leaves
 
 TABLE = {
     "run": {"name": "x"},
@@ -53,14 +56,43 @@ def test_a_paused_site_draws_idle_power_unless_the_file_says_less():
 def test_the_stored_form_is_the_same_run():
     config = parse_config(TABLE)
     assert config_from_json(config.to_json()) == config
-    config = parse_config(changed("training", "set", ["final_lr=0.1", "x0_betas=0.9,0.95"]))
-    assert config.training.set == ("final_lr=0.1", "x0_betas=0.9,0.95")
+    config = parse_config(changed("training", "overrides", ["final_lr=0.1", "x0_betas=0.9,0.95"]))
+    assert config.training.overrides == ("final_lr=0.1", "x0_betas=0.9,0.95")
     assert config_from_json(config.to_json()) == config
+
+
+OLD_KEYS = [
+    ("training", "set", "overrides", ["final_lr=0.1"], ("final_lr=0.1",)),
+    ("rounds", "outage", "upload_timeout", "90 s", 90.0),
+    ("rounds", "stale_weight", "staleness_discount", 0.5, 0.5),
+    ("rounds", "rate_power", "lr_scaling", 0.25, 0.25),
+    ("rounds", "memory_power", "momentum_scaling", 0.75, 0.75),
+    ("policy", "most_sites", "max_sites", 2, 2),
+]
+
+
+@pytest.mark.parametrize(("section", "old", "new", "written", "value"), OLD_KEYS)
+def test_a_renamed_key_is_accepted_with_a_warning_that_names_the_new_one(section, old, new, written, value, caplog):
+    config = parse_config(changed(section, old, written))
+    assert getattr(getattr(config, section), new) == value
+    assert f"the key {old} is now called {new}" in caplog.text
+    both = changed(section, old, written)
+    both[section][new] = written
+    with pytest.raises(ConfigError, match=f"{old} is the old name of {new}, and both are given"):
+        parse_config(both)
+
+
+@pytest.mark.parametrize(("section", "old", "new", "written", "value"), OLD_KEYS)
+def test_a_store_with_an_old_key_holds_the_same_run(section, old, new, written, value):
+    config = parse_config(changed(section, new, written))
+    stored = json.loads(config.to_json())
+    stored[section][old] = stored[section].pop(new)
+    assert config_from_json(json.dumps(stored)) == config
 
 
 def test_a_run_stored_before_the_inner_factors_existed_goes_on_without_them():
     stored = json.loads(parse_config(TABLE).to_json())
-    del stored["rounds"]["rate_power"], stored["rounds"]["memory_power"]
+    del stored["rounds"]["lr_scaling"], stored["rounds"]["momentum_scaling"]
     assert config_from_json(json.dumps(stored)).rounds.powers == (0.0, 0.0)
 
 
@@ -68,7 +100,7 @@ def test_an_outer_momentum_takes_the_place_of_the_inner_factors_unless_they_are_
     plain, momentum = parse_config(TABLE), changed("rounds", "outer", {"2": {"lr": 0.7, "momentum": 0.5}})
     assert plain.rounds.powers == (0.5, 0.5)
     assert parse_config(momentum).rounds.powers == (0.0, 0.0)
-    momentum["rounds"]["memory_power"] = 0.25
+    momentum["rounds"]["momentum_scaling"] = 0.25
     assert parse_config(momentum).rounds.powers == (0.0, 0.25)
 
 
@@ -91,8 +123,8 @@ def test_the_samples_of_a_pass_are_a_number_or_left_to_the_site():
         ("training", "device_batch_samples", "all", 'or "auto", is needed'),
         ("training", "device_batch_samples", -1, "at least 0"),
         ("training", "recipe", 1, "a text in quotes"),
-        ("training", "set", "final_lr=0", "a list of texts"),
-        ("training", "set", [1], "a list of texts"),
+        ("training", "overrides", "final_lr=0", "a list of texts"),
+        ("training", "overrides", [1], "a list of texts"),
         ("training", "warmdown_fraction", 2, "at most 1"),
         ("rounds", "codec", "int3", "use one of fp32, bf16, int8, int4"),
         ("run", "name", "", "a text in quotes"),
@@ -182,3 +214,28 @@ def test_a_folder_a_file_of_bytes_and_a_number_without_end_are_told_in_plain_wor
         (tmp_path / "long").write_text(text)
         with pytest.raises(ConfigError, match="no valid TOML"):
             load_config(tmp_path / "long")
+
+
+SECTIONS = {name: kind for name, kind in vars(schema).items() if name.endswith("Section")} | {"row": schema.OuterStep}
+
+
+@pytest.mark.parametrize("kind", SECTIONS.values(), ids=SECTIONS)
+def test_every_number_and_text_of_a_section_has_a_bound_of_its_type(kind):
+    expected = {int: Whole, float: Real, str: (Utf8, OneOf)}
+    for name, hint in annotations_of(kind).items():
+        for option, bound in leaves(hint):
+            if option in expected and name != "options":  # those are the plug-in's own
+                assert isinstance(bound, expected[option]), f"{kind.__name__}.{name}: annotate a bound"
+
+
+@dataclasses.dataclass
+class Unbounded:
+    count: int = 0
+    share: float = 0.0
+    text: str = ""
+
+
+@pytest.mark.parametrize(("key", "value"), [("count", 1), ("share", 0.5), ("text", "x")])
+def test_a_key_whose_field_has_no_bound_cannot_be_read(key, value):
+    with pytest.raises(TypeError, match=f"here {key}: .* needs a bound"):
+        reader.section(Unbounded, {key: value}, "here")

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from controller.home import home as homes
-from controller.serve import run_info
+from controller.home.run_info import run_info
 from curtail.config import RunConfig, parse_config
 from curtail.errors import ConfigError
 from nanochat import presets
@@ -38,7 +38,7 @@ def config_with(**training: object) -> RunConfig:
         ({"recipe": "best"}, BEST),
         ({"recipe": "best", "warmdown_fraction": 0.4}, replace(BEST, warmdown_fraction=0.4)),
         (
-            {"recipe": "best", "set": ["final_lr=0", "x0_betas=0.9,0.99", "equal_rows=false"]},
+            {"recipe": "best", "overrides": ["final_lr=0", "x0_betas=0.9,0.99", "equal_rows=false"]},
             recipe_of("best", ["final_lr=0", "x0_betas=0.9,0.99", "equal_rows=false"]),
         ),
     ],
@@ -55,9 +55,12 @@ def test_a_job_is_told_every_number_of_the_recipe_of_the_run_file(training, want
     ("training", "says"),
     [
         ({"recipe": "fast"}, r"\[training\]: there is no recipe 'fast': use one of reference, best"),
-        ({"set": ["tilt=1"]}, r"\[training\]: 'tilt=1' sets nothing of a recipe: write KEY=VALUE"),
-        ({"set": ["final_lr=2"]}, "final_lr is 2.0: give a number from 0 to 1"),
-        ({"set": ["warmdown_fraction=0.1"], "warmdown_fraction": 0.2}, "by its key and in set: keep one of them"),
+        ({"overrides": ["tilt=1"]}, r"\[training\]: 'tilt=1' sets nothing of a recipe: write KEY=VALUE"),
+        ({"overrides": ["final_lr=2"]}, "final_lr is 2.0: give a number from 0 to 1"),
+        (
+            {"overrides": ["warmdown_fraction=0.1"], "warmdown_fraction": 0.2},
+            "and in overrides: keep one of them",
+        ),
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused_by_name(training, says):
@@ -77,7 +80,7 @@ def begun_with(text: str) -> SimpleNamespace:
 
 def test_a_run_begun_before_recipes_could_be_chosen_goes_on(data):
     values = json.loads(config_with().to_json())
-    for name in ("recipe", "set"):
+    for name in ("recipe", "overrides"):
         del values["training"][name]
     values["training"]["warmdown_fraction"] = 0.4
     run = begun_with(json.dumps(values))
@@ -88,9 +91,9 @@ def test_a_run_begun_before_recipes_could_be_chosen_goes_on(data):
 
 
 def test_a_run_does_not_go_on_with_another_recipe(data):
-    run = begun_with(config_with(recipe="best", set=["final_lr=0.1"]).to_json())
-    homes._check_same(Path("home"), config_with(recipe="best", set=["final_lr=0.1"]), data, run)
-    with pytest.raises(ConfigError, match=r"\[training\] set = "):
+    run = begun_with(config_with(recipe="best", overrides=["final_lr=0.1"]).to_json())
+    homes._check_same(Path("home"), config_with(recipe="best", overrides=["final_lr=0.1"]), data, run)
+    with pytest.raises(ConfigError, match=r"\[training\] overrides = "):
         homes._check_same(Path("home"), config_with(recipe="best"), data, run)
     with pytest.raises(ConfigError, match=r"\[training\] recipe = 'best', the run file says 'reference'"):
-        homes._check_same(Path("home"), config_with(set=["final_lr=0.1"], warmdown_fraction=0.65), data, run)
+        homes._check_same(Path("home"), config_with(overrides=["final_lr=0.1"], warmdown_fraction=0.65), data, run)

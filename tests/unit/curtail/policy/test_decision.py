@@ -94,20 +94,20 @@ def test_a_budget_buys_speed_while_it_lasts():
 
 def test_no_more_sites_than_are_of_use_and_the_cleanest_of_them():
     views = many(view("A", (0, 50)), view("B", (0, 20)), view("C", (0, 40)))
-    found = decide(views, Goal(most_sites=2), 0.0)
+    found = decide(views, Goal(max_sites=2), 0.0)
     assert granted(found) == {"B", "C"}
     assert found.verdicts["A"].reason == "2 cleaner sites train, more are of no use"
 
 
 def test_a_site_that_trains_gives_way_only_to_one_that_is_clearly_cleaner():
     running = view("A", (0, 50), running=True)
-    assert granted(decide(many(running, view("B", (0, 45))), Goal(most_sites=1), 0.0)) == {"A"}
-    assert granted(decide(many(running, view("B", (0, 30))), Goal(most_sites=1), 0.0)) == {"B"}
+    assert granted(decide(many(running, view("B", (0, 45))), Goal(max_sites=1), 0.0)) == {"A"}
+    assert granted(decide(many(running, view("B", (0, 30))), Goal(max_sites=1), 0.0)) == {"B"}
 
 
 def test_an_order_outranks_the_cleaner_site():
     ordered = replace(view("A", (0, 400)), override=Override(True, 0.0, 60.0, "the operator"))
-    assert granted(decide(many(ordered, view("B", (0, 20))), Goal(most_sites=1), 0.0)) == {"A"}
+    assert granted(decide(many(ordered, view("B", (0, 20))), Goal(max_sites=1), 0.0)) == {"A"}
 
 
 SLOW = Rounds(600.0, 600.0)  # half of the time of a federated round is exchange

@@ -11,8 +11,8 @@ import pytest
 
 from curtail import wire
 from curtail.errors import WireError
-from curtail.wire import limits
-from curtail.wire.limits import RULES, Real, Text, Whole
+from curtail.wire import bounds, limits
+from curtail.wire.bounds import Real, Text, Utf8, Whole
 
 REQUESTS = (
     wire.JoinRequest, wire.RenewRequest, wire.Heartbeat, wire.LeaveRequest, wire.CheckoutRequest, wire.Progress,
@@ -35,7 +35,7 @@ def example(kind):
     """A message with a good value in every field."""
     values = {}
     for name, hint in wire.hints_of(kind).items():
-        rule, (option, *_) = limits.rule_of(kind.__name__, name), plain(hint)
+        rule, (option, *_) = wire.bound_of(kind, name), plain(hint)
         if dataclasses.is_dataclass(option):
             values[name] = example(option)
         elif option is bool:
@@ -74,20 +74,40 @@ def fields(*options):
     ]
 
 
-def test_every_number_and_text_of_a_request_has_a_rule_of_its_type():
+BOUNDS = {int: Whole, float: Real, bool: type(None)}
+
+
+def test_every_number_and_text_of_a_request_has_a_bound_of_its_type():
     for kind in PARTS:
         for name, hint in wire.hints_of(kind).items():
             if any(map(dataclasses.is_dataclass, plain(hint))):
                 continue
-            rule, options = limits.rule_of(kind.__name__, name), plain(hint)
-            expected = {int: Whole, float: Real, str: Text, bool: type(None)}
-            where = f"{kind.__name__}.{name}: add a rule to curtail.wire.limits.RULES"
-            assert {expected.get(option) for option in options} == {type(rule)}, where
+            bound, options = wire.bound_of(kind, name), plain(hint)
+            where = f"{kind.__name__}.{name}: annotate a bound, as curtail.wire.bounds has them"
+            assert {(BOUNDS | {str: Text}).get(option) for option in options} == {type(bound)}, where
+            assert bound not in (Whole(), Real()), f"{kind.__name__}.{name}: what is taken in needs limits of its own"
 
 
-def test_every_rule_is_of_a_field_that_there_is():
-    for name, rules in RULES.items():
-        assert set(rules) <= set(wire.hints_of(messages()[name])), name
+@pytest.mark.parametrize("kind", messages().values(), ids=messages())
+def test_every_number_and_text_of_every_message_has_a_bound_of_its_type(kind):
+    for name, annotated in wire.annotations_of(kind).items():
+        for option, bound in bounds.leaves(annotated):
+            if option in (int, float, str, bool):
+                allowed = (Text, Utf8) if option is str else BOUNDS[option]
+                assert isinstance(bound, allowed), f"{kind.__name__}.{name}: annotate a bound of curtail.wire.bounds"
+
+
+@dataclasses.dataclass
+class Unbounded:
+    count: int
+    texts: tuple[str, ...]
+
+
+@pytest.mark.parametrize("body", ['{"count": 1, "texts": []}', "{}"])
+def test_a_message_with_a_field_without_a_bound_cannot_be_decoded(body):
+    with pytest.raises(TypeError, match=r"Unbounded\.count: <class 'int'> needs a bound"):
+        wire.decode(Unbounded, body)
+    assert list(bounds.leaves(wire.annotations_of(Unbounded)["texts"])) == [(str, None)]
 
 
 @pytest.mark.parametrize("kind", REQUESTS)
@@ -97,7 +117,7 @@ def test_a_good_message_passes(kind):
 
 @pytest.mark.parametrize(("kind", "name"), fields(int, float))
 def test_a_number_outside_of_its_range_is_refused(kind, name):
-    rule = limits.rule_of(kind.__name__, name)
+    rule = wire.bound_of(kind, name)
     wrong = [-(10**25), 10**25, 2**63, -(2**63) - 1, 10**400]
     wrong += [rule.low - 1] if abs(rule.low) < 2**53 else []
     wrong += [rule.high + 1] if abs(rule.high) < 2**53 else []
@@ -119,7 +139,7 @@ def test_what_is_no_number_is_refused_and_a_truth_value_is_none(kind, name):
 
 @pytest.mark.parametrize(("kind", "name"), fields(str))
 def test_a_text_that_is_too_long_or_holds_control_characters_is_refused_and_not_repeated(kind, name):
-    rule = limits.rule_of(kind.__name__, name)
+    rule = wire.bound_of(kind, name)
     for wrong in ("x" * (rule.longest + 1), "secret\x00", "secret\x1b[2J", "\ud800", "secret\u202e", "a\x7f", 1, True):
         message = refused(kind, **{name: wrong})
         assert f"{kind.__name__}.{name}: " in message and "secret" not in message and "xx" not in message
@@ -177,15 +197,15 @@ def test_the_keys_and_the_number_of_entries_of_an_object_are_bounded():
 def test_what_is_cleaned_passes_and_keeps_what_can_be_read():
     for text in ("a\x00b\x1b[2Jc", "x" * 10_000, "\ud800", "line\nline\ttab", "gCO₂/kWh é 世"):
         cleaned = limits.clean(text)
-        limits.check(Text(limits.NOTE), cleaned, "x")
+        Text(bounds.MAX_NOTE).check(cleaned, "x")
     assert limits.clean("line\nline\ttab é 世") == "line\nline\ttab é 世"
     assert limits.clean("a\x00b") == "a\ufffdb" and limits.clean("abcdef", 3) == "ab…"
 
 
 def test_the_limits_of_the_store_hold_what_passes():
-    assert limits.LARGEST < 2**63 and math.isfinite(Real().high)
+    assert bounds.LARGEST < 2**63 and math.isfinite(Real().high)
 
 
 def test_a_loss_that_a_job_may_report_may_stand_in_a_status():
     for name, message in (("loss", "SiteStatus"), ("loss_first", "Status"), ("loss_last", "Status")):
-        assert limits.rule_of(message, name) == limits.rule_of("Progress", "loss")
+        assert wire.bound_of(getattr(wire, message), name) == wire.bound_of(wire.Progress, "loss")
