@@ -1,1 +1,1 @@
-"""One process per GPU machine, and the torchrun job it spawns. Importing it does nothing."""
+"""The agent, one process per GPU machine, and the torchrun job that it starts."""

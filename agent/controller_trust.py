@@ -1,8 +1,9 @@
-"""Whom an agent and its job talk to: the controller whose authority's key the token named, and nobody else.
+"""Pins the controller's certificate authority for an agent and its job.
 
-The authority's certificate is fetched once, held against the token's pin and kept
-in the agent's folder (`ca.pem`); from then on no token is needed. A token with
-another pin means another controller, so what was kept of the one before goes.
+The agent fetches the CA certificate once, checks it against the pin in the join
+token and stores it in its folder (`ca.pem`). Later connections need no token.
+A token with another pin means another controller. Then the certificate is
+replaced and the stored credential is deleted.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from curtail.system.disk import Disk
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """What decides who may answer.
+    """What an agent knows to authenticate its controller.
 
     Args:
-        token: None: the agent joined before.
-        server_name: the name that the controller's certificate must hold, if not the host of its address.
-        insecure: plain HTTP to another machine is wanted.
+        token: None if the agent joined before.
+        server_name: the name expected in the controller's certificate; None means the host of its address.
+        insecure: plain HTTP to another machine is allowed.
     """
 
     home: Home
@@ -40,7 +41,10 @@ class Trust:
 
 
 def open_control(url: str, trust: Trust) -> Control:
-    """The agent's connection. Raises: UsageError, AuthError: somebody else answers there. Unreachable, DiskError."""
+    """The agent's connection.
+
+    Raises: UsageError. AuthError: another controller answers at `url`. Unreachable, DiskError.
+    """
     authority = known_authority(url, trust)
     return Control(open_http(url, authority, server_name=trust.server_name, insecure=trust.insecure))
 
@@ -54,9 +58,9 @@ def open_jobs_control(
     server_name: str | None = None,
     insecure: bool = False,
 ) -> Control:
-    """A job's connection, with what its agent keeps in the folder of the credential.
+    """A job's connection, with the credential, key and CA certificate from its agent's folder.
 
-    Raises: UsageError, AuthError: credential, key or authority are missing there.
+    Raises: UsageError. AuthError: the credential, the key or the CA certificate is missing.
     """
     home = Home(credential_file.parent)
 
@@ -74,9 +78,9 @@ def open_jobs_control(
 
 
 def known_authority(url: str, trust: Trust) -> str | None:
-    """The certificate of the authority of the controller at `url`; None: plain HTTP needs none.
+    """The CA certificate of the controller at `url`; None for plain HTTP, which needs none.
 
-    Raises: UsageError, Unreachable, DiskError. AuthError: no token names it, or another one answers.
+    Raises: UsageError, Unreachable, DiskError. AuthError: there is no pin to check it against, or it does not match.
     """
     if check_url(url, trust.insecure).scheme == "http":
         return None
@@ -85,12 +89,12 @@ def known_authority(url: str, trust: Trust) -> str | None:
         return kept
     if token is None or token.pin is None:
         raise AuthError(
-            f"nothing says which controller must answer at {url}",
+            f"the identity of the controller at {url} cannot be checked without a token",
             "give a token that begins with ct1: set CURTAIL_TOKEN or use --token-file",
         )
     authority = fetch_authority(url, token.pin)
     if kept is not None:
-        trust.disk.remove("CREDENTIAL", trust.home.credential_file)  # it was for the controller before
+        trust.disk.remove("CREDENTIAL", trust.home.credential_file)  # the previous controller issued it
     trust.disk.replace("CA", trust.home.authority_file, authority.encode(), 0o600)
     return authority
 

@@ -1,11 +1,11 @@
-"""Energy counters of GPUs (NVML) and of processors (RAPL).
+"""Reads the energy counters of GPUs (NVML) and CPUs (RAPL).
 
-NVML counts millijoules since the driver was loaded; GPUs before Volta only tell
-their momentary power, which is integrated between questions. The package
-`nvidia-ml-py` is optional and imported only here, by the caller's `load`. RAPL
-counts microjoules and wraps around; packages and memory are added, `core` and
-`uncore` are parts of a package, `psys` repeats all of them. Whatever cannot be
-read is an OSError with a reason.
+NVML counts millijoules since the driver was loaded. GPUs older than Volta report
+only instantaneous power, which is integrated between two readings. The package
+`nvidia-ml-py` is optional; only the caller's `load` imports it. RAPL counts
+microjoules and wraps around. Packages and DRAM are summed; `core` and `uncore`
+are parts of a package, and `psys` includes all of them. A counter that cannot
+be read raises OSError with the reason.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class NvmlCounter:
     Args:
         nvml: the module `pynvml`, initialised.
         handles: name -> NVML handle.
-        share: which part of the machine's GPUs these are.
+        share: these GPUs as a fraction of all GPUs of the machine.
     """
 
     part = "gpu"
@@ -44,8 +44,8 @@ class NvmlCounter:
     def open(load: Callable[[], Any], environ: Mapping[str, str], clock: Clock) -> NvmlCounter:
         """The counters of this machine.
 
-        Args: environ: CUDA_VISIBLE_DEVICES there chooses, as numbers or as UUIDs.
-        Raises: OSError: no package, no driver, no GPU, or a choice that cannot be measured.
+        Args: environ: its CUDA_VISIBLE_DEVICES selects GPUs by number or UUID.
+        Raises: OSError: no package, no driver, no GPU, or a selection that cannot be measured.
         """
         try:
             nvml = load()
@@ -95,13 +95,13 @@ class NvmlCounter:
 
 
 def _visible(choice: str | None, uuids: list[str]) -> list[int]:
-    """The GPUs that CUDA_VISIBLE_DEVICES leaves, as CUDA reads it: up to the first that does not exist."""
+    """The GPUs that CUDA_VISIBLE_DEVICES selects. As in CUDA, the list ends at the first that does not exist."""
     if choice is None:
         return list(range(len(uuids)))
     found = []
     for word in (part.strip() for part in choice.split(",")):
         if word.startswith("MIG-"):
-            raise OSError("CUDA_VISIBLE_DEVICES names a part of a GPU, whose power is not measured apart")
+            raise OSError("CUDA_VISIBLE_DEVICES names a MIG slice of a GPU, whose power cannot be measured separately")
         if word.isdecimal() and int(word) < len(uuids):
             found.append(int(word))
             continue
@@ -135,9 +135,9 @@ class _Zone:
 
 
 class RaplCounter:
-    """Processor packages and their memory.
+    """CPU packages and their memory.
 
-    Args: share: the part of it that is counted, where other jobs use the rest of the machine's GPUs.
+    Args: share: the fraction that is counted, if other jobs use the rest of the machine's GPUs.
     """
 
     method, part = "rapl", "host"
@@ -181,4 +181,4 @@ def _number(file: Path) -> int:
     try:
         return int(file.read_text())
     except ValueError:
-        raise OSError(f"{file} holds no number") from None
+        raise OSError(f"{file} does not contain a number") from None

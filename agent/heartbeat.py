@@ -1,14 +1,9 @@
-"""What passes between an agent and its controller: heartbeats, and what of the answers counts.
+"""Sends heartbeats, schedules them, and derives the agent's permit from the replies.
 
-Decides how long a permit that was given lasts here, and what a refusal or silence
-means for it. What follows for the job is decided by `agent.loop`. Units: seconds of
-`Clock.monotonic`.
-
-When the next heartbeat is due, and how long they have been failing. Units: seconds of `Clock.monotonic`.
-
-What an agent says of itself: the heartbeat to its controller, and a line to whoever watches it.
-
-Decides words and nothing else.
+`Exchange` decides how long a permit is valid on this machine, and what a refusal
+or an outage means for it. `Beats` decides when the next heartbeat is due. The
+functions write the heartbeat and the agent's log lines. `agent.loop` decides what
+follows for the job. Units: seconds of `Clock.monotonic`.
 """
 
 from __future__ import annotations
@@ -26,7 +21,7 @@ from curtail.errors import AuthError, CurtailError, Refused, Unreachable
 
 
 class Exchange:
-    """What the controller allows one machine, by its latest word. Args: say: told a line for people."""
+    """What the controller's latest reply allows this machine. Args: say: prints a log line."""
 
     def __init__(self, member: Membership, job: OwnJob, hooks: Hooks, say: Callable[[str], None]) -> None:
         self.member, self.job, self.hooks, self.say = member, job, hooks, say
@@ -35,16 +30,16 @@ class Exchange:
         self.permit_until: float | None = None
         self.hold_until: float | None = None  # until when the job may stay without a permit
         self.reason = ""  # why it may or may not train
-        self.refused = False  # no permit is to be had, by what was heard since the last job
+        self.refused = False  # since the last job the controller refused a permit, or was unreachable too long
         self.finished = self.credential_refused = False
         self.fatal: CurtailError | None = None
-        self._returning = False  # joined before, and nothing was heard since this process began
+        self._returning = False  # joined before, and no reply since this process started
 
     def first_contact(self) -> bool:
-        """Join, or take up what is kept of an earlier join.
+        """Join, or resume an earlier join.
 
-        Returns: False: the controller is out of reach, and this machine joined before: `beat` tries again.
-        Raises: Unreachable, AuthError, WireError, Refused: a machine that never joined does not wait.
+        Returns: False if the controller is unreachable and this machine joined before; `beat` retries.
+        Raises: Unreachable, AuthError, WireError, Refused: a machine that never joined does not retry.
         """
         sent = self.clock.monotonic()
         try:
@@ -93,9 +88,9 @@ class Exchange:
             self._refused(error, sent, state)
         except Refused as error:
             self.fatal = Refused(
-                f"another agent speaks for site {self.member.options.site} now ({error.message})",
-                "run one agent per machine and site, with --machines where it has several;"
-                " start this one again to take over",
+                f"another agent has replaced this one at site {self.member.options.site} ({error.message})",
+                "run one agent per machine, with --machines if the site has several;"
+                " start this agent again to take over",
             )
         except CurtailError as error:
             self._outage(error, sent, state)
@@ -105,7 +100,7 @@ class Exchange:
             self._heard(reply, sent, state)
 
     def _refused(self, error: AuthError, sent: float, state: State) -> None:
-        """The credential is no good: the key may get another one."""
+        """The controller refused the credential: try to renew it with the agent's key."""
         try:
             renewed = state is not State.JOINING and self.member.renew()
         except CurtailError as outage:
@@ -131,18 +126,18 @@ class Exchange:
         if self.beats.failures > 1:
             return
         left = self.permit_until - sent if self.permit_until is not None else 0.0
-        job = f"; the job trains on for {max(0.0, left):.0f} s at most" if self.job.job is not None else ""
-        # who just started it can still mend what the remedy names
-        self.say(f"{error if state is State.JOINING else error.message}{job}; trying again")
+        job = f"; the job continues for at most {max(0.0, left):.0f} s" if self.job.job is not None else ""
+        # While joining, a person is likely to watch: print the remedy, too.
+        self.say(f"{error if state is State.JOINING else error.message}{job}; retrying")
 
     def _heard(self, reply: wire.HeartbeatReply, sent: float, state: State) -> None:
-        """Take in an answer to a heartbeat sent at `sent`: the permit counts from then, to be safe."""
+        """Apply the reply to a heartbeat sent at `sent`. The permit is counted from then, to be on the safe side."""
         self.beats.wait(reply.heartbeat_s)
         self.member.heard(reply)
         self.finished = reply.finished
         self.job.muster(reply.crew)
         if state in (State.DRAINING, State.STOPPING):
-            return  # a drain is not taken back; the next job gets a permit of its own
+            return  # a drain cannot be cancelled; the next job gets its own permit
         self.reason = reply.reason
         if reply.granted:
             self.refused = False
@@ -154,22 +149,22 @@ class Exchange:
             self.job.order(Orders(self.permit_until or sent, False, reply.reason, self.hold_until or 0.0))
 
     def _rest(self, state: State) -> None:
-        """No permit is to be had: a machine without a job pauses."""
+        """No permit is available: a machine without a job pauses."""
         self.refused = True
         if self.job.job is None and state not in WITH_HOOK:
             self.hooks.rest()
 
     def orders(self) -> Orders:
-        """What a job that starts is told. Only while there is a permit."""
+        """The first orders for a new job. Call only while there is a permit."""
         assert self.permit_until is not None
         return Orders(self.permit_until, False, self.reason, self.hold_until or 0.0)
 
     def give_up_permit(self) -> None:
-        """Nothing may train by what was heard so far."""
+        """Drop the permit; training needs a new reply."""
         self.permit_until = self.hold_until = None
 
     def ask_anew(self) -> None:
-        """A job is over: before another starts, the controller is asked again."""
+        """Drop the permit after a job and send a heartbeat at once; the next job needs a new permit."""
         self.give_up_permit()
         self.refused = False
         self.beats.at_once()
@@ -179,51 +174,51 @@ class Exchange:
 
 
 class Beats:
-    """The rhythm of one agent's heartbeats."""
+    """When one agent's heartbeats are due."""
 
     def __init__(self, edges: Edges) -> None:
         self.edges = edges
         self.failures = 0  # in a row
         self._next = self._failing_since = 0.0
-        self._told: tuple[State, str] | None = None  # what the last one that was answered said
+        self._told: tuple[State, str] | None = None  # state and phase in the last answered heartbeat
 
     def due(self, state: State, phase: str) -> bool:
-        """Is it time for one, or is there something new to say?"""
+        """Is the interval over, or has the state or phase changed?"""
         if self.edges.clock.monotonic() >= self._next:
             return True
-        # While the controller cannot be reached, a change does not make it reachable.
+        # While the controller is unreachable, a change of state does not shorten the backoff.
         return self.failures == 0 and self._told != (state, phase)
 
     def at_once(self) -> None:
-        """The next one is due now."""
+        """Make the next heartbeat due now."""
         self._next = 0.0
 
     def answered(self, state: State, phase: str) -> bool:
-        """One that said this was answered; were the ones before it not?"""
+        """A heartbeat with this state and phase was answered. Returns: whether the one before it failed."""
         again, self.failures, self._told = self.failures > 0, 0, (state, phase)
         return again
 
     def wait(self, heartbeat_s: float) -> None:
-        """The next one is due after the run's interval, spread over the agents."""
+        """Schedule the next heartbeat after the run's interval, with jitter."""
         self._next = self.edges.clock.monotonic() + beat_s(heartbeat_s, self.edges.chance())
 
     def refused(self, heartbeat_s: float) -> None:
-        """The credential was no good; the next one is due after the run's interval."""
+        """The credential was refused; schedule the next heartbeat after the run's interval."""
         self._next = self.edges.clock.monotonic() + heartbeat_s
 
     def failed(self, sent: float, heartbeat_s: float) -> None:
-        """One that was sent at `sent` was not answered."""
+        """A heartbeat sent at `sent` was not answered; schedule a retry with backoff."""
         self._failing_since = self._failing_since if self.failures else sent
         self.failures += 1
         self._next = self.edges.clock.monotonic() + retry_s(self.failures, heartbeat_s, self.edges.chance())
 
     def unreachable(self, sent: float) -> bool:
-        """Has the controller been out of reach for so long that a machine may rest?"""
+        """Has the controller been unreachable long enough for the machine to pause?"""
         return sent - self._failing_since >= UNREACHABLE_S
 
 
 def heartbeat(member: Membership, job: OwnJob, hooks: Hooks, state: State) -> wire.Heartbeat:
-    """What the controller is told in this state."""
+    """The heartbeat message for this state."""
     place, meter = job.place, member.edges.meter
     return wire.Heartbeat(
         member.identity.agent,
@@ -242,22 +237,22 @@ def heartbeat(member: Membership, job: OwnJob, hooks: Hooks, state: State) -> wi
 
 
 def waits_for(job: OwnJob, hooks: Hooks, state: State) -> str:
-    """Why the site waits: what a draining job says, else how the last job or command ended."""
+    """The heartbeat's note: why a draining job waits, else which hook runs, else how the last hook or job ended."""
     says = job.status.reason if state is State.DRAINING and job.status is not None else ""
     if state in WITH_HOOK and hooks.running is not None:
-        says = f"{hooks.running} runs"
+        says = f"{hooks.running} runs"  # the controller reads this form (`controller.service.sites`)
     return says or hooks.note or job.note
 
 
 def joined(member: Membership) -> str:
-    """The line of an agent that was let in."""
+    """The log line of an agent that joined."""
     return f"joined the run {member.identity.run} at {member.control.address}"
 
 
 def line(state: State, event: Event, reason: str, finished: bool, pause_s: float, job: OwnJob, hooks: Hooks) -> str:
-    """The line of an agent that is in this state since this event.
+    """The log line of an agent that this event brought into this state.
 
-    Args: reason: why it may or may not train. finished: the run is. pause_s: how long it waits after a failure.
+    Args: reason: why it may or may not train. finished: the run is finished. pause_s: backoff after a failure.
     """
     texts = {
         State.JOINING: f"joining again ({reason})",
@@ -266,17 +261,17 @@ def line(state: State, event: Event, reason: str, finished: bool, pause_s: float
         State.TRAINING: f"training ({reason})",
         State.HOLDING: f"holding the weights ({reason})",
         State.DRAINING: f"draining ({reason})",
-        State.STOPPING: f"ending a job that did not drain within {DRAIN_S:.0f} s, or the time it asked for",
+        State.STOPPING: f"terminating the job: it did not drain within {DRAIN_S:.0f} s or the time it asked for",
         State.PAUSING: f"running on_pause ({reason})",
         State.RESUMING: f"running on_resume ({reason})",
         State.BACKOFF: f"waiting {pause_s:.0f} s ({hooks.note or job.note})",
-        State.LEFT: "left, the run is finished" if finished else "left",
+        State.LEFT: "left: the run is finished" if finished else "left",
     }
     text = texts[state]
     if event is Event.HOOK_FAILED and state is State.IDLE:
         text = f"waiting; {hooks.note}"
     if state is State.LEFT and hooks.condition is Condition.PAUSED and hooks.commands.on_resume:
-        text += "; the machine stays paused, on_resume was not run"
+        text += "; the machine stays paused: on_resume was not run"
     return text
 
 

@@ -1,10 +1,10 @@
-"""The agent's own folder: who it is, its credential, and that it is alone.
+"""The agent's folder: identity, key, credential, and a lock against a second agent.
 
-Decides what survives a restart of the agent: a stable identity, its key, the
-credential, the certificate of its controller's authority, the fence of its site,
-and which crew's job it started last. Everything else in the folder (jobs, cache)
-can be deleted at any time. Key and credential lie in files of their own, readable
-by their owner only, because the job reads them too.
+These survive a restart: a stable identity, the key, the credential, the
+controller's CA certificate, the machine's fencing token, and the crew of the last
+job. Everything else in the folder (jobs, cache) can be deleted at any time. The
+job reads the key and the credential too, so they are separate files that only
+their owner can read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from curtail.system.disk import Disk, clear_leftovers, disk_error
 from curtail.system.home_files import AGENT_LOCK, IDENTITY
 
 KEPT_JOBS = 5
-"""Job folders that stay for a look at their logs."""
+"""Number of job folders that are kept for their logs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +38,10 @@ class Identity:
     run: str = ""
     fence: int = -1
     heartbeat_s: float = 2.0
-    machines: int = 1  # what it told of its site, and of itself to the others
-    address: str = ""
+    machines: int = 1  # machines of the site, as reported at the join
+    address: str = ""  # where the site's other machines reach this one
     port: int = 0
-    crew: str = ""  # of the latest job
+    crew: str = ""  # crew of the latest job
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +77,9 @@ class Home:
             return None
 
     def key(self, disk: Disk) -> AgentKey:
-        """This agent's key, made at the first start; it never leaves the folder.
+        """This agent's key, generated at the first start; it never leaves the folder.
 
-        Raises: AuthError: the file holds no key. DiskError.
+        Raises: AuthError: the file does not contain a key. DiskError.
         """
         try:
             return AgentKey(self.key_file.read_bytes())
@@ -111,7 +111,7 @@ class Home:
         return identity
 
     def remember(self, identity: Identity, credential: str, disk: Disk) -> None:
-        """Keep what a join gave, the credential last: where it is lacking or old, the key gets another one.
+        """Store the result of a join, the credential last: if it is missing or old, the key gets a new one.
 
         Raises: DiskError.
         """
@@ -119,7 +119,7 @@ class Home:
         disk.replace("CREDENTIAL", self.credential_file, credential.encode(), 0o600)
 
     def note(self, identity: Identity, disk: Disk) -> None:
-        """Keep what changed without a join.
+        """Store an identity that changed without a join.
 
         Raises: DiskError.
         """
@@ -130,9 +130,9 @@ class Home:
         disk.replace("IDENTITY", self.path / IDENTITY, data, 0o600)
 
     def forget_old_jobs(self) -> None:
-        """Delete all but the newest job folders, and weights that a killed job left; while no job runs.
+        """Delete all but the newest job folders, and weights left by a killed job. Call only while no job runs.
 
-        What cannot be deleted stays.
+        Errors are ignored.
         """
         with contextlib.suppress(OSError):
             folders = sorted((self.path / "jobs").iterdir(), key=lambda folder: folder.stat().st_mtime)
@@ -144,11 +144,11 @@ class Home:
 
 @contextlib.contextmanager
 def open_home(path: Path, disk: Disk) -> Iterator[Home]:
-    """The agent's folder, made if needed, held against other agents while the block runs.
+    """The agent's folder, created if needed and locked against other agents while the block runs.
 
     Raises: Refused: another agent runs in it. DiskError.
     """
-    path = path.resolve()  # jobs run in another working folder
+    path = path.resolve()  # jobs run in another working directory
     disk.folder("AGENT_HOME", path, 0o700)
     try:
         descriptor = os.open(path / AGENT_LOCK, os.O_RDWR | os.O_CREAT, 0o600)
@@ -160,8 +160,8 @@ def open_home(path: Path, disk: Disk) -> Iterator[Home]:
         except OSError:
             other = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
             raise Refused(
-                f"another agent runs in {path}" + (f" (process {other})" if other else ""),
-                "stop it, or give this one a folder of its own with --home",
+                f"another agent is running in {path}" + (f" (process {other})" if other else ""),
+                "stop it, or choose another folder with --home",
             ) from None
         try:
             os.ftruncate(descriptor, 0)

@@ -1,11 +1,11 @@
-"""The commands that a person gives for a machine that pauses and resumes: on_pause and on_resume.
+"""Runs the user's on_pause and on_resume commands when the machine pauses and resumes.
 
-Decides which of them is due, and remembers across restarts of the agent what was
-begun: on_pause counts as run from the moment it is started, on_resume only once
-it succeeded, so that no pause is answered twice and no on_resume is forgotten.
-When a machine pauses is decided by `agent.lifecycle`. Commands are run by a shell in
-the agent's folder, through the agent's own way to start processes; each has a
-time limit. Units: seconds of `Clock.monotonic`.
+Decides which command is due and stores that across restarts of the agent.
+on_pause counts as run once it is started, on_resume only once it succeeded. So
+on_pause does not run twice for one pause, and on_resume is never skipped.
+`agent.lifecycle` decides when a machine pauses. A shell runs the commands in the
+agent's folder, started through the injected `Spawn`. Each command has a timeout.
+Units: seconds of `Clock.monotonic`.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from curtail.system.clock import Clock
 from curtail.system.disk import Disk, disk_error, last_line
 
 LIMIT_S = 300.0
-"""How long a command may take if nothing else was said."""
+"""Default timeout of a command."""
 
 TERMINATE_S = 10.0
-"""From SIGTERM to SIGKILL."""
+"""Time from SIGTERM to SIGKILL."""
 
 UNREACHABLE_S = 30.0
-"""A machine without a permit pauses although nobody says so, once the controller was not reached for so long."""
+"""A machine without a permit pauses once the controller has been unreachable for this long."""
 
 
 class Condition(StrEnum):
-    """What the machine is known to be; the value is what the file holds."""
+    """The last known condition of the machine; the value is stored in the file."""
 
-    UNKNOWN = "unknown"  # nothing is known, or on_resume was begun and has not succeeded
+    UNKNOWN = "unknown"  # nothing is known, or on_resume was started and has not succeeded
     AWAKE = "awake"  # on_resume succeeded
-    PAUSED = "paused"  # on_pause was begun
+    PAUSED = "paused"  # on_pause was started
 
 
 class Hook(StrEnum):
-    """The commands, by the names of their options."""
+    """The two commands; the value is the name of the option."""
 
     ON_PAUSE = "on_pause"
     ON_RESUME = "on_resume"
@@ -49,7 +49,7 @@ class Hook(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Commands:
-    """What a person gave; an empty text is no command."""
+    """The commands that the user gave; an empty string means none."""
 
     on_pause: str = ""
     on_resume: str = ""
@@ -73,11 +73,11 @@ class Ended:
 
 
 class Hooks:
-    """The commands of one machine, of which at most one runs at a time.
+    """The commands of one machine; at most one runs at a time.
 
     Args:
-        folder: the agent's own; holds `hooks.json` and `hooks/NAME.log`.
-        variables: what each command finds in its environment besides the agent's own.
+        folder: the agent's folder; holds `hooks.json` and `hooks/NAME.log`.
+        variables: the environment of each command, to which the reason and the hook's name are added.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Hooks:
     ) -> None:
         self.commands = commands
         self.running: Hook | None = None
-        self.ended: Ended | None = None  # the command that ran, until that is taken in
+        self.ended: Ended | None = None  # how the command ended, until `take` consumes it
         self.note = ""  # how the latest command failed, until one succeeds or a job starts
         self.failures = 0  # of on_resume, in a row
         self._folder, self._variables = folder, dict(variables)
@@ -98,16 +98,16 @@ class Hooks:
 
     @property
     def pause_due(self) -> bool:
-        """Is a machine that is to pause still to run on_pause?"""
+        """Must on_pause run before this machine counts as paused?"""
         return bool(self.commands.on_pause) and self.condition is not Condition.PAUSED
 
     @property
     def resume_due(self) -> bool:
-        """Is a machine that may train still to run on_resume?"""
+        """Must on_resume run before this machine may train?"""
         return bool(self.commands.on_resume) and self.condition is not Condition.AWAKE
 
     def rest(self) -> None:
-        """The machine pauses, and there is no on_pause to run: on_resume is due before the next job."""
+        """Note that the machine pauses if there is no on_pause, so that on_resume is due before the next job."""
         if self.commands and not self.commands.on_pause and self.condition is not Condition.PAUSED:
             try:
                 self._note(Condition.PAUSED)
@@ -115,19 +115,19 @@ class Hooks:
                 self.note = str(error)
 
     def wake(self) -> None:
-        """A job starts. If there is no on_resume, this is what makes on_pause due after it. Raises: DiskError."""
+        """Note that a job starts if there is no on_resume, so that on_pause is due after it. Raises: DiskError."""
         self.note = ""
         if self.commands and not self.commands.on_resume and self.condition is not Condition.AWAKE:
             self._note(Condition.AWAKE)
 
     def begin(self, hook: Hook, reason: str) -> None:
-        """Start the command; what goes wrong here is told by `look`, as everything else."""
+        """Start the command. `look` reports an error of the start, like any other end."""
         self.running, self.ended, self._began = hook, None, self._clock.monotonic()
         self._process, self._failure, self._terminated, self._killed = None, None, False, False
         log = self._log(hook)
         env = self._variables | {"CURTAIL_REASON": reason, "CURTAIL_HOOK": hook.value}
         try:
-            # Written before the command is started: whatever happens then, on_resume is not forgotten.
+            # Written before the command starts, so that on_resume is not skipped after a crash.
             self._note(Condition.PAUSED if hook is Hook.ON_PAUSE else Condition.UNKNOWN)
             _empty(log)
             self._process = self._spawn(["/bin/sh", "-c", self.commands.of(hook)], env, self._folder, log)
@@ -135,26 +135,26 @@ class Hooks:
             self._failure = str(error)
 
     def observe(self) -> None:
-        """Take notice if the command has ended."""
+        """Poll the command and store how it ended."""
         if self.ended is None:
             self.ended = self.look()
 
     @property
     def failed(self) -> bool | None:
-        """How the command ended; None while it runs."""
+        """Did the command fail? None while it runs."""
         return None if self.ended is None else self.ended.failed
 
     def take(self) -> Ended:
-        """The end of the command, once; counts failures of on_resume."""
+        """Consume the end of the command; counts failures of on_resume."""
         ended, self.ended = self.ended, None
-        assert ended is not None, "the end of a command is taken in only once it was seen"
+        assert ended is not None, "the end of a command is consumed only after `observe` stored it"
         self.note = ended.words if ended.failed else ""
         if ended.hook is Hook.ON_RESUME:
             self.failures = self.failures + 1 if ended.failed else 0
         return ended
 
     def look(self) -> Ended | None:
-        """Has the command ended? One that takes too long is ended here, first politely."""
+        """How the command ended; None while it runs. After its timeout it gets SIGTERM, then SIGKILL."""
         hook = self.running
         if hook is None:
             return None
@@ -173,12 +173,12 @@ class Hooks:
         if not failed and hook is Hook.ON_RESUME:
             try:
                 self._note(Condition.AWAKE)
-            except CurtailError as error:  # it would be run again after a restart, which does no harm
+            except CurtailError as error:  # it will run again after a restart, which is harmless
                 said = f"{said}; {error}" if said else str(error)
         return self._over(Ended(hook, failed, f"{what}: {said}" if said else what))
 
     def kill(self) -> None:
-        """End the command at once, if one runs."""
+        """Kill the command, if one runs."""
         if self._process is not None and self._process.poll() is None:
             self._process.signal_group(signal.SIGKILL)
 
@@ -202,7 +202,7 @@ class Hooks:
         try:
             return Condition(json.loads((self._folder / "hooks.json").read_text(encoding="utf-8"))["condition"])
         except (OSError, ValueError, TypeError, KeyError):
-            return Condition.UNKNOWN  # both commands are due then
+            return Condition.UNKNOWN  # then both commands are due
 
     def _note(self, condition: Condition) -> None:
         self._disk.replace("HOOKS", self._folder / "hooks.json", json.dumps({"condition": condition.value}).encode())
@@ -210,13 +210,13 @@ class Hooks:
 
 
 def hook_variables(site: str, region: str, url: str, inherited: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a machine's commands: the agent's own without secrets, and what the machine is."""
+    """The environment of the commands: the agent's without secrets, plus site, region and URL."""
     env = {name: value for name, value in inherited.items() if name not in WITHHELD_VARIABLES}
     return env | {"CURTAIL_SITE": site, "CURTAIL_REGION": region, "CURTAIL_URL": url}
 
 
 def _empty(log: Path) -> None:
-    """Make the log of the latest run ready. Raises: DiskError."""
+    """Create or empty the command's log. Raises: DiskError."""
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_bytes(b"")

@@ -1,10 +1,10 @@
-"""The folder through which an agent and its job talk: two small files.
+"""The two files through which an agent and its job communicate: control.json and status.json.
 
-`control.json` is the agent's word to the job: train until a moment, or drain.
-`status.json` is the job's word to the agent: what it is doing. Both are
-replaced whole, so a reader sees an old or a new one, never half. They live no
-longer than the processes, so nothing is fsynced. Moments are seconds of
-`Clock.monotonic`, which all processes of one machine share.
+The agent writes `control.json`: train until a given time, or drain. The job
+writes `status.json`: what it is doing. Both are replaced atomically, so a reader
+never sees half a file. They are useless after the processes end, so they are not
+fsynced. Times are seconds of `Clock.monotonic`, which all processes of one
+machine share.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CONTROL = "control.json"
 STATUS = "status.json"
 LOG = "job.log"
 OF_TORCHRUN = "torchrun"
-"""A folder for torchrun's own files: which rank failed, and how."""
+"""Folder for torchrun's own files, which say which rank failed and how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Orders:
     valid_until: float  # monotonic seconds; the permit's end
     drain: bool  # finish the step, commit, exit
     reason: str
-    hold_until: float = 0.0  # monotonic seconds; after `valid_until` commit, and wait until then with the weights
+    hold_until: float = 0.0  # monotonic seconds; after `valid_until` commit, then keep the weights until this time
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +47,15 @@ class JobStatus:
     loss: float | None
     tokens_per_s: float
     reason: str = ""  # why the job waits or why it ended
-    exit_code: int | None = None  # set once, as the job's last word
-    handing_in: float | None = None  # until when a finished contribution may need, monotonic seconds
+    exit_code: int | None = None  # set once, in the job's last status
+    handing_in: float | None = None  # until when the upload of a contribution may take, monotonic seconds
 
 
 Kind = TypeVar("Kind", Orders, JobStatus)
 
 
 def write_orders(folder: Path, orders: Orders) -> None:
-    """Tell the job in `folder`.
+    """Write the orders for the job in `folder`.
 
     Raises: DiskError.
     """
@@ -63,12 +63,12 @@ def write_orders(folder: Path, orders: Orders) -> None:
 
 
 def read_orders(folder: Path) -> Orders | None:
-    """What the agent says; None if that cannot be read, which means drain."""
+    """The agent's orders; None if they cannot be read, which means drain."""
     return _read(folder / CONTROL, Orders)
 
 
 def write_status(folder: Path, status: JobStatus) -> None:
-    """Tell the agent of `folder`.
+    """Write the status of the job in `folder`.
 
     Raises: DiskError.
     """
@@ -76,7 +76,7 @@ def write_status(folder: Path, status: JobStatus) -> None:
 
 
 def read_status(folder: Path) -> JobStatus | None:
-    """What the job says; None if it has not said anything readable."""
+    """The job's status; None if there is none that can be read."""
     return _read(folder / STATUS, JobStatus)
 
 
@@ -87,7 +87,7 @@ def must_drain(orders: Orders | None, now: float) -> str | None:
     if orders.drain:
         return orders.reason or "the agent asked for it"
     if now > max(orders.valid_until, orders.hold_until):
-        return "the permit lapsed: no word from the agent"
+        return "the permit expired: no new orders from the agent"
     return None
 
 
@@ -117,7 +117,7 @@ def _read(path: Path, kind: type[Kind]) -> Kind | None:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    hints = hints_of(typing.cast(Any, kind))  # a class can be hashed, which mypy doubts of these
+    hints = hints_of(typing.cast(Any, kind))  # mypy does not see that these classes are hashable
     if not isinstance(value, dict) or set(value) != set(hints):
         return None
     if not all(_fits(hint, value[name]) for name, hint in hints.items()):

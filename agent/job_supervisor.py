@@ -1,8 +1,7 @@
-"""The job of this machine: started, told, watched, ended; and the crew in which it trains.
+"""Starts, watches and ends this machine's job, and tracks the crew in which it trains.
 
-Decides what a job is told and whether one may be started at all. When each of
-this happens is decided by `agent.loop`, how by `agent.launcher`. Units: seconds of
-`Clock.monotonic`.
+Decides what a job is told and whether one may start. `agent.loop` decides when;
+`agent.launcher` does it. Units: seconds of `Clock.monotonic`.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from curtail import wire
 from curtail.errors import CurtailError
 
 TERMINATE_S = 10.0
-"""From SIGTERM to SIGKILL."""
+"""Time from SIGTERM to SIGKILL."""
 
 
 class OwnJob:
-    """At most one job, and what is known of it and of the latest one."""
+    """At most one job, its status, and how the latest one ended."""
 
     def __init__(self, member: Membership) -> None:
         self.member, self.options, self.edges = member, member.options, member.edges
@@ -35,42 +34,42 @@ class OwnJob:
         self.note = ""  # how the latest one ended
         self.failures = 0  # in a row
         self._trains_since: float | None = None  # monotonic
-        self.crew: wire.Crew | None = None  # with which the controller wants this machine to train
+        self.crew: wire.Crew | None = None  # in which this machine shall train, as the controller decided
         self.crew_changed = self.crew_broken = False
         self._terminated = self._killed = False
-        self._said = ""  # what the draining job said last, told once
+        self._said = ""  # the last reason of the draining job, so that it is logged once
 
     @property
     def phase(self) -> str | None:
-        """The phase that the job reports, None if it has not said yet."""
+        """The phase that the job reports; None if it has not reported one yet."""
         return self.status.phase if self.status is not None else None
 
     @property
     def handing_in(self) -> float | None:
-        """Until when a finished contribution may need."""
+        """Until when the job may need to upload a finished contribution."""
         return self.status.handing_in if self.status is not None else None
 
     @property
     def place(self) -> Place | None:
-        """This machine's place in the crew whose job runs."""
+        """This machine's place in the crew of the running job."""
         return self.job.spec.place if self.job is not None else None
 
     def observe(self, draining: bool) -> None:
-        """Look at the job; what a draining one waits for is said."""
+        """Poll the job; log what a draining job waits for."""
         if self.job is None or self.exit is not None:
             return
         self.exit = self.job.poll()
         status = self.job.status()
         if status is None:
             return
-        # Not only when it changes: the job may have drained by itself a moment before its agent asked for it.
+        # Checked at each poll, not only on a change: the job may have begun to drain before its agent asked for it.
         if status.reason and status.reason != self._said and draining and self.exit is None:
             self.edges.say(f"site {self.options.site}: {status.reason}")
             self._said = status.reason
         self.status = status
 
     def start(self, orders: Orders, first: Callable[[], None]) -> None:
-        """Start a job; what goes wrong is how it ended. Args: first: done before anything is started."""
+        """Start a job. A failed start counts as a failed job. Args: first: called before anything is started."""
         home = self.member.home
         home.forget_old_jobs()
         spec = self._spec(secrets.token_hex(6))
@@ -104,13 +103,13 @@ class OwnJob:
         )
 
     def order(self, orders: Orders) -> None:
-        """Tell the job, if there is one. One that cannot be told drains by itself when its permit lapses."""
+        """Write orders for the job, if there is one. If that fails, the job drains when its permit expires."""
         if self.job is not None:
             with contextlib.suppress(CurtailError):
                 self.job.order(orders)
 
     def press(self, waited: float) -> None:
-        """End a job that has not drained in time, first politely. Args: waited: seconds since it should have ended."""
+        """Terminate a job that did not drain in time; kill it later. Args: waited: seconds since the first call."""
         if self.job is None:
             return
         if not self._terminated:
@@ -121,15 +120,15 @@ class OwnJob:
             self.job.kill()
 
     def trains(self, now: float) -> None:
-        """Its first step is made."""
+        """Note that the job made its first step."""
         self._trains_since = now
 
     def bury(self, failed: bool, now: float) -> None:
-        """The job is over: note how, and end whatever is left of it."""
+        """Note how the job ended and kill the rest of its process group."""
         if self.job is not None:
             words = self.job.last_words()
             self.note = f"job ended with {self.exit}: {words}" if words else f"job ended with {self.exit}"
-            self.job.kill()  # whatever is left of its group
+            self.job.kill()  # the rest of its process group
         if failed:
             self.failures = failures_now(self.failures, now - (self._trains_since or now))
         elif self._trains_since is not None:
@@ -139,19 +138,19 @@ class OwnJob:
         self.crew_changed = self.crew_broken = False
 
     def kill(self) -> None:
-        """End the job at once, if one runs."""
+        """Kill the job, if one runs."""
         if self.job is not None and self.exit is None:
             self.job.kill()
 
     def muster(self, crew: wire.Crew | None) -> None:
-        """Take in with which machines this one shall train; None: it is not decided, and a job goes on."""
+        """Set the crew that the controller decided; None: not decided yet, and a running job continues."""
         self.crew = crew
         if self.place is not None and crew is not None:
             self.crew_changed = crew.id != self.place.crew
             self.crew_broken = self.crew_changed and crew.broken
 
     def startable(self) -> bool:
-        """Could a job go on or start? No crew's job is started twice: the other machines may still be in the first."""
+        """May a job continue or start? A crew's job is never started twice: other machines may still run the first."""
         if self.options.machines == 1 or self.job is not None:
             return True
         return self.crew is not None and self.crew.id != self.member.identity.crew

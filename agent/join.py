@@ -1,7 +1,7 @@
-"""`curtail agent join`: one machine in a run, from its first contact until it leaves.
+"""`curtail agent join`: keeps one machine in a run, from its first contact until it leaves.
 
-Puts together what `agent.loop` needs: the folder, the connection, and the signals
-that end an agent in order.
+Sets up what `agent.loop` needs: the folder, the connection, and the signal
+handlers for an orderly shutdown.
 """
 
 from __future__ import annotations
@@ -27,17 +27,19 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
 def run(options: JoinOptions, edges: Edges | None = None, stop: Stop | None = None) -> int:
-    """Keep this machine in the run until it is finished or the agent is told to stop.
+    """Keep this machine in the run until the run is finished or the agent is told to stop.
 
     Returns: the exit code: 0, or 130 after SIGINT.
-    Raises: CurtailError: the agent could not join, or was turned away.
+    Raises: CurtailError: the agent could not join, or the controller refused it.
     """
-    # Out of the environment first: the jobs must not speak for the agent.
+    # First remove NOTIFY_SOCKET from the environment: jobs must not notify systemd in the agent's name.
     edges, stop = edges or Edges(notifier=take_notifier(os.environ)), stop or Stop()
     for what, name in (("site", options.site), ("region", options.region)):
         if not NAME.fullmatch(name):
-            raise UsageError(f"{name!r} is no name of a {what}", "use letters, digits, '.', '_' and '-', at most 63")
-    token = parse_token(options.token) if options.token else None  # mistyped: said before anybody is asked
+            raise UsageError(
+                f"{name!r} is not a valid name of a {what}", "use at most 63 letters, digits, '.', '_' and '-'"
+            )
+    token = parse_token(options.token) if options.token else None  # reports a typo before any request is sent
     with open_home(options.home, edges.disk) as home, _signals(stop):
         url = options.url or edges.find(options.discover_s).url
         control = edges.open_control(url, Trust(home, edges.disk, token, options.server_name, options.insecure))
@@ -50,9 +52,9 @@ def run(options: JoinOptions, edges: Edges | None = None, stop: Stop | None = No
 
 @contextlib.contextmanager
 def _signals(stop: Stop) -> Iterator[None]:
-    """SIGINT and SIGTERM end the agent in order while the block runs."""
+    """While the block runs, SIGINT and SIGTERM shut the agent down in order."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals belong to the main thread; the caller stops through `stop`
+        yield  # only the main thread may set signal handlers; the caller uses `stop` instead
         return
 
     def ask(number: int, frame: types.FrameType | None) -> None:

@@ -1,10 +1,10 @@
-"""Starts, watches and ends the torchrun job of one machine. The only module of `agent` that starts processes.
+"""Starts, watches and ends this machine's torchrun job; only this module of `agent` starts processes.
 
 Decides the command, its environment and how it is ended: a drain through the
-control file, SIGTERM to the process group, SIGKILL after a grace. When to do
-which is decided by `agent.loop`. A job never outlives its agent: the kernel
-kills it when the thread that started it ends, so start jobs from the main
-thread. Units: seconds.
+control file, SIGTERM to the process group, SIGKILL after a grace period.
+`agent.loop` decides when. A job never outlives its agent: the kernel kills it
+when the thread that started it ends, so start jobs from the main thread. Units:
+seconds.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from curtail.system.disk import disk_error
 from curtail.system.process import dying_with
 
 WITHHELD_VARIABLES = ("CURTAIL_TOKEN",)
-"""Variables of the agent that a job must not inherit: a job needs no join token."""
+"""Variables of the agent that a job must not inherit. A job needs no join token."""
 
 
 RENDEZVOUS_S = 120
 """How long the machines of a site wait for one another at the start of a job."""
 
 KEPT_COMPILED = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
-"""Variables that say where compiled code is kept, and the folders for it."""
+"""Variables that name the caches of compiled code, and their folders."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """This machine's place in the crew whose job is started, where a site has several machines."""
+    """This machine's place in the crew of a job, if the site has several machines."""
 
     crew: str  # id of the crew
-    rank: int  # 0 leads: its torchrun lends the address for the rendezvous
+    rank: int  # 0: the lead, whose torchrun hosts the rendezvous
     size: int
     endpoint: str  # host:port at the lead
     address: str  # where the others reach this machine
@@ -51,10 +51,10 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """Everything a job is told at its start."""
+    """Everything a job needs to know at its start."""
 
     job: str
-    folder: Path  # job folder: control, status, log; also its working folder
+    folder: Path  # job folder: control, status, log; also its working directory
     url: str
     credential_file: Path
     site: str
@@ -62,11 +62,11 @@ class JobSpec:
     cache: Path
     ranks: int
     threads: int  # per rank
-    device_batch_samples: int = 0  # 0: as the run says
-    link_bytes_s: float = 0.0  # limit of its transfers, bytes per second; 0: none
+    device_batch_samples: int = 0  # 0: as the run file says
+    link_bytes_s: float = 0.0  # bandwidth limit of its transfers, bytes per second; 0: none
     place: Place | None = None  # None: the site has one machine
-    server_name: str = ""  # that the controller's certificate must hold; "": the host of its address
-    insecure: bool = False  # plain HTTP to another machine is wanted
+    server_name: str = ""  # name expected in the controller's certificate; "": the host of its address
+    insecure: bool = False  # plain HTTP to another machine is allowed
 
 
 class Process(Protocol):
@@ -79,12 +79,12 @@ class Process(Protocol):
         ...
 
     def signal_group(self, number: int) -> None:
-        """Send a signal to the whole group; a group that is gone is no error."""
+        """Send a signal to the whole group; no error if the group has ended."""
         ...
 
 
 class Spawn(Protocol):
-    """How processes are started; tests pass one that starts none."""
+    """Starts a process; tests pass a fake."""
 
     def __call__(self, argv: Sequence[str], env: Mapping[str, str], cwd: Path, log: Path) -> Process: ...
 
@@ -101,18 +101,18 @@ class SystemProcess:
         return self._popen.poll()
 
     def signal_group(self, number: int) -> None:
-        """Send a signal to the whole group; a group that is gone is no error."""
+        """Send a signal to the whole group; no error if the group has ended."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
 
 def system_spawn(argv: Sequence[str], env: Mapping[str, str], cwd: Path, log: Path) -> SystemProcess:
-    """Start a process in a session of its own, both outputs appended to `log`.
+    """Start a process in its own session, with stdout and stderr appended to `log`.
 
     Raises: DiskError: the log cannot be opened. CurtailError: the program cannot be started.
     """
     try:
-        output = open(log, "ab")  # noqa: SIM115 (closed below, the child keeps its own copy)
+        output = open(log, "ab")  # noqa: SIM115 (closed below; the child has its own descriptor)
     except OSError as error:
         raise disk_error("write", log, error) from error
     with output:
@@ -133,13 +133,13 @@ def system_spawn(argv: Sequence[str], env: Mapping[str, str], cwd: Path, log: Pa
 
 
 def job_argv(ranks: int, python: str = sys.executable, place: Place | None = None) -> list[str]:
-    """The command of a job: torchrun without restarts, on this machine only or as one of a crew.
+    """The command of a job: torchrun without restarts, on this machine alone or as one of a crew.
 
-    In a crew the rendezvous is static: it alone keeps the order of the machines, so that the lead holds rank 0.
-    What torchrun writes for itself lies in the job folder, where the command runs: in the system's temporary
-    folder, where it would be, nobody deletes it after a torchrun that was killed.
+    A crew uses the static rendezvous: only that keeps the order of the machines, so that the lead has rank 0.
+    torchrun's own files go to the job folder, its working directory. By default they would go to the system's
+    temporary folder, and stay there after torchrun was killed.
     """
-    meeting = ["--standalone", "--local-addr", "127.0.0.1"]  # else the host's full name, which may not resolve
+    meeting = ["--standalone", "--local-addr", "127.0.0.1"]  # by default the host's full name, which may not resolve
     if place is not None and place.size > 1:
         meeting = [
             *("--nnodes", str(place.size)),
@@ -162,9 +162,9 @@ def job_argv(ranks: int, python: str = sys.executable, place: Place | None = Non
 
 
 def job_environment(spec: JobSpec, inherited: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a job, on top of what the agent `inherited`."""
+    """The environment of a job: `inherited` from the agent, plus the job's own variables."""
     env = {name: value for name, value in inherited.items() if name not in WITHHELD_VARIABLES}
-    # Without it a folder named `agent` in the working folder would shadow this package.
+    # Otherwise a folder named `agent` in the working directory would shadow this package.
     env["PYTHONSAFEPATH"] = "1"
     env["PYTHONUNBUFFERED"] = "1"
     env["OMP_NUM_THREADS"] = str(spec.threads)
@@ -191,9 +191,9 @@ def job_environment(spec: JobSpec, inherited: Mapping[str, str]) -> dict[str, st
 
 
 def compile_cache(folder: Path, inherited: Mapping[str, str]) -> dict[str, str]:
-    """What makes torch keep compiled code below `folder`, so that the next process need not compile again.
+    """Variables that make torch cache compiled code below `folder`, so that the next process need not compile again.
 
-    Only what `inherited` leaves open: who has set one of these wants it so.
+    Variables that the user has set are left alone.
     """
     wanted = {name: str(folder / below) for name, below in KEPT_COMPILED.items()}
     wanted["TORCHINDUCTOR_FX_GRAPH_CACHE"] = "1"
@@ -201,7 +201,7 @@ def compile_cache(folder: Path, inherited: Mapping[str, str]) -> dict[str, str]:
 
 
 def source_folder() -> Path | None:
-    """The folder that holds the packages when they run from a source tree; None when they are installed."""
+    """The folder of the packages if they run from a source tree; None if they are installed."""
     folder = Path(curtail.__file__).resolve().parent.parent
     return None if folder.name in ("site-packages", "dist-packages") else folder
 
@@ -221,23 +221,23 @@ class Job:
         return self.process.poll()
 
     def status(self) -> JobStatus | None:
-        """What the job says of itself, None if nothing yet."""
+        """The job's own status; None if there is none yet."""
         return job_files.read_status(self.spec.folder)
 
     def order(self, orders: Orders) -> None:
-        """Renew the job's permission, or ask it to drain."""
+        """Extend the job's permit, or ask it to drain."""
         job_files.write_orders(self.spec.folder, orders)
 
     def terminate(self) -> None:
-        """Ask the process group to end."""
+        """Send SIGTERM to the process group."""
         self.process.signal_group(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End the process group at once."""
+        """Send SIGKILL to the process group."""
         self.process.signal_group(signal.SIGKILL)
 
     def last_words(self) -> str:
-        """How the job says it ended: its own reason, else the last line of its log."""
+        """Why the job ended: the reason in its status, else the last line of its log."""
         status = self.status()
         if status is not None and status.exit_code is not None and status.reason:
             return status.reason
@@ -245,7 +245,7 @@ class Job:
 
 
 def start_job(spec: JobSpec, orders: Orders, spawn: Spawn, inherited: Mapping[str, str]) -> Job:
-    """Make the job folder, write the first orders, start torchrun.
+    """Create the job folder, write the first orders, start torchrun.
 
     Raises: DiskError; CurtailError: the program cannot be started.
     """
@@ -259,9 +259,9 @@ def start_job(spec: JobSpec, orders: Orders, spawn: Spawn, inherited: Mapping[st
 
 
 def count_devices() -> int:
-    """CUDA devices that a job could use here; 1, for one CPU rank, if there is none.
+    """Number of CUDA devices that a job can use here; 1, for one CPU rank, if there is none.
 
-    Asked in a process of its own, so that the agent holds neither torch nor a device.
+    Runs in its own process, so that the agent imports no torch and holds no device.
     """
     if not Path("/proc/driver/nvidia/gpus").exists():
         return 1
@@ -274,6 +274,6 @@ def count_devices() -> int:
 
 
 def threads_per_rank(ranks: int) -> int:
-    """CPU threads each rank may use: this process's share of cores, split evenly."""
+    """CPU threads for each rank: the cores available to this process, split evenly."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // ranks)

@@ -1,15 +1,10 @@
-"""The life of one agent as a table: (state, event) -> state.
+"""The agent's state machine as pure functions: (state, event) -> state, and which event comes next.
 
-Decides which event is allowed when, and what kind of power the site draws in
-each state; it starts nothing and asks nobody. `agent.loop` finds out which
-event happened and acts on the new state. A forbidden event raises
-`RefusedTransition` and changes nothing.
-
-What an agent does next, from values alone.
-
-Decides which event happened, given the permit, the job and the time, and how
-long the agent pauses after failures. It finds out nothing and acts on nothing:
-`agent.loop` does both. Units: seconds of `Clock.monotonic`.
+`NEXT` says which event is allowed in which state; a forbidden event raises
+`RefusedTransition` and changes nothing. `next_event` derives the event from the
+permit, the job and the time. Also here: the energy phase of each state, and the
+pauses after failures. `agent.loop` collects the values and acts on the new
+state. Units: seconds of `Clock.monotonic`.
 """
 
 from __future__ import annotations
@@ -25,16 +20,16 @@ class State(StrEnum):
     """What an agent is doing; the value travels in heartbeats."""
 
     JOINING = "JOINING"  # no valid credential yet
-    IDLE = "IDLE"  # joined, without a permit, no job
-    PAUSING = "PAUSING"  # without a permit; on_pause runs
-    RESUMING = "RESUMING"  # with a permit; on_resume runs before the job starts
-    STARTING = "STARTING"  # the job is alive and has not trained yet
+    IDLE = "IDLE"  # joined; no permit, no job
+    PAUSING = "PAUSING"  # no permit; on_pause runs
+    RESUMING = "RESUMING"  # permit granted; on_resume runs before the job starts
+    STARTING = "STARTING"  # the job runs and has not trained yet
     TRAINING = "TRAINING"  # the job trains or exchanges weights
-    HOLDING = "HOLDING"  # the permit is over, the job keeps its weights on the GPUs through a short gap
+    HOLDING = "HOLDING"  # the permit ended; the job keeps its weights on the GPUs through a short gap
     DRAINING = "DRAINING"  # the job was asked to commit what it has and to exit
-    STOPPING = "STOPPING"  # the job did not drain in time and is being ended
-    BACKOFF = "BACKOFF"  # the job or on_resume failed; no job is started for a while
-    LEFT = "LEFT"  # the end
+    STOPPING = "STOPPING"  # the job did not drain in time and is being terminated
+    BACKOFF = "BACKOFF"  # the job or on_resume failed; no job starts for a while
+    LEFT = "LEFT"  # final state
 
 
 class Event(StrEnum):
@@ -43,15 +38,15 @@ class Event(StrEnum):
     JOINED = "joined"  # the controller accepted the credential
     CREDENTIAL_REFUSED = "credential refused"
     PERMIT_GRANTED = "permit granted"
-    PAUSE_DUE = "pause due"  # no permit is to be had, and on_pause was not run yet
-    RESUME_DUE = "resume due"  # a permit is there, and on_resume was not run yet
+    PAUSE_DUE = "pause due"  # no permit is available, and on_pause has not run yet
+    RESUME_DUE = "resume due"  # there is a permit, and on_resume has not run yet
     HOOK_DONE = "hook done"
     HOOK_FAILED = "hook failed"
     JOB_TRAINS = "job trains"
-    PERMIT_ENDED = "permit ended"  # refused, lapsed, or the agent was told to stop
-    HOLD_BEGAN = "hold began"  # the permit ended, and the controller wants the weights to stay
-    HOLD_ENDED = "hold ended"  # a permit is there again
-    CREW_CHANGED = "crew changed"  # other machines of the site are to form its job
+    PERMIT_ENDED = "permit ended"  # refused, expired, or the agent was told to stop
+    HOLD_BEGAN = "hold began"  # the permit ended, and the controller wants the job to keep its weights
+    HOLD_ENDED = "hold ended"  # there is a permit again
+    CREW_CHANGED = "crew changed"  # the site's job must be restarted with another set of machines
     DRAIN_OVERDUE = "drain overdue"
     JOB_ENDED = "job ended"
     JOB_FAILED = "job failed"
@@ -67,7 +62,7 @@ NEXT: dict[tuple[State, Event], State] = {
     (State.IDLE, Event.RESUME_DUE): State.RESUMING,
     (State.IDLE, Event.CREDENTIAL_REFUSED): State.JOINING,
     (State.IDLE, Event.LEAVE): State.LEFT,
-    # A machine that could not be put to rest can train all the same.
+    # If on_pause failed, the machine can train all the same.
     (State.PAUSING, Event.HOOK_DONE): State.IDLE,
     (State.PAUSING, Event.HOOK_FAILED): State.IDLE,
     (State.RESUMING, Event.HOOK_DONE): State.IDLE,  # the permit may have ended meanwhile
@@ -90,7 +85,7 @@ NEXT: dict[tuple[State, Event], State] = {
     (State.DRAINING, Event.DRAIN_OVERDUE): State.STOPPING,
     (State.DRAINING, Event.JOB_ENDED): State.IDLE,
     (State.DRAINING, Event.JOB_FAILED): State.BACKOFF,
-    # A job that had to be ended says nothing about the next one: no backoff.
+    # A job that was terminated says nothing about the next one: no backoff.
     (State.STOPPING, Event.JOB_ENDED): State.IDLE,
     (State.BACKOFF, Event.BACKOFF_OVER): State.IDLE,
     (State.BACKOFF, Event.CREDENTIAL_REFUSED): State.JOINING,
@@ -98,10 +93,10 @@ NEXT: dict[tuple[State, Event], State] = {
 }
 
 WITH_JOB = frozenset({State.STARTING, State.TRAINING, State.HOLDING, State.DRAINING, State.STOPPING})
-"""States in which a job is alive."""
+"""States in which a job runs."""
 
 WITH_HOOK = frozenset({State.PAUSING, State.RESUMING})
-"""States in which a command of the machine runs."""
+"""States in which on_pause or on_resume runs."""
 
 
 def advance(state: State, event: Event) -> State:
@@ -116,14 +111,14 @@ def advance(state: State, event: Event) -> State:
 
 
 def energy_phase(state: State, job_phase: str | None) -> str:
-    """What the site's power goes into: paused, start, train, sync, hold or drain.
+    """The energy phase of this state: paused, start, train, sync, hold or drain.
 
-    Args: job_phase: the phase the job itself reports, None if it has not said yet.
+    Args: job_phase: the phase that the job reports; None if it has not reported one yet.
     """
     if state in (State.STARTING, State.RESUMING):
-        return "start"  # on_resume is part of what a start costs
+        return "start"  # on_resume is part of the cost of a start
     if state in (State.TRAINING, State.HOLDING):
-        # what the job does: it hands in before it holds, and fetches before it trains again
+        # The job's phase: it uploads before it holds, and downloads before it trains again.
         return job_phase if job_phase in ("sync", "hold") else "train"
     if state in (State.DRAINING, State.STOPPING):
         return "drain"
@@ -131,61 +126,61 @@ def energy_phase(state: State, job_phase: str | None) -> str:
 
 
 DRAIN_S = 60.0
-"""How long a job may take to finish its step, and to leave once what it has is handed in.
+"""How long a draining job may take to finish its step, and to exit after its contribution is uploaded.
 
-How long handing in may take, the job itself says: up to the run's `upload_timeout`, because a controller
-that is away for some minutes shall not cost a finished contribution."""
+The job itself says how long the upload may take. The limit is the run's `upload_timeout`, so that a controller outage
+of some minutes does not cost a finished contribution."""
 
 BROKEN_S = 5.0
-"""How long a job may take to leave that lost one of its machines: it cannot make another step. What it has
-finished it still hands in."""
+"""How long a job may take to exit after it lost one of its machines. It cannot make another step, but it still
+uploads what it has finished."""
 
 RETRY_MOST_S = 5.0
-"""Longest pause between heartbeats that fail; a shorter heartbeat bounds it further, for the controller
-counts a site as lost after as little as two heartbeats."""
+"""Longest pause between failed heartbeats. The heartbeat interval is a limit, too, because the controller may
+count a site as lost after only two missed heartbeats."""
 
 BEAT_SPREAD = 0.1
-"""The part of a heartbeat that chance may take off."""
+"""Jitter: the fraction of a heartbeat interval by which a pause may be shortened."""
 
 BACKOFF_S, BACKOFF_MOST_S = 2.0, 60.0
-"""Pause after a failed job or on_resume; doubles with each failure in a row."""
+"""First and longest pause after a failed job or on_resume; it doubles with each failure in a row."""
 
 STEADY_S = 60.0
-"""A job that trained for so long can train."""
+"""A job that trained for at least this long resets the count of failures."""
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """All that the next event depends on."""
+    """All values on which the next event depends."""
 
     state: State
     now: float
     since: float  # when the state began
     permit_until: float | None = None  # None: no permit
-    hold_until: float | None = None  # until when a job may stay without one, its weights on idle GPUs; None: it may not
-    job_exit: int | None = None  # exit code of the job of this state, None while it runs
+    hold_until: float | None = None  # until when a job without a permit may hold its weights; None: it may not
+    job_exit: int | None = None  # exit code of the job; None while it runs
     job_phase: str | None = None
-    handing_in: float | None = None  # until when the job may need to hand in what it has, as it says
-    stopping: bool = False  # told to stop, or unable to go on
-    finished: bool = False  # the run is over
+    handing_in: float | None = None  # until when the job says it may need to upload its contribution
+    stopping: bool = False  # told to stop, or a fatal error occurred
+    finished: bool = False  # the run is finished
     credential_refused: bool = False
     backoff_until: float = 0.0
-    crew_changed: bool = False  # the site's job is to be formed by other machines than this job
+    crew_changed: bool = False  # the site's job must be restarted with another set of machines
     crew_broken: bool = False  # one of this job's machines is gone
-    refused: bool = False  # no permit is to be had: the controller said so since the last job, or is out of reach
-    pause_due: bool = False  # on_pause is to be run when the machine pauses
-    resume_due: bool = False  # on_resume is to be run before a job starts
-    hook_failed: bool | None = None  # how the command of this state ended, None while it runs
+    refused: bool = False  # the controller refused a permit since the last job, or was unreachable too long
+    pause_due: bool = False  # on_pause must run when the machine pauses
+    resume_due: bool = False  # on_resume must run before a job starts
+    hook_failed: bool | None = None  # whether this state's command failed; None while it runs
 
 
 def next_event(view: View) -> Event | None:
-    """What happened to the agent, or None. Called again after each event until nothing is left."""
+    """The next event, or None. The caller repeats this after each event until it returns None."""
     leaving = view.stopping or view.finished
     permitted = view.permit_until is not None and view.now <= view.permit_until
     if view.state in WITH_JOB:
         return _job_event(view, permitted)
     if view.state in WITH_HOOK:
-        # Whoever leaves meanwhile waits for the command, which has a time limit of its own.
+        # An agent that is to leave waits for the command first; the command has its own timeout.
         return None if view.hook_failed is None else Event.HOOK_FAILED if view.hook_failed else Event.HOOK_DONE
     if view.state is State.LEFT:
         return None
@@ -204,9 +199,9 @@ def next_event(view: View) -> Event | None:
 
 def _job_event(view: View, permitted: bool) -> Event | None:
     if view.job_exit is not None:
-        # A job that leaves at once without training would be started again and again: that is a failure too.
+        # A job that exits without training counts as failed; otherwise it would be restarted in a tight loop.
         idle = view.state is State.STARTING
-        # One that lost a machine fails, or leaves before it trained; the next one is another.
+        # When the crew changed, an error or an early exit is expected, and the next job has another crew.
         failed = (view.job_exit != 0 or idle) and view.state is not State.STOPPING and not view.crew_changed
         return Event.JOB_FAILED if failed else Event.JOB_ENDED
     if view.state in (State.STARTING, State.TRAINING, State.HOLDING):
@@ -228,28 +223,28 @@ def _job_event(view: View, permitted: bool) -> Event | None:
 
 
 def failures_now(before: int, trained_s: float) -> int:
-    """Failed jobs in a row, with one that failed after it had trained for so long.
+    """Failed jobs in a row, after one that failed when it had trained for `trained_s`.
 
-    Long enough, and it was struck from outside: another may begin at once.
+    0 if it trained for at least STEADY_S: then the cause is external, and the next job may start at once.
     """
     return 0 if trained_s >= STEADY_S else before + 1
 
 
 def backoff_s(failures: int) -> float:
-    """Pause after so many failed jobs, or runs of on_resume, in a row: none, 2, 4, 8, ... at most 60 s."""
+    """Pause after this many failures of the job or of on_resume in a row: 0, 2, 4, 8, ... at most 60 s."""
     if failures == 0:
         return 0.0
     return min(BACKOFF_S * 2.0 ** (failures - 1), BACKOFF_MOST_S)
 
 
 def retry_s(failures: int, heartbeat_s: float, chance: float = 0.0) -> float:
-    """Pause after so many failed heartbeats in a row; at most a heartbeat, and at most 5 s.
+    """Pause after this many failed heartbeats in a row; at most the heartbeat interval, and at most 5 s.
 
-    Args: chance: from 0 to 1, spreads the agents that find the controller back.
+    Args: chance: random, from 0 to 1: jitter, so that not all agents come back at the same moment.
     """
     return spread(min(min(heartbeat_s, 1.0) * 2.0 ** (failures - 1), heartbeat_s, RETRY_MOST_S), chance)
 
 
 def beat_s(heartbeat_s: float, chance: float) -> float:
-    """Pause between two heartbeats. Those that were once answered at the same moment do not stay together."""
+    """Pause between two heartbeats, with jitter, so that agents do not stay synchronised."""
     return spread(heartbeat_s, chance, BEAT_SPREAD)

@@ -1,10 +1,9 @@
-"""The life of an agent: poll, decide, act.
+"""The agent's main loop: poll the job and the controller, determine the event, act.
 
-Finds out what happened (`agent.lifecycle` says which event that is), goes to the
-next state of `agent.lifecycle` and acts: starts, drains, ends, leaves. Whether the
-site may train is the controller's decision (`agent.heartbeat` hears it); here only
-the end of its permit is watched, so that no job trains without one. Units: seconds
-of `Clock.monotonic`.
+`agent.lifecycle` determines the event and the next state. The loop then acts: it
+starts, drains or ends the job, or leaves the run. The controller decides whether
+the site may train (`agent.heartbeat`); the loop enforces the end of the permit, so
+that no job trains without one. Units: seconds of `Clock.monotonic`.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from agent.membership import Membership
 from agent.options import Edges, JoinOptions, Stop
 
 POLL_S = 0.2
-"""Between two looks at the job and at signals."""
+"""Interval at which the job and the signals are polled."""
 
 
 class Agent:
-    """One machine in a run: its state, and what follows from it."""
+    """One machine in a run: its state, and the actions that follow from it."""
 
     def __init__(self, options: JoinOptions, edges: Edges, home: Home, control: Control, stop: Stop) -> None:
         self.options, self.edges, self.stop = options, edges, stop
@@ -47,17 +46,17 @@ class Agent:
         stop.kill = self._kill
 
     def first_contact(self) -> None:
-        """Join, or take up what is kept of an earlier join; `live` does, if the controller is out of reach.
+        """Join, or resume an earlier join. If the controller is unreachable then, `live` retries.
 
-        Raises: Unreachable, AuthError, WireError, Refused: a machine that never joined does not wait.
+        Raises: Unreachable, AuthError, WireError, Refused: a machine that never joined does not retry.
         """
         if self.talk.first_contact():
             self._take(Event.JOINED)
 
     def live(self) -> int:
-        """Run until the end; the exit code.
+        """Run until the agent leaves. Returns: the exit code.
 
-        Raises: AuthError, Refused: the controller turned this agent away.
+        Raises: AuthError, Refused: the controller refused this agent.
         """
         try:
             while True:
@@ -85,10 +84,10 @@ class Agent:
     def _phase(self) -> str:
         return energy_phase(self.state, self.job.phase)
 
-    # -- what happened, and what follows -------------------------------------------
+    # -- events and actions --------------------------------------------------------
 
     def _settle(self) -> None:
-        """Take events until nothing more happens."""
+        """Process events until there is none left."""
         while (event := next_event(self._view())) is not None:
             self._take(event)
         if self.state is State.STOPPING:
@@ -117,7 +116,7 @@ class Agent:
         )
 
     def _take(self, event: Event) -> None:
-        """Go to the next state and do what it asks for."""
+        """Go to the next state and act on the event."""
         self.state, self.since = advance(self.state, event), self.edges.clock.monotonic()
         if event is Event.PERMIT_GRANTED:
             self._start()
@@ -139,7 +138,7 @@ class Agent:
         self._say(self._line(event))
 
     def _after_hook(self) -> None:
-        """A command is over. After a failed on_resume no job starts for a while."""
+        """Process the end of a command. After a failed on_resume no job starts for a while."""
         ended = self.hooks.take()
         self.talk.beats.at_once()
         if self.state is State.BACKOFF:
@@ -154,20 +153,20 @@ class Agent:
         if event is Event.CREW_CHANGED:
             gone = self.job.crew_broken
             words = "a machine of the site is gone" if gone else "the site's machines have changed"
-            self.talk.reason = f"{words}, the job starts again with those that are here"
+            self.talk.reason = f"{words}; the job restarts on the machines that are here"
         elif self.stop.number is not None:
             self.talk.reason = "the agent was stopped"
         elif self.talk.fatal is not None:
             self.talk.reason = self.talk.fatal.message
         elif self.talk.permit_until is not None:
-            # With a forecast the controller grants only up to the end of the window, and says no more than that.
-            words = "lapsed without word from the controller" if self.talk.beats.failures else "has run out"
+            # With a forecast the controller grants a permit only up to the end of the window, without a reason.
+            words = "expired while the controller was unreachable" if self.talk.beats.failures else "has expired"
             self.talk.reason = f"the permit {words}"
         self.talk.give_up_permit()
         self.job.order(Orders(0.0, True, self.talk.reason))
 
     def _bury(self, event: Event) -> None:
-        """The job is over: ask the controller anew before another starts."""
+        """Clean up after a job and ask the controller again before the next one starts."""
         self.job.bury(event is Event.JOB_FAILED, self.edges.clock.monotonic())
         if event is Event.JOB_FAILED:
             self.backoff_until = self.edges.clock.monotonic() + backoff_s(self.job.failures)
@@ -177,7 +176,7 @@ class Agent:
         self.hooks.kill()
         self.job.kill()
 
-    # -- words ---------------------------------------------------------------------
+    # -- log lines -----------------------------------------------------------------
 
     def _line(self, event: Event) -> str:
         if event is Event.JOINED:

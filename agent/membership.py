@@ -1,9 +1,8 @@
-"""Who this machine is to its controller: it joins with a token, comes back by credential or key, and leaves.
+"""Joins the run with a token, resumes with the stored credential or key, and leaves the run.
 
-Decides when a token is needed and what is kept of an answer, so that a machine
-that lost its power comes back as the one that it was: its key alone gets it a
-credential, also where the answer to its join was lost. When to talk is decided by
-`agent.loop`.
+Decides when a token is needed and what is stored of a reply. A machine that lost
+power resumes its identity: its key alone gets it a new credential, even if the
+reply to its join was lost. `agent.loop` decides when to send what.
 """
 
 from __future__ import annotations
@@ -37,18 +36,18 @@ class Membership:
         if options.machines > 1:
             self.address = options.address or edges.local_address(control.address)
             self.port = options.rendezvous_port
-        self._renewed = False  # by the key, and the new credential was good for nothing yet
+        self._renewed = False  # renewed by the key, and the new credential has not been accepted yet
 
     @property
     def same_machine(self) -> bool:
-        """Did this agent tell the controller at its last join what is true now?"""
+        """Do the site, machines and address that were sent with the last join still hold?"""
         known, options = self.identity, self.options
         told = (known.site, known.machines, known.address, known.port)
         return told == (options.site, options.machines, self.address, self.port)
 
     def come_back(self, beat: Callable[[], wire.HeartbeatReply]) -> wire.HeartbeatReply:
-        """`beat` with the stored credential, or with a new one that the key gets. Raises: as `beat`."""
-        refusal = AuthError("its file is gone, and the key alone is not known there")
+        """Call `beat` with the stored credential, else with a new one obtained by the key. Raises: as `beat`."""
+        refusal = AuthError("its file is missing, and the controller does not know this agent's key")
         if self.control.credential is not None:
             try:
                 return beat()
@@ -59,9 +58,9 @@ class Membership:
         return beat()
 
     def enter(self, refusal: CurtailError | None) -> None:
-        """Join with the token; without one this is a machine that joined, if the power was lost before it was noted.
+        """Join with the token. Without a token, try the key: the join may have succeeded just before a power loss.
 
-        Args: refusal: why the controller does not take what is kept of an earlier join.
+        Args: refusal: why the controller refuses the stored credential of an earlier join.
         Raises: AuthError: a token is needed. As `Control.join` and `Control.renew`.
         """
         if not self.options.token:
@@ -90,11 +89,12 @@ class Membership:
             return f"the controller refuses this agent's credential: {refusal.message}"
         if self.identity.site == self.options.site:
             return f"{self.home.path} joined with another --machines, --address or port, and no token was given"
-        return f"site {self.options.site} has not joined from {self.home.path} and no token was given"
+        return f"site {self.options.site} has never joined from {self.home.path}, and no token was given"
 
     def renew(self) -> bool:
-        """Get a new credential by the key alone, for one that has expired; once, until it was good for something.
+        """Get a new credential by the key alone. Tried once, until the controller accepts the new credential.
 
+        Returns: False: it was tried already, or the controller refused.
         Raises: Unreachable, DiskError.
         """
         if self._renewed:
@@ -111,7 +111,7 @@ class Membership:
         return True
 
     def _remember(self, reply: wire.JoinReply) -> None:
-        """What the controller knows of this machine now."""
+        """Store the reply to a join or a renewal."""
         self.identity = Identity(
             self.identity.agent,
             self.options.site,
@@ -128,9 +128,9 @@ class Membership:
         self.home.remember(self.identity, reply.credential, self.edges.disk)
 
     def heard(self, reply: wire.HeartbeatReply) -> None:
-        """The credential was good; use a new one once it is on disk, for the job and for a restart.
+        """The credential was accepted. Use a new one from the reply once it is on disk, for the job and a restart.
 
-        Until then the old one is good.
+        Until then the old one stays valid.
         """
         self._renewed = False
         if reply.credential is None:
@@ -138,22 +138,22 @@ class Membership:
         try:
             self.home.keep_credential(reply.credential, self.edges.disk)
         except DiskError as error:
-            self.edges.say(f"site {self.options.site}: {error}; the old credential is used until it ends")
+            self.edges.say(f"site {self.options.site}: {error}; using the old credential until it expires")
         else:
             self.control.credential = reply.credential
 
     def begins_in(self, crew: str) -> None:
-        """The job of this crew begins here: after a crash the controller must hear that. Raises: DiskError."""
+        """Store that a job of this crew starts, so that the controller hears of it after a crash. Raises: DiskError."""
         self.identity = replace(self.identity, crew=crew)
         self.home.note(self.identity, self.edges.disk)
 
     def leave(self, reason: str) -> None:
-        """Tell the controller that this machine stops for good, if it ever joined."""
+        """Tell the controller that this machine leaves the run, if it ever joined."""
         if self.control.credential is None:
             return
         request = wire.LeaveRequest(self.identity.agent, self.options.site, self.identity.fence, reason)
         try:
             self.control.leave(request)
         except CurtailError as error:
-            # Without the message the controller notices by the missing heartbeats.
-            self.edges.say(f"site {self.options.site}: the controller was not told: {error}")
+            # The controller will notice the missing heartbeats.
+            self.edges.say(f"site {self.options.site}: could not tell the controller that it leaves: {error}")

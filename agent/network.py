@@ -1,7 +1,7 @@
-"""At which address, and over which interface, the machines of a site meet.
+"""Chooses the address and the network interface through which a site's machines communicate.
 
-Decides what an agent tells of its machine where nobody says, and what the job's
-collective operations use. It opens no connection and sends nothing.
+Decides the address that an agent reports by default, and the interface that the
+job's collective operations use. It opens no connection and sends nothing.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ SIOCGIFADDR = 0x8915
 
 
 def socket_interface(address: str | None, inherited: Mapping[str, str]) -> dict[str, str]:
-    """The environment that makes gloo and nccl talk over the right network interface.
+    """The environment variables that make gloo and NCCL use the right network interface.
 
     Args: address: where the site's other machines reach this one; None: the job runs on this machine alone.
-    Returns: the loopback for a job on one machine, whatever `inherited` says. With others the interface that has
-        the address, unless the user has set one; nothing where it cannot be told: then gloo and nccl choose.
+    Returns: for one machine the loopback, even if `inherited` names another interface. For several machines the
+        interface with that address, unless the user set one; nothing if it is unknown: then gloo and NCCL choose.
     """
     names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
     loopback = "lo" if sys.platform == "linux" else "lo0"
@@ -35,7 +35,7 @@ def socket_interface(address: str | None, inherited: Mapping[str, str]) -> dict[
 
 
 def interface_of(address: str) -> str | None:
-    """The name of this machine's interface with that IPv4 address or host name; None if it cannot be told."""
+    """The name of this machine's interface with that IPv4 address or host name; None if it is unknown."""
     if sys.platform != "linux":
         return None
     import fcntl
@@ -54,7 +54,7 @@ def interface_of(address: str) -> str | None:
 
 
 def local_address(url: str) -> str:
-    """This machine's address on the way to the controller at `url`; nothing is sent."""
+    """This machine's address on its route to the controller at `url`; nothing is sent."""
     host = urlsplit(url).hostname or "127.0.0.1"
     try:
         family, kind, proto, _, target = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]

@@ -1,7 +1,7 @@
-"""What an agent is asked to do, and what it needs of the world.
+"""The agent's options with their defaults, its injected dependencies, and its stop request.
 
-Decides nothing but defaults. `Edges` are the places where tests put fakes; `Stop`
-is how a person or the system ends an agent. Units: seconds.
+`Edges` holds the dependencies that tests replace with fakes. `Stop` says whether
+a person or the system asked the agent to end. Units: seconds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from curtail.system.systemd import Notifier
 
 @dataclass(frozen=True, slots=True)
 class JoinOptions:
-    """What `curtail agent join` was asked for."""
+    """The options of `curtail agent join`."""
 
     url: str | None  # None: search the network
     site: str
@@ -37,15 +37,15 @@ class JoinOptions:
     token: str | None = None  # needed only while there is no valid credential
     ranks: int = 0  # 0: one per CUDA device, or 1
     threads: int = 0  # per rank; 0: this machine's cores, split
-    device_batch_samples: int = 0  # per rank and pass on this machine; 0: as the run says
+    device_batch_samples: int = 0  # per rank and pass on this machine; 0: as the run file says
     discover_s: float = 3.0
-    machines: int = 1  # of the site, this one among them
-    address: str | None = None  # where the site's other machines reach this one; None: as it reaches the controller
+    machines: int = 1  # machines of the site, including this one
+    address: str | None = None  # where the site's other machines reach this one; None: `local_address`
     rendezvous_port: int = 29400  # on this machine, for the job of several machines
-    link_bytes_s: float = 0.0  # most that a job's transfers take, bytes per second; 0: no limit
-    server_name: str | None = None  # that the controller's certificate must hold; None: the host of its address
-    insecure: bool = False  # plain HTTP to another machine is wanted
-    replace: bool = False  # with an operator's token: take the place of a machine with another key
+    link_bytes_s: float = 0.0  # bandwidth limit of a job's transfers, bytes per second; 0: none
+    server_name: str | None = None  # name expected in the controller's certificate; None: the host of its address
+    insecure: bool = False  # plain HTTP to another machine is allowed
+    replace: bool = False  # with an operator's token: replace a machine that has another key
     hooks: Commands = field(default_factory=Commands)  # run when the machine pauses and resumes
 
 
@@ -55,7 +55,7 @@ def _say(line: str) -> None:
 
 @dataclass(slots=True)
 class Edges:
-    """What the loop needs of the world; tests pass fakes."""
+    """The injected dependencies of the loop; tests pass fakes."""
 
     clock: Clock = field(default_factory=SystemClock)
     disk: Disk = field(default_factory=SystemDisk)
@@ -67,7 +67,7 @@ class Edges:
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     say: Callable[[str], None] = _say
     notifier: Notifier = field(default_factory=Notifier)
-    chance: Callable[[], float] = random.random  # spreads what many agents would do at the same moment
+    chance: Callable[[], float] = random.random  # jitter, from 0 to 1
 
 
 @dataclass(slots=True)
@@ -78,9 +78,9 @@ class Stop:
     kill: Callable[[], None] = lambda: None
 
     def ask(self, number: int) -> None:
-        """The first time: end in order. The second time: end now.
+        """The first call asks for an orderly shutdown. The second call kills the job and exits.
 
-        Raises: SystemExit: at the second time, after the job was killed.
+        Raises: SystemExit: at the second call.
         """
         if self.number is None:
             self.number = number

@@ -1,13 +1,12 @@
-"""Measured power of this machine's devices, in watts.
+"""Measures the power of this machine's devices, in watts.
 
-A meter says how much its devices drew on average since it was asked last, by
-which method, and which devices that includes. What cannot be read is None, never
-a guess: the controller then uses the run file's model of the site. A heartbeat
-speaks for the whole machine, so `watts` is None while a part of it is not
-measured; `measure` tells that part anyway. Energy counters are preferred to
-momentary power, since they miss nothing between two questions. `power` sums up
-what was measured since the meter was made, so that the controller misses nothing
-between two heartbeats either, lost ones included. Seconds, W, J.
+A meter reports the mean power since its last call, the method, and the devices
+that it covers. An unreadable value is None, never a guess; the controller then
+uses the run file's model of the site. A heartbeat reports the whole machine, so
+`watts` is None while some part is not measured; `measure` returns the measured
+part anyway. Energy counters are preferred to instantaneous power, because they
+miss nothing between two calls. `power` is a running total since the meter was
+created, so that lost heartbeats lose no energy. Seconds, W, J.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from curtail.system.clock import Clock, SystemClock
 from curtail.wire import Power
 
 SHORTEST_S, LONGEST_S = 0.5, 600.0
-"""Of an interval. GPUs renew their counters every 20 to 100 ms, so shorter ones say little; RAPL wraps around
-after some minutes at full power, and whether it did so twice cannot be seen."""
+"""Shortest and longest interval of a measurement. GPUs update their counters only every 20 to 100 ms. RAPL wraps
+around after some minutes at full power, and a second wrap-around would go unnoticed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,56 +34,56 @@ class Measurement:
 
     watts: float
     method: str  # nvml-total-energy, nvml-power-integrated, rapl, constant, or several with +
-    covers: tuple[str, ...]  # which devices are included
-    lacks: tuple[str, ...] = ()  # which are known to be left out
+    covers: tuple[str, ...]  # the devices that are included
+    lacks: tuple[str, ...] = ()  # the devices that are known to be missing
 
     @property
     def whole(self) -> bool:
-        """Does it speak for the whole machine?"""
+        """Does it cover the whole machine?"""
         return not self.lacks
 
 
 class PowerMeter(Protocol):
-    """Where watts come from."""
+    """Measures the power of the machine."""
 
     def watts(self) -> float | None:
-        """Mean power of this machine since the last question, or None if it is not measured."""
+        """Mean power of this machine since the last call, in W; None if it is not measured."""
         ...
 
     def power(self) -> Power | None:
-        """All that was measured up to the last question; None: there is no counter."""
+        """The total measured up to the last call of `watts`; None if there is no counter."""
         ...
 
 
 class Counter(Protocol):
-    """Devices with an energy counter."""
+    """The energy counter of some devices."""
 
     method: str
     covers: tuple[str, ...]
     part: str  # of the machine: gpu, host, or whole
 
     def joules(self) -> float:
-        """Energy since an arbitrary point; never goes back. Raises: OSError: it cannot be read now."""
+        """Energy in J since an arbitrary point; monotonic. Raises: OSError: it cannot be read now."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ConstantMeter:
-    """Always the same answer; None by default: not measured."""
+    """A fixed power; None by default: not measured."""
 
     value: float | None = None
     note: str = "power is not measured"
 
     def watts(self) -> float | None:
-        """The fixed answer."""
+        """The fixed power, in W."""
         return self.value
 
     def measure(self) -> Measurement | None:
-        """The fixed answer, labelled."""
+        """The fixed power as a measurement."""
         return None if self.value is None else Measurement(self.value, "constant", ("machine",))
 
     def power(self) -> Power | None:
-        """Nothing is counted."""
+        """None: there is no counter."""
         return None
 
 
@@ -92,9 +91,9 @@ class CounterMeter:
     """Mean power from the difference of energy counters.
 
     Args:
-        lacks: devices known to be left out.
-        constant: (W, what it stands for) of devices that have no counter.
-        note: for people, what is measured and what is not.
+        lacks: devices that are known to be missing.
+        constant: (W, label) of devices that have no counter.
+        note: says to the user what is measured and what is not.
     """
 
     def __init__(
@@ -113,12 +112,12 @@ class CounterMeter:
         self.note = note
 
     def watts(self) -> float | None:
-        """Mean power of the machine since the last question; None at the first, and where a part is not measured."""
+        """Mean power of the machine since the last call; None at the first call or while a part is not measured."""
         found = self.measure()
         return found.watts if found is not None and found.whole else None
 
     def measure(self) -> Measurement | None:
-        """Mean power of what is covered; None at the first question and after a failure."""
+        """Mean power of the covered devices; None at the first call and after a failure."""
         now = self._clock.monotonic()
         if self._before is not None and now - self._before[0] < SHORTEST_S:
             return self._latest
@@ -131,7 +130,7 @@ class CounterMeter:
         if before is None or now - before[0] > LONGEST_S:
             return None
         spent = [after - earlier for after, earlier in zip(joules, before[1], strict=True)]
-        if any(value < 0.0 for value in spent):  # a driver was loaded anew
+        if any(value < 0.0 for value in spent):  # a driver was reloaded
             return None
         self._sum_up(spent, now - before[0])
         watts = sum(spent) / (now - before[0])
@@ -144,7 +143,7 @@ class CounterMeter:
         return self._latest
 
     def power(self) -> Power:
-        """All that was measured up to the last question."""
+        """The total measured up to the last call of `watts` or `measure`."""
         methods = [*(counter.method for counter in self._counters), *(["constant"] if self._constant else [])]
         parts = {counter.part for counter in self._counters} | ({"host"} if self._constant else set())
         return Power(
@@ -166,12 +165,12 @@ def choose_meter(
     load: Callable[[], Any] = lambda: importlib.import_module("pynvml"),
     rapl: Path = Path("/sys/class/powercap"),
 ) -> ConstantMeter | CounterMeter:  # fmt: skip
-    """The best meter of this machine; its `note` says what it is.
+    """The best meter for this machine; its `note` says which one.
 
-    GPUs by NVML, the host by RAPL or else by `host_w`. A machine without GPUs that can be
-    measured is not measured: the run file's model speaks for it.
+    NVML measures the GPUs, RAPL the host; without RAPL the host counts as `host_w`. A machine
+    without measurable GPUs is not measured; the controller then uses the run file's model.
 
-    Args: host_w: W of everything but the GPUs, where RAPL cannot be read.
+    Args: host_w: W of everything except the GPUs, for a machine on which RAPL cannot be read.
     """
     clock = clock or SystemClock()
     try:
@@ -184,6 +183,6 @@ def choose_meter(
         if host_w is not None:
             note = f"power: {gpus.method} and a constant {host_w:.0f} W for the host"
             return CounterMeter([gpus], clock, constant=(host_w * gpus.share, "host"), note=note)
-        note = f"power of the GPUs alone can be measured, so the run file's figures are used: {error}"
+        note = f"only the power of the GPUs can be measured, so the run file's figures are used: {error}"
         return CounterMeter([gpus], clock, lacks=("host",), note=note)
     return CounterMeter([gpus, host], clock, note=f"power: {gpus.method} and rapl of {', '.join(host.covers)}")

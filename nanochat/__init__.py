@@ -1,1 +1,1 @@
-"""The model, its optimizer, data and evaluation. Knows nothing of sites, HTTP or carbon. Importing it does nothing."""
+"""The model, its optimizer, data and evaluation; independent of sites, HTTP and carbon."""

@@ -1,10 +1,9 @@
-"""How a model runs on a device: attention backend, fp8, compilation.
+"""Sets up a model for its device: attention backend, fp8, compilation.
 
-Decides what each of them is when nobody asked, the same for plain training, for
-the jobs of a run and for the benchmark: the attention that works, no fp8, and
-compilation on CUDA only. Nothing is imported from the compiler and nothing is
-compiled before the first pass. Where compiled code is kept is the caller's
-affair, by environment variables.
+The defaults are the same for plain training, the jobs of a run and the benchmark:
+the first attention backend that works, no fp8, and compilation on CUDA only. The
+compiler is imported and runs only at the first pass. Environment variables of the
+caller choose the cache for compiled code.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ Find = Callable[[str], str | None]
 
 
 class Compiled:
-    """A model whose calls go through `torch.compile` from the first one on; all else is the model's own.
+    """A model that is compiled with `torch.compile` at its first call; other attributes are the model's.
 
-    Weights that are changed in place do not make it compile again, another shape of input does.
+    Weights that change in place do not trigger a recompilation; another input shape does.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -47,13 +46,13 @@ class Compiled:
 
 @dataclass(frozen=True, slots=True)
 class Accelerated:
-    """A model as it runs on its device."""
+    """A model that is set up for its device."""
 
-    net: GPT  # what training calls; everything else goes through the model itself
+    net: GPT  # training calls this; everything else uses the model itself
     choice: Choice
     fp8_layers: int
     compiled: bool
-    not_compiled: str  # why, where one would expect it
+    not_compiled: str  # why it is not compiled, although it is the default; "": no such reason
 
     def __str__(self) -> str:
         said = [str(self.choice)]
@@ -69,12 +68,12 @@ class Accelerated:
 def accelerate(
     model: GPT, device: torch.device, *, attention: str = "auto", fp8: bool = False, compiled: bool | None = None
 ) -> Accelerated:
-    """Choose what makes the model fast on `device`, where it is, and set it up.
+    """Set up the model, which is on `device`, for fast training.
 
     Args:
-        attention: name of a backend, or auto. fp8: products of the blocks in 8-bit floats.
-        compiled: None: on CUDA only, and only if there is what compiling needs.
-    Raises: ConfigError: a backend that does not work here; fp8 where it cannot be.
+        attention: name of a backend, or auto. fp8: matrix products of the blocks in 8-bit floats.
+        compiled: None: on CUDA only, and only if everything that compilation needs is installed.
+    Raises: ConfigError: the backend or fp8 does not work here.
     """
     if fp8:
         fp8_products.check_fp8(model.config, device)
@@ -89,7 +88,7 @@ def accelerate(
 def missing_for_compiling(
     environment: Mapping[str, str], which: Find, package: Callable[[str], Any] | None = None
 ) -> str:
-    """What `torch.compile` for CUDA needs and is not here; empty: nothing. All three are asked, none is loaded."""
+    """What is missing for `torch.compile` on CUDA; "" if nothing is. Nothing is imported for the check."""
     if (package or importlib.util.find_spec)("triton") is None:
         return "the package triton is not installed"
     if environment.get("CC") or any(which(name) for name in ("cc", "gcc", "clang")):

@@ -1,9 +1,8 @@
 """Causal self-attention with rotary positions, normalised queries and keys, shared key heads.
 
-Decides how tokens look at each other. The kernel is one of `nanochat.attention_kernels`:
-torch's own choice until another is set, and always where a cache is used. What a
-layer remembers for later tokens is kept here too. Shapes: B inputs, T tokens, H
-query heads, D head width.
+The kernel is one of `nanochat.attention_kernels`: torch's own choice until another is
+set, and always if a cache is used. The cache of keys and values is here, too. Shapes:
+B inputs, T tokens, H query heads, D head width.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from nanochat.presets import GPTConfig
 class Linear(nn.Module):
     """A matrix without bias. Weights stay fp32 and are cast to the input's dtype for the product.
 
-    With `fp8` set (`nanochat.fp8.enable`) training multiplies in 8-bit floats.
+    With `fp8` set (`nanochat.fp8.enable`), training multiplies in 8-bit floats.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -56,9 +55,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class LayerCache:
-    """Keys and values of the tokens that one layer has read, with room for `capacity` of them.
+    """The keys and values of at most `capacity` tokens that one layer has read.
 
-    The room is taken at the first use. Gradients do not pass through it.
+    Memory is allocated at the first use. Gradients do not pass through it.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -66,7 +65,7 @@ class LayerCache:
         self._kept: tuple[Tensor, Tensor] | None = None
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add those of new tokens, (B, kv heads, T, D); returns those of all tokens so far."""
+        """Add keys and values of new tokens, (B, kv heads, T, D). Returns: those of all tokens so far."""
         start, self.length = self.length, self.length + k.size(2)
         assert self.length <= self.capacity, f"{self.length} tokens exceed {self.capacity}"
         if self._kept is None:
@@ -81,7 +80,7 @@ class Attention(nn.Module):
     """One layer's attention: (B, T, n_embd) -> (B, T, n_embd).
 
     Args:
-        window: tokens a query looks back, itself not counted.
+        window: how many earlier tokens a query attends to.
         embeds: the layer adds a gated value embedding to its values.
     """
 
@@ -90,7 +89,7 @@ class Attention(nn.Module):
         self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.n_kv_head, config.head_dim
         self.window = window
         self.attend: attention_kernels.Attend = attention_kernels.plain
-        # scaling queries and keys is scaling their products; None is 1/sqrt(D)
+        # Scaling queries and keys equals scaling their products; None means 1/sqrt(D).
         self.scale = None if config.qk_scale == 1.0 else config.qk_scale**2 / self.head_dim**0.5
         kv_width = config.n_kv_head * config.head_dim
         self.c_q = Linear(config.n_embd, config.n_embd)
@@ -106,7 +105,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Attend; `embeds` is (B, T, kv width), `cos` and `sin` are those of x's positions.
 
-        With a cache x continues the tokens in it, and is added to it.
+        With a cache, x continues the tokens in it and is added to it.
         """
         batch, length, width = x.shape
         q = self.c_q(x).view(batch, length, self.n_head, self.head_dim)

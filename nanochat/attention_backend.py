@@ -1,10 +1,10 @@
-"""Which attention backend a model uses on a device: the first that runs and computes the right thing.
+"""Chooses a model's attention backend: the first that runs on the device and is correct.
 
-A package that can be imported need not run on the device, and one that runs need
-not be right, so each is tried with one attention layer, forward and backward, and
-its output and gradients are compared with those of the math backend. What was
-refused keeps its reason. The table of backends is an argument; nothing else here
-knows kernels. Lengths and windows in tokens.
+A package that can be imported may not run on the device, and one that runs may
+compute wrong values. So each backend is tried with one attention layer, forward and
+backward, and its output and gradients are compared with those of the math backend.
+The reason of each refusal is kept. The table of backends is an argument. Lengths and
+windows in tokens.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from nanochat.attention_kernels import BACKENDS, MATH, Backend
 from nanochat.presets import GPTConfig
 
 TOLERANCE = {torch.bfloat16: 0.02, torch.float16: 0.005, torch.float32: 1e-3}
-"""Largest distance from the math backend, as a share of its norm. Measured in bf16: 0.005 between right kernels,
-0.05 where a window of 128 is one token short."""
+"""Largest accepted distance from the math backend, as a share of its norm. Measured in bf16: 0.005 between correct
+kernels, 0.05 if a window of 128 is one token short."""
 
 LONGEST_REASON = 200  # characters
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The backend that is used, and why others are not."""
+    """The chosen backend, and why others were refused."""
 
     backend: Backend
-    windows: str  # "none": every layer sees all; "native": the kernel's own; "masked": an explicit mask
-    refused: tuple[tuple[str, str], ...]  # name and reason of those that come before it
+    windows: str  # "none": every layer attends to all; "native": the kernel's own; "masked": an explicit mask
+    refused: tuple[tuple[str, str], ...]  # name and reason of the backends before it
 
     def __str__(self) -> str:
         said = [f"windows: {self.windows}"] if self.windows != "none" else []
@@ -50,20 +50,20 @@ def choose_backend(
     length: int | None = None,
     table: Sequence[Backend] | None = None,
 ) -> Choice:
-    """The backend called `asked`, or under "auto" the first one that works; it is active afterwards.
+    """Choose and activate the backend called `asked`, or with "auto" the first one that works.
 
-    Where the model has windows, "auto" takes a backend with windows of its own before one without.
+    If the model has windows, "auto" prefers backends that support windows.
 
     Args:
         dtype: of the products. batch, length: of the trial; by default one input of sequence_len.
-        table: backends, the best first; by default those of the kind of device.
+        table: backends, the best first; by default those for the device.
     Raises: ConfigError: no such backend, or it does not work here, or none does; with the reasons.
     """
     length = length or config.sequence_len
     backends = list(table if table is not None else BACKENDS[device.type])
     windowed = min(config.windows()) < length
     if asked == "auto":
-        backends.sort(key=lambda backend: windowed and not backend.windows)  # stable: else in the table's order
+        backends.sort(key=lambda backend: windowed and not backend.windows)  # stable: otherwise keeps the order
     else:
         names = [backend.name for backend in backends]
         if asked not in names:
@@ -86,14 +86,14 @@ def choose_backend(
 
 
 class Trial:
-    """One attention layer for each window of a model, to be run with one backend after another."""
+    """One attention layer for each window of a model, for trials of several backends."""
 
     def __init__(self, config: GPTConfig, device: torch.device, dtype: torch.dtype, batch: int, length: int) -> None:
         self.config, self.device, self.dtype, self.shape = config, device, dtype, (batch, length)
         self._expected: dict[str, Tensor] | str | None = None
 
     def refusal(self, backend: Backend) -> str | None:
-        """Why the backend cannot be used here; None: it runs, and agrees with the math backend."""
+        """Why the backend cannot be used here; None: it runs and agrees with the math backend."""
         found = self._outcome(backend)
         if isinstance(found, str):
             return found
@@ -104,13 +104,13 @@ class Trial:
             return None
         if self._expected is None:
             self._expected = self._outcome(MATH)
-            backend.enter()  # it ran a moment ago, so it can be entered
+            backend.enter()  # it has just run, so this cannot fail
         if isinstance(self._expected, str):
-            return f"nothing to compare it with, math fails: {self._expected}"
+            return f"it cannot be compared, because the math backend fails: {self._expected}"
         return disagreement(found, self._expected, TOLERANCE[self.dtype])
 
     def _outcome(self, backend: Backend) -> dict[str, Tensor] | str:
-        """Outputs and gradients by name, or what went wrong."""
+        """Outputs and gradients by name, or the error message."""
         try:
             backend.enter()
             found: dict[str, Tensor] = {}
@@ -124,7 +124,7 @@ class Trial:
                 torch.cuda.empty_cache()
 
     def _layer(self, backend: Backend, window: int) -> dict[str, Tensor]:
-        """One layer forward and backward, always with the same weights and input."""
+        """Run one layer forward and backward, always with the same weights and input."""
         random = torch.Generator(device="cpu").manual_seed(1)
         draw: Callable[..., Tensor] = lambda *shape: torch.randn(*shape, generator=random, device="cpu")  # noqa: E731
         layer = Attention(self.config, window)
@@ -141,18 +141,18 @@ class Trial:
             y = layer(x.requires_grad_(), cos, sin)
             y.backward(push)
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # a kernel that fails says so here
+            torch.cuda.synchronize(self.device)  # errors of a kernel are raised here
         gradients = {f"the gradient of {name}": p.grad for name, p in layer.named_parameters() if p.grad is not None}
         assert x.grad is not None
         return {"the output": y.detach(), "the gradient of the input": x.grad, **gradients}
 
 
 def disagreement(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> str | None:
-    """Which values lie too far from the expected ones, as a share of their norm; None if all are near."""
+    """Which values differ too much from the expected ones, as a share of their norm; None if all are close."""
     for name, wanted in expected.items():
         distance = (found[name].float() - wanted.float()).norm() / wanted.float().norm().clamp(min=1e-30)
         if not distance.item() <= tolerance:  # not >: a NaN is a disagreement too
-            return f"{name} is {distance.item():.1%} away from that of math, {tolerance:.1%} would do"
+            return f"{name} differs from math by {distance.item():.1%}, at most {tolerance:.1%} is allowed"
     return None
 
 

@@ -1,10 +1,10 @@
-"""The attention kernels that torch can reach, as a table.
+"""A table of the attention kernels that torch can call.
 
-Decides how each is called and which of them look back over a window themselves;
-whether one works on the machine at hand is found out in `nanochat.attention_backend`.
-Nothing is activated on import. An attention takes q (B, query heads, T, D), k and
-v (B, key heads, S, D), the window in tokens, and a scale (None: 1/sqrt(D)), and
-returns (B, query heads, T, D); queries are at the last T of the S positions.
+Decides how each is called and which of them support windows.
+`nanochat.attention_backend` tests which of them work on the machine. Nothing is
+activated on import. A kernel takes q (B, query heads, T, D), k and v (B, key heads, S,
+D), the window in tokens, and a scale (None: 1/sqrt(D)), and returns (B, query heads,
+T, D); queries are at the last T of the S positions.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Attend = Callable[[Tensor, Tensor, Tensor, int, float | None], Tensor]
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float | None) -> Tensor:
-    """Torch's scaled dot-product attention, which picks its kernel itself; a short window is a mask.
+    """Torch's scaled dot-product attention, which chooses its kernel itself; a short window needs a mask.
 
-    The only one here that also takes fewer queries than keys, as a cache has them.
+    The only one here that accepts fewer queries than keys, which a cache needs.
     """
     length = q.size(2)
-    if length == 1:  # one query sees all that its window holds: no mask, and nothing else is read
+    if length == 1:  # one query needs no mask: only the keys of its window are read
         k, v = k[:, :, -window - 1 :], v[:, :, -window - 1 :]
     seen = k.size(2)
     mask = None
@@ -40,7 +40,7 @@ def plain(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float | None) -> 
 
 
 def window_mask(queries: int, keys: int, window: int, device: torch.device) -> Tensor:
-    """True where a query may see a key: that of its own position or up to `window` before. (queries, keys).
+    """(queries, keys): true where a query may attend to a key, at its own position or up to `window` before it.
 
     The queries are at the last positions of the keys.
     """
@@ -50,35 +50,35 @@ def window_mask(queries: int, keys: int, window: int, device: torch.device) -> T
 
 
 def math(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float | None) -> Tensor:
-    """Products and softmax one after the other: runs everywhere, and keeps all T * S scores in memory."""
+    """Plain products and softmax: runs everywhere, but keeps all T * S scores in memory."""
     with sdpa_kernel(SDPBackend.MATH):
         return plain(q, k, v, window, scale)
 
 
 def efficient(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float | None) -> Tensor:
-    """Torch's memory-efficient kernel, which takes masks."""
+    """Torch's memory-efficient kernel, which accepts masks."""
     with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
         return plain(q, k, v, window, scale)
 
 
 def cudnn(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float | None) -> Tensor:
-    """cuDNN's kernel for layers that see all; it has no windows, so others are left to torch and a mask."""
+    """cuDNN's kernel for layers without a window; it does not support windows, so other layers use `plain`."""
     if window < q.size(2):
         return plain(q, k, v, window, scale)
-    # The operator itself: torch's cache of traced graphs refuses those with `sdpa_kernel` in them.
+    # Calls the operator directly, because torch's graph cache refuses graphs that contain `sdpa_kernel`.
     found = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, True, False, scale=scale)
     return found[0]
 
 
 def flash(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float | None) -> Tensor:
-    """The active flash kernel, with its own windows: FA2 is torch's, FA3 and FA4 replace it where activated.
+    """The active flash kernel, which supports windows: torch's FA2, or FA3 or FA4 if activated.
 
-    `scaled_dot_product_attention` cannot pass a window on, the operator under it can.
+    `scaled_dot_product_attention` has no argument for a window, so the operator below it is called.
     """
     length = q.size(2)
     short = window < length
     left, right = (window, 0) if short else (-1, -1)
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, T, H, D), as the kernel and the matrices have it
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, T, H, D), the layout of the kernel
     found = torch.ops.aten._flash_attention_forward(
         q, k, v, None, None, length, length, 0.0, not short, False,
         scale=scale if scale is not None else q.size(3) ** -0.5, window_size_left=left, window_size_right=right,
@@ -87,7 +87,7 @@ def flash(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float | None) -> 
 
 
 def activate(implementation: str | None) -> None:
-    """Make this process's flash kernel that of an installed package, "FA3" or "FA4"; None: torch's own.
+    """Activate the flash kernel of an installed package in this process, "FA3" or "FA4"; None: torch's own.
 
     Raises: what importing or registering the package raises, such as ImportError.
     """
@@ -99,21 +99,21 @@ def activate(implementation: str | None) -> None:
         raise RuntimeError(f"torch {torch.__version__} has no way to activate it")
     if attention.current_flash_attention_impl() != implementation:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns that a kernel of its own is replaced: that is the purpose
+            warnings.simplefilter("ignore")  # torch warns that its own kernel is replaced, which is intended
             attention.activate_flash_attention_impl(implementation)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """One way to attend."""
+    """An attention backend: a kernel and how to activate it."""
 
     name: str
     attend: Attend
-    windows: bool = False  # looks back over a window itself; else a layer with a short one costs a mask
-    implementation: str | None = None  # package that must be the active flash kernel
+    windows: bool = False  # supports windows; otherwise a layer with a short window needs a mask
+    implementation: str | None = None  # the package whose flash kernel must be active
 
     def enter(self) -> None:
-        """Make it usable in this process; what another backend activated is undone."""
+        """Activate it in this process, in place of another backend."""
         activate(self.implementation)
 
 
@@ -132,6 +132,6 @@ BACKENDS: dict[str, tuple[Backend, ...]] = {
     # on a CPU torch's own choice is its flash kernel for CPUs
     "cpu": (SDPA, MATH),
 }
-"""By kind of device, the fastest first."""
+"""By device type, the fastest first."""
 
 NAMES = tuple(dict.fromkeys(backend.name for table in BACKENDS.values() for backend in table))

@@ -1,10 +1,10 @@
 """Best-fit packing: rows that begin with BOS, made of whole documents and one cropped one.
 
-Decides which documents share a row. Up to 1000 documents wait; a row takes the
-longest of them that still fits, again and again, and when none fits, the shortest
-is cropped to fill it. The rest of a cropped document is lost: the price of rows in
-which nothing refers to text before them. The order of the documents alone decides
-the rows. Lengths in tokens, BOS included. Source: nanochat's loader of 2026-01-13.
+A row is chosen from a buffer of up to 1000 documents. It repeatedly takes the longest
+document that still fits; when none fits, the shortest is cropped to fill the row. The
+rest of a cropped document is lost. In return no row begins in the middle of a
+document. The rows depend only on the order of the documents. Lengths in tokens, BOS
+included. Source: nanochat's loader of 2026-01-13.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ Rows = npt.NDArray[np.uint16]
 
 @dataclass(frozen=True, slots=True)
 class PackCount:
-    """What became of the tokens of a part; `tokens` = `kept` + `cropped` + `left_over`."""
+    """Token counts of a part; `tokens` = `kept` + `cropped` + `left_over`."""
 
     documents: int
     tokens: int
     kept: int  # in rows
     cropped: int  # the tails of documents that filled a row
-    left_over: int  # of the last documents, which made no whole row
+    left_over: int  # of the last documents, which did not fill a row
 
     @property
     def cropped_share(self) -> float:
-        """Of all tokens, 0 to 1; about a third for web text and rows of 2,049 tokens (nanochat's own figure)."""
+        """Share of all tokens, 0 to 1; about a third for web text and rows of 2,049 tokens (nanochat's figure)."""
         return self.cropped / self.tokens if self.tokens else 0.0
 
 
@@ -43,27 +43,27 @@ class BestFit:
 
     Args:
         row_len: T + 1.
-        buffer_documents: how many documents a row is chosen from.
+        buffer_documents: number of documents from which a row is chosen.
     """
 
     def __init__(self, row_len: int, buffer_documents: int = BUFFER_DOCUMENTS) -> None:
         assert row_len > 0 and buffer_documents > 0
         self._row_len, self._buffer = row_len, buffer_documents
-        # (length, -number): sorted by length, among equals the earliest document last.
+        # (length, -number): sorted by length; of equally long documents the earliest is last.
         self._keys: list[tuple[int, int]] = []
         self._waiting: dict[int, Rows] = {}
         self._documents = self._tokens = self._kept = self._cropped = 0
 
     @property
     def count(self) -> PackCount:
-        """What happened so far; documents that wait count as left over."""
+        """The counts so far; documents in the buffer count as left over."""
         left_over = self._tokens - self._kept - self._cropped
         return PackCount(self._documents, self._tokens, self._kept, self._cropped, left_over)
 
     def rows(self, documents: Iterable[Sequence[int] | Rows]) -> Iterator[Rows]:
-        """All whole rows of `documents`, in blocks of shape (n, row_len).
+        """Yield all full rows of `documents`, in blocks of shape (n, row_len).
 
-        A document is its tokens, BOS first; none may be empty.
+        A document is a sequence of tokens that starts with BOS; none may be empty.
         """
         source = iter(documents)
         block = np.empty((_ROWS_AT_ONCE, self._row_len), np.uint16)
@@ -77,7 +77,7 @@ class BestFit:
             yield block[:filled]
 
     def _fill(self, source: Iterator[Sequence[int] | Rows], row: Rows) -> bool:
-        """Make one row; false if the documents do not suffice any more."""
+        """Fill one row. Returns: False if there are not enough documents."""
         at = cropped = 0
         while at < self._row_len:
             self._refill(source)
@@ -97,12 +97,12 @@ class BestFit:
     def _refill(self, source: Iterator[Sequence[int] | Rows]) -> None:
         while len(self._keys) < self._buffer and (ids := next(source, None)) is not None:
             insort(self._keys, (len(ids), -self._documents))
-            # More of a document than a row can never be used.
+            # More than one row of a document can never be used.
             self._waiting[self._documents] = np.array(ids[: self._row_len], np.uint16)
             self._documents += 1
             self._tokens += len(ids)
 
     def _take(self, longest: int) -> tuple[int, Rows]:
-        """Length and tokens of the longest document of at most `longest` tokens, the earliest among equals."""
+        """Length and tokens of the longest document of at most `longest` tokens; of equals, the earliest."""
         length, number = self._keys.pop(bisect_right(self._keys, (longest, 1)) - 1)
         return length, self._waiting.pop(-number)

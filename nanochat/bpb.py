@@ -1,9 +1,9 @@
-"""Bits per byte: how well a model predicts text, whatever its tokenizer.
+"""Bits per byte: how well a model predicts text, independent of its tokenizer.
 
-Decides how losses become one figure: nats over all counted targets, divided by
-ln 2 and by the bytes those targets stand for. Special tokens stand for no bytes
-and are left out. The number of tokens is fixed by the caller and never depends
-on batch size or rank count. Units: bits per byte, nats per token.
+The score is the sum of the losses (nats) of all counted targets, divided by ln 2 and
+by the number of bytes of those targets. Special tokens have no bytes and are not
+counted. The caller fixes the number of tokens, so the score does not depend on batch
+size or rank count. Units: bits per byte, nats per token.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from nanochat.train import SampleStream
 class BpbResult:
     """The score of one evaluation."""
 
-    bpb: float  # bits per byte over the targets that stand for bytes
+    bpb: float  # bits per byte over the counted targets
     loss: float  # nats per token over the same targets
-    tokens: int  # targets that were counted
-    bytes: int  # that they stand for
+    tokens: int  # number of counted targets
+    bytes: int  # of the counted targets
 
 
 @torch.no_grad()
@@ -44,14 +44,14 @@ def bits_per_byte(
 ) -> BpbResult:
     """Score the model on samples [start, start + tokens // sequence_len) of a stream.
 
-    Sums are kept in fp64. With several ranks each takes every n-th batch, and all get the result.
+    Sums are kept in fp64. With n ranks each one takes every n-th batch, and all get the result.
 
     Args:
         token_bytes: bytes of each id's raw token, 0 for specials; vocab_size of them.
-        tokens: how many to read, a multiple of the model's sequence length.
-        device_batch: samples that go through the model at once.
-    Raises: ConfigError: tokens is no positive multiple, token_bytes has another
-        length, or no target stands for a byte.
+        tokens: how many to read; a multiple of the model's sequence length.
+        device_batch: samples per forward pass.
+    Raises: ConfigError: tokens is not a positive multiple, token_bytes has a wrong
+        length, or no target has any bytes.
     """
     length = model.config.sequence_len
     if tokens < length or tokens % length:
@@ -61,8 +61,8 @@ def bits_per_byte(
         )
     if len(token_bytes) != model.config.vocab_size:
         raise ConfigError(
-            f"the tokenizer has {len(token_bytes)} ids, the model {model.config.vocab_size}",
-            "use the tokenizer that the model was trained with",
+            f"the tokenizer has {len(token_bytes)} ids, but the model has {model.config.vocab_size}",
+            "use the tokenizer with which the model was trained",
         )
     place = ranks or Ranks(0, 1, 0)
     sizes = torch.tensor(list(token_bytes), dtype=torch.int64, device=device)
@@ -82,5 +82,5 @@ def bits_per_byte(
     model.train(was_training)
     nats, count, size_in_all = sum_over_ranks(sums).tolist()
     if not size_in_all:
-        raise ConfigError("no target of the evaluation stands for a byte", "check the tokenizer's byte counts")
+        raise ConfigError("no target of the evaluation has any bytes", "check the tokenizer's byte counts")
     return BpbResult(nats / (math.log(2) * size_in_all), nats / count, int(count), int(size_in_all))

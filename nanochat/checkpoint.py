@@ -1,9 +1,9 @@
-"""A checkpoint is a folder: the weights, and the facts needed to use them.
+"""Reads and writes checkpoints: a folder with the weights and a meta file.
 
-Decides the form of `model.safetensors` and `meta.json` and what is refused when
-reading them. The meta file is written last, so a folder that has one is
-complete. Optimizer state, text and tokenizer are not part of it, only their
-digests. Units: tokens trained, SHA-256 digests in hex, time in UTC (ISO 8601).
+Defines `model.safetensors` and `meta.json`, and what is refused when reading them.
+The meta file is written last, so a folder that has one is complete. Optimizer state,
+data and tokenizer are not part of it, only the digests of data and tokenizer. Units:
+tokens trained, SHA-256 digests in hex, time in UTC (ISO 8601).
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _REMEDY = "the folder is damaged or not a checkpoint; use another one"
 
 @dataclass(frozen=True, slots=True)
 class CheckpointMeta:
-    """What `meta.json` says about the weights beside it."""
+    """The content of `meta.json`."""
 
     preset: str | None  # None: a configuration without a name
     model_config: GPTConfig
-    tokens: int  # trained until here
-    version: int  # the global weights number
+    tokens: int  # trained so far
+    version: int  # of the global weights
     weights_digest: str  # `weights.digest`; filled in when the weights are written
     tokenizer_digest: str | None  # None: unknown
     manifest_digest: str | None  # of the packed training data; None: unknown
@@ -46,8 +46,8 @@ def write_checkpoint(
     """Write weights, then meta, durably. Purposes: CHECKPOINT_MODEL, CHECKPOINT_META.
 
     Args:
-        folder: exists already.
-        weights: None if `model.safetensors` is already there; meta then carries its digest.
+        folder: must exist.
+        weights: None if `model.safetensors` is already there; then meta must have its digest.
     Returns: the meta as written, with the digest of the weights.
     Raises: CheckpointError: the weights do not fit the configuration or the digest. DiskError.
     """
@@ -57,11 +57,11 @@ def write_checkpoint(
             raise CheckpointError(f"the weights have digest {found[:12]}, not {meta.weights_digest[:12]}", _REMEDY)
         meta = replace(meta, weights_digest=found)
         _check_names(weights, meta)
-        # a meta file of earlier weights must not stand beside new ones
+        # There must never be an old meta file beside new weights.
         disk.remove("CHECKPOINT_META", folder / META_FILE)
         write_weights(folder / MODEL_FILE, weights, disk, "CHECKPOINT_MODEL")
     elif not (folder / MODEL_FILE).is_file() or not meta.weights_digest:
-        raise CheckpointError(f"{folder} has no {MODEL_FILE} of known digest yet", "write the weights first")
+        raise CheckpointError(f"{folder} has no {MODEL_FILE} with a known digest yet", "write the weights first")
     disk.replace("CHECKPOINT_META", folder / META_FILE, meta_to_json(meta).encode())
     return meta
 
@@ -69,8 +69,8 @@ def write_checkpoint(
 def read_checkpoint(folder: Path, verify: bool = True) -> tuple[CheckpointMeta, Weights]:
     """Meta and weights of a checkpoint; the weights are read-only and map the file.
 
-    Args: verify: also compare the digest, which reads all bytes.
-    Raises: NotFound: no folder or one of its files is missing. CheckpointError: what is wrong.
+    Args: verify: also check the digest, which reads all bytes.
+    Raises: NotFound: the folder or one of its files is missing. CheckpointError: the checkpoint is damaged.
     """
     meta = read_meta(folder)
     if not (folder / MODEL_FILE).exists():
@@ -78,29 +78,29 @@ def read_checkpoint(folder: Path, verify: bool = True) -> tuple[CheckpointMeta, 
     weights = read_weights(folder / MODEL_FILE, weight_shapes(meta.model_config))
     if verify and (found := digest(weights)) != meta.weights_digest:
         raise CheckpointError(
-            f"the weights in {folder} have digest {found[:12]}, {META_FILE} says {meta.weights_digest[:12]}", _REMEDY
+            f"the weights in {folder} have digest {found[:12]}, but {META_FILE} has {meta.weights_digest[:12]}", _REMEDY
         )
     return meta, weights
 
 
 def read_meta(folder: Path) -> CheckpointMeta:
-    """The meta of a checkpoint alone.
+    """Read only the meta file of a checkpoint.
 
-    Raises: NotFound: no checkpoint there. CheckpointError: not a meta file of this version.
+    Raises: NotFound: there is no checkpoint. CheckpointError: not a meta file of this version.
     """
     try:
         text = (folder / META_FILE).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise NotFound(f"there is no checkpoint in {folder}: {META_FILE} is missing", _instead_of(folder)) from None
     except OSError as error:
-        raise CheckpointError(f"cannot read {folder / META_FILE}: {error.strerror}", "check its rights") from None
+        raise CheckpointError(f"cannot read {folder / META_FILE}: {error.strerror}", "check its permissions") from None
     return meta_from_json(text, str(folder / META_FILE))
 
 
 def _instead_of(folder: Path) -> str:
-    """What a person can do whose `folder` is no checkpoint."""
+    """The remedy if `folder` is not a checkpoint."""
     if folder.is_dir() and any(folder.glob("model_*.pt")):
-        return "it is one of nanochat's: make it ours with `curtail checkpoint import`"
+        return "it is a checkpoint of nanochat: convert it with `curtail checkpoint import`"
     for below in ("versions", "checkpoints"):
         if (folder / below).is_dir():
             return f"give one of the folders in {folder / below}"
@@ -124,7 +124,7 @@ def meta_from_json(text: str | bytes, where: str = META_FILE) -> CheckpointMeta:
     except (ValueError, RecursionError):
         raise CheckpointError(f"{where} is not JSON", _REMEDY) from None
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
-        raise CheckpointError(f"{where} is not of the format {FORMAT}", _REMEDY)
+        raise CheckpointError(f"{where} does not have the format {FORMAT}", _REMEDY)
     kinds: dict[str, tuple[type, ...]] = {
         "preset": (str, type(None)),
         "model_config": (dict,),
@@ -140,7 +140,7 @@ def meta_from_json(text: str | bytes, where: str = META_FILE) -> CheckpointMeta:
         raise CheckpointError(f"{where} {what} {wrong[0]!r}", _REMEDY)
     for name, allowed in kinds.items():
         if type(values[name]) not in allowed or (allowed == (int,) and values[name] < 0):
-            raise CheckpointError(f"{name} in {where} is {values[name]!r}", _REMEDY)
+            raise CheckpointError(f"{name} in {where} has the wrong value {values[name]!r}", _REMEDY)
     try:
         values["model_config"] = from_dict(values["model_config"])
     except ConfigError as error:

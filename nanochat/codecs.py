@@ -1,13 +1,13 @@
-"""How the rows of one array travel: as fp32, bf16, int8, or int4, and back.
+"""Encodes and decodes the rows of an array as fp32, bf16, int8 or int4; bit-exact.
 
-Decides the bytes of a row and what counts as bytes that no encoder writes. Every
-operation is one correctly rounded float32 step or integer arithmetic, so all
-machines get the same bits. It knows rows only: `nanochat.delta` decides about
-whole deltas and files. No torch.
+Defines the bytes of a row, and rejects bytes that no encoder writes. Every operation
+is one correctly rounded float32 step or integer arithmetic, so all machines get the
+same bits. This module handles rows; `nanochat.delta` handles whole deltas and files.
+No torch.
 
-Forms (an array travels under its name and an ending):
+Forms (an encoded array is stored under its name and a suffix):
 
-- `fp32`: as it is.
+- `fp32`: unchanged.
 - `bf16` (`NAME:bf16`): the upper half of a float32, rounded to nearest, ties to even.
 - `int8` (`NAME:int8`, `NAME:scale`): round(value / scale), scale = max |row| / 127.
 - `int4` (`NAME:int4`, `NAME:scale`): the same with 7; two values in a byte, each plus 8,
@@ -28,15 +28,15 @@ CODECS = ("fp32", "bf16", "int8", "int4")
 """As in `curtail.config`, which the model does not know (a test compares them)."""
 
 BLOCK = 2**16
-"""Elements treated at once: intermediate results then stay in the processor's cache."""
+"""Elements processed at once, so that intermediate results stay in the CPU cache."""
 
 SCALE = ":scale"
 ENDINGS = {"fp32": "", "bf16": ":bf16", "int8": ":int8", "int4": ":int4"}
 _TYPES = {"fp32": np.float32, "bf16": np.uint16, "int8": np.int8, "int4": np.uint8}
 _LEVELS = {"int8": 127, "int4": 7}  # the largest value on either side of zero
 _FINE = ("transformer.wte.", "value_embeds.")
-"""Arrays that `int4` leaves at int8. Not lm_head: with it d20 would send 0.73 GB both ways, more than the
-0.65 GB allowed. Of the two it is the one that every step moves in every row, as it moves the other matrices."""
+"""Arrays that `int4` encodes as int8. lm_head is not one of them: with it d20 would send 0.73 GB both ways, more
+than the limit of 0.65 GB. Every step changes all rows of lm_head, as of the other matrices, unlike of embeddings."""
 _TINY = np.finfo(np.float32).tiny
 _HUGE = np.finfo(np.float32).max
 _BF16_INFINITE = 0x7F80  # the exponent bits
@@ -53,10 +53,10 @@ _PAIRS = _pair_table()
 
 
 def form_of(name: str, shape: tuple[int, ...], codec: str) -> str:
-    """The form in which an array of a delta coded as `codec` travels.
+    """The form in which `codec` encodes an array.
 
-    Vectors, scalars and empty arrays stay fp32. With `int4`, embeddings stay int8, because a row of
-    theirs changes only when its token occurs, and so does a matrix with an odd number of columns.
+    Vectors, scalars and empty arrays stay fp32. `int4` encodes embeddings as int8, because their rows
+    change only when their token occurs, and matrices with an odd number of columns, too.
     Raises: ConfigError: no such codec.
     """
     if codec not in CODECS:
@@ -69,7 +69,7 @@ def form_of(name: str, shape: tuple[int, ...], codec: str) -> str:
 
 
 def parts_of(name: str, shape: tuple[int, ...], form: str) -> dict[str, tuple[type[np.generic], tuple[int, ...]]]:
-    """Key -> (type, shape) of the arrays that stand for one array."""
+    """Key -> (type, shape) of the encoded parts of one array."""
     stored = (shape[0], shape[1] // 2) if form == "int4" else shape
     parts: dict[str, tuple[Any, tuple[int, ...]]] = {name + ENDINGS[form]: (_TYPES[form], stored)}
     if form in _LEVELS:
@@ -78,7 +78,7 @@ def parts_of(name: str, shape: tuple[int, ...], form: str) -> dict[str, tuple[ty
 
 
 def encoded_bytes(shapes: Mapping[str, tuple[int, ...]], codec: str) -> int:
-    """Bytes of the values of a delta of these shapes coded as `codec`, without the head of its file.
+    """Bytes of the values of a delta of these shapes in `codec`, without the file header.
 
     Raises: ConfigError: no such codec.
     """
@@ -90,7 +90,7 @@ def encoded_bytes(shapes: Mapping[str, tuple[int, ...]], codec: str) -> int:
 
 
 def split(key: str) -> tuple[str, str]:
-    """A key of an encoded delta as name and ending; the ending is "", a form's, or that of a scale."""
+    """Split a key of an encoded delta into name and suffix; the suffix is "", that of a form, or that of a scale."""
     for ending in (*ENDINGS.values(), SCALE):
         if ending and key.endswith(ending):
             return key.removesuffix(ending), ending
@@ -98,14 +98,14 @@ def split(key: str) -> tuple[str, str]:
 
 
 def height(shape: tuple[int, ...]) -> int:
-    """Rows of a matrix that are treated at once."""
+    """Number of rows of a matrix that are processed at once."""
     return max(1, BLOCK // max(1, shape[-1]))
 
 
 def quantise(name: str, rows: np.ndarray, form: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Rows of float32 -> their values in `form`, and a scale for each row if the form has them.
+    """Quantise float32 rows. Returns: their values in `form`, and a scale for each row if the form has scales.
 
-    A value is off by at most half a scale (int8, int4) or 2^-9 of itself (bf16).
+    The error of a value is at most half a scale (int8, int4) or 2^-9 of the value (bf16).
     Raises: CheckpointError: a value is not finite.
     """
     if form in _LEVELS:
@@ -115,7 +115,7 @@ def quantise(name: str, rows: np.ndarray, form: str) -> tuple[np.ndarray, np.nda
         return rows, None
     bits = np.ascontiguousarray(rows).view(np.uint32)
     rounded = (bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16
-    # the largest float32 would round up to infinity: take the largest bf16 instead
+    # The largest float32 values would round up to infinity; they become the largest bf16 instead.
     return (rounded - ((rounded & _BF16_INFINITE) == _BF16_INFINITE)).astype(np.uint16), None
 
 
@@ -124,7 +124,7 @@ def _scaled(name: str, rows: np.ndarray, form: str) -> tuple[np.ndarray, np.ndar
     largest = np.maximum(rows.max(axis=1), -rows.min(axis=1))
     refuse_non_finite(name, largest)
     scale = largest / np.float32(level)
-    # a row so small that its scale is not a normal number counts as zero: division by it would be inexact
+    # If the scale is not a normal number, the row counts as zero, because division by it would be inexact.
     scale[scale < _TINY] = 0.0
     steps = rows / np.where(scale > 0, scale, np.float32(1.0))[:, None]
     steps = np.clip(np.rint(steps, out=steps), -level, level, out=steps)
@@ -153,9 +153,9 @@ def restore(values: np.ndarray, scale: np.ndarray | None, form: str, out: np.nda
 
 
 def check(name: str, values: np.ndarray, scale: np.ndarray | None, form: str) -> None:
-    """Whether `quantise` could have made these rows; fp32 is checked by `refuse_non_finite` alone.
+    """Check that `quantise` can produce these rows; for fp32 only `refuse_non_finite` applies.
 
-    Raises: CheckpointError: it could not.
+    Raises: CheckpointError: it cannot.
     """
     if scale is not None:
         level = np.float32(_LEVELS[form])
@@ -168,13 +168,13 @@ def check(name: str, values: np.ndarray, scale: np.ndarray | None, form: str) ->
     else:
         fine = form != "bf16" or not ((values & _BF16_INFINITE) == _BF16_INFINITE).any()
     if not fine:
-        raise CheckpointError(f"{name} holds a value that no encoder writes", _DAMAGED)
+        raise CheckpointError(f"{name} has a value that no encoder writes", _DAMAGED)
 
 
 def squares(values: np.ndarray, scale: np.ndarray | None, form: str) -> float:
-    """The sum of the squares of what `restore` gives; not finite if a value is not.
+    """The sum of squares of the decoded values; not finite if a value is not.
 
-    int8 and int4: scale^2 times the sum of the squared integers, so that a row is multiplied once.
+    For int8 and int4 it is scale^2 times the sum of the squared integers, so that a row is multiplied once.
     """
     if scale is None:
         wide = np.empty(values.shape, np.float32)
@@ -188,7 +188,7 @@ def squares(values: np.ndarray, scale: np.ndarray | None, form: str) -> float:
 def refuse_non_finite(name: str, array: np.ndarray) -> None:
     """Raises: CheckpointError: a value is infinite or NaN."""
     if not np.isfinite(array).all():
-        raise CheckpointError(f"{name} holds values that are not finite", "start the round again from its base")
+        raise CheckpointError(f"{name} has values that are not finite", "start the round again from its base")
 
 
 Parts = Mapping[str, np.ndarray]
@@ -210,9 +210,9 @@ def parts_in(encoded: Parts, name: str) -> tuple[str, np.ndarray, np.ndarray | N
             fits = False
         if fits:
             return form, values, scale
-    raise CheckpointError(f"the parts of {name} do not make one delta", "use deltas of the same model and codec")
+    raise CheckpointError(f"the parts of {name} do not form a delta", "use deltas of the same model and codec")
 
 
 def shape_of(values: np.ndarray, form: str) -> tuple[int, ...]:
-    """The shape of what the values decode to."""
+    """The shape of the decoded values."""
     return (values.shape[0], values.shape[1] * 2) if form == "int4" else values.shape

@@ -1,10 +1,10 @@
-"""The CORE metric: how well a model answers sets of questions by what it finds likely.
+"""The CORE metric: scores a model on question sets by the likelihood of the answers.
 
-Decides what counts as right and how accuracies become one figure: centred so
-that guessing is 0, then the plain mean over the sets. The metric is DCLM's
-(arXiv 2406.11794), its execution nanochat's (karpathy/nanochat, core_eval.py);
-the batches are our own and do not change a score. Accuracies are shares of 1,
-baselines percent, losses nats per token.
+Decides which answers are right and combines the accuracies: each is centred so that
+guessing is 0, and CORE is their mean over the sets. The metric is DCLM's (arXiv
+2406.11794), the procedure nanochat's (karpathy/nanochat, core_eval.py). Our batching
+does not change a score. Accuracies are from 0 to 1, baselines in percent, losses in
+nats per token.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nanochat.gpt import GPT
 from nanochat.tokenizer import Tokenizer
 
 MOST_LOGITS = 2**27
-"""Held at once for language modelling, which needs them whole: 512 MiB in fp32."""
+"""Most logits in memory at once for language modelling, which needs all of them: 512 MiB in fp32."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -34,18 +34,18 @@ class TaskScore:
 
     label: str
     kind: str  # multiple_choice, schema or language_modeling
-    shots: int  # solved questions before each one
+    shots: int  # solved examples before each question
     questions: int
-    cropped: int  # questions whose beginning did not fit into the model
+    cropped: int  # questions whose beginning was cut off to fit the model
     accuracy: float  # 0 to 1
-    baseline: float  # percent that guessing gets right
-    centered: float  # 0 is guessing, 1 is all right
+    baseline: float  # accuracy of guessing, in percent
+    centered: float  # 0: like guessing, 1: all right
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class CoreResult:
-    """All question sets, and their one figure."""
+    """The scores of all question sets, and CORE."""
 
     core: float  # mean of `centered`
     tasks: tuple[TaskScore, ...]
@@ -65,19 +65,21 @@ def evaluate_core(
     The model stays where it is and computes in its own dtype, fp32 on a CPU.
 
     Args:
-        batch: sequences that go through the model at once.
-        progress: called with label, sequences done and sequences in all of that set.
+        batch: sequences per forward pass.
+        progress: called with the set's label, its finished sequences and their total.
     Raises:
-        ConfigError: batch is below 1, there is no set, the tokenizer is not the model's.
+        ConfigError: batch is below 1, there is no set, or the tokenizer does not match the model.
         DataError: an answer cannot be scored; names the question.
         CheckpointError: the model's losses are not finite.
     """
     if batch < 1 or not tasks:
-        raise ConfigError(f"cannot score {len(tasks)} question sets {batch} at a time", "give at least one of each")
+        raise ConfigError(
+            f"cannot score {len(tasks)} question sets with batches of {batch}", "give at least one of each"
+        )
     if tokenizer.vocab_size != model.config.vocab_size:
         raise ConfigError(
-            f"the tokenizer has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}",
-            "use the tokenizer that the model was trained with",
+            f"the tokenizer has {tokenizer.vocab_size} ids, but the model has {model.config.vocab_size}",
+            "use the tokenizer with which the model was trained",
         )
     clock = clock or SystemClock()
     scores = []
@@ -102,7 +104,7 @@ def evaluate_core(
 
 
 def centered(accuracy: float, baseline: float) -> float:
-    """Accuracy on a scale where guessing is 0 and all right is 1: (a - b) / (1 - b).
+    """The accuracy scaled so that guessing is 0 and all right is 1: (a - b) / (1 - b).
 
     Args: accuracy: 0 to 1. baseline: percent, below 100.
     Source: arXiv 2406.11794; the order of operations is nanochat's.
@@ -113,10 +115,10 @@ def centered(accuracy: float, baseline: float) -> float:
 def answers_right(
     model: GPT, task: CoreTask, asked: Sequence[Asked], bos_id: int, batch: int, progress: Progress | None = None
 ) -> list[bool]:
-    """For each question whether the model answers it right.
+    """Whether the model answers each question right.
 
-    The candidate with the lowest mean loss over its span is the answer; language
-    modelling is right if every token of the span is the likeliest of all.
+    The answer is the candidate with the lowest mean loss over its span. Language
+    modelling is right if every token of the span is the most likely one.
     Raises: CheckpointError: the model's losses are not finite.
     """
     language = task.kind == LANGUAGE_MODELING
@@ -140,16 +142,16 @@ def answers_right(
     right = []
     for one, question in zip(asked, task.questions, strict=True):
         means = [next(rest) for _ in one.candidates]
-        # An answer with which all others begin has no span of its own and the mean NaN. As published,
-        # Python's `min` decides then: it is the answer if it stands first, and never otherwise.
+        # If an answer is the beginning of all others, its span is empty and its mean NaN. As in the published
+        # code, Python's `min` decides then: it is the answer if it is the first, and never otherwise.
         right.append(means.index(min(means)) == question.gold)
     return right
 
 
 def batches(flat: Sequence[Candidate], batch: int, vocab: int = 0) -> Iterator[list[int]]:
-    """Numbers of the candidates that go together: the longest first, of similar length.
+    """Batches of candidate indices, of similar length, the longest first.
 
-    Args: vocab: logits that are held for each token, 0 if they are not.
+    Args: vocab: logits kept per token; 0: none.
     """
     order = sorted(range(len(flat)), key=lambda place: -len(flat[place].tokens))
     at = 0
@@ -177,7 +179,7 @@ def mean_losses(model: GPT, rows: Sequence[Candidate], bos_id: int) -> list[floa
 
 @torch.no_grad()
 def exact_matches(model: GPT, rows: Sequence[Candidate], bos_id: int) -> list[float]:
-    """1 for each span whose every token is the likeliest of all at its place, else 0.
+    """1 for each span in which every token is the most likely one at its position, else 0.
 
     Raises: CheckpointError: a logit is not finite.
     """
@@ -192,16 +194,16 @@ def exact_matches(model: GPT, rows: Sequence[Candidate], bos_id: int) -> list[fl
 
 
 def _before(row: Candidate) -> slice:
-    """The places whose prediction is a token of the span: each token is predicted one place earlier.
+    """The positions that predict the span's tokens: each token is predicted one position earlier.
 
-    A span that begins with BOS is a whole text that equals the others, so it is
-    no answer; nothing predicts BOS, and the published code finds nothing there.
+    A span that begins with BOS is a whole text that equals the others, so it is not an
+    answer. Nothing predicts BOS, and the published code scores nothing there.
     """
     return slice(row.start - 1, row.stop - 1) if row.start else slice(0, 0)
 
 
 def _padded(rows: Sequence[Candidate], bos_id: int) -> torch.Tensor:
-    """All rows as one (rows, longest) tensor, filled with BOS on the right, where no earlier token sees it."""
+    """All rows as one (rows, longest) tensor, padded with BOS on the right, where no earlier token attends to it."""
     inputs = torch.full((len(rows), max(len(row.tokens) for row in rows)), bos_id, dtype=torch.int64)
     for number, row in enumerate(rows):
         inputs[number, : len(row.tokens)] = torch.from_numpy(row.tokens.astype("int64"))

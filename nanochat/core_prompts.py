@@ -1,9 +1,9 @@
-"""Questions of the CORE metric as token sequences, with the span of each that is scored.
+"""Builds the token sequences of CORE questions, and the spans that are scored.
 
-Decides which solved questions come before a question, how both are written, and
-which tokens are the answer. The protocol is nanochat's (karpathy/nanochat,
-core_eval.py), to the random numbers and to the white space; it follows DCLM
-(arXiv 2406.11794). It knows no model but its longest input. Lengths in tokens.
+Decides which solved examples precede a question, the text of both, and which tokens
+are the answer. The protocol equals nanochat's (karpathy/nanochat, core_eval.py),
+including random numbers and white space; it follows DCLM (arXiv 2406.11794). Of the
+model only the longest input matters. Lengths in tokens.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from nanochat.core_tasks import LANGUAGE_MODELING, MULTIPLE_CHOICE, CoreTask, Qu
 from nanochat.tokenizer import Tokenizer
 
 SHOT_SEED = 1234
-"""The number of the question is added: the seed of its solved questions; nanochat's."""
-_TOGETHER = 256  # questions that are encoded at once, on all cores
+"""The seed of a question's solved examples is this plus the question's number, as in nanochat."""
+_TOGETHER = 256  # questions encoded at once, on all cores
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
-    """One possible text of a question; its tokens [start, stop) are scored."""
+    """One candidate text of a question; its tokens [start, stop) are scored."""
 
     tokens: np.ndarray  # uint16, BOS first unless the beginning was cut off
     start: int
@@ -34,24 +34,24 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A question as the model gets it."""
+    """A question as token sequences for the model."""
 
-    candidates: tuple[Candidate, ...]  # one for each possible text; language modelling has one
-    cropped: bool  # whether the beginning of one was cut off
+    candidates: tuple[Candidate, ...]  # one per candidate text; language modelling has one
+    cropped: bool  # whether the beginning of a candidate was cut off
 
 
 def shot_numbers(number: int, questions: int, shots: int) -> list[int]:
-    """Which of `questions` questions are shown solved before question `number`, in their order.
+    """The numbers of the solved examples before question `number` out of `questions`, in order.
 
-    The same as `random.Random(1234 + number).sample` of the list of all other
-    numbers, without making that list for each question.
+    Equals `random.Random(1234 + number).sample` of the list of all other numbers, without
+    building that list for each question.
     """
     drawn = random.Random(SHOT_SEED + number).sample(range(questions - 1), shots)
     return [one + (one >= number) for one in drawn]
 
 
 def possible_texts(task: CoreTask, number: int) -> list[str]:
-    """The possible texts of a question after its solved ones, in the order of the file.
+    """The candidate texts of a question with its solved examples, in the order of the file.
 
     Language modelling has one, followed by the same text without its answer.
     """
@@ -62,7 +62,7 @@ def possible_texts(task: CoreTask, number: int) -> list[str]:
         before += solved.texts(task.delimiter)[solved.gold] + "\n\n"
     texts = [before + text for text in question.texts(task.delimiter)]
     if task.kind == LANGUAGE_MODELING:
-        # stripped, because the white space before the answer belongs to the answer's first token
+        # Stripped, because the white space before the answer is part of the answer's first token.
         texts.append(texts[0].removesuffix(question.endings[0]).strip())
     return texts
 
@@ -70,7 +70,7 @@ def possible_texts(task: CoreTask, number: int) -> list[str]:
 def ask_all(task: CoreTask, tokenizer: Tokenizer, longest: int) -> list[Asked]:
     """All questions of a set as token sequences of at most `longest` tokens.
 
-    Raises: DataError: the tokens of an answer are none, not separable, or do not fit; names the question.
+    Raises: DataError: an answer has no tokens of its own or does not fit; names the question.
     """
     asked = []
     for first in range(0, len(task.questions), _TOGETHER):
@@ -83,7 +83,7 @@ def ask_all(task: CoreTask, tokenizer: Tokenizer, longest: int) -> list[Asked]:
 
 
 def common_prefix(rows: Sequence[np.ndarray]) -> int:
-    """How many leading tokens all rows share."""
+    """Length of the common prefix of all rows."""
     shortest = min(len(row) for row in rows)
     same = np.all([row[:shortest] == rows[0][:shortest] for row in rows], axis=0)
     return shortest if same.all() else int(same.argmin())
@@ -92,15 +92,15 @@ def common_prefix(rows: Sequence[np.ndarray]) -> int:
 def _asked(task: CoreTask, question: Question, rows: list[np.ndarray], longest: int) -> Asked:
     """The rows with their spans.
 
-    Multiple choice scores what follows the common beginning of its rows, a
-    schema their common end, language modelling what the text without answer lacks.
+    Multiple choice scores the tokens after the rows' common prefix, a schema the common
+    suffix, language modelling the tokens that are missing in the text without answer.
     """
     place = f"{task.label} cannot be scored: {task.file}, line {question.line}"
     if task.kind == LANGUAGE_MODELING:
         whole, without = rows
         if len(without) == len(whole) or common_prefix(rows) < len(without):
             raise DataError(
-                f"{place}: the tokens of its context do not end where its answer begins",
+                f"{place}: a token spans the end of its context and the start of its answer",
                 "another delimiter or another tokenizer may separate them",
             )
         rows, starts = [whole], [len(without)]
@@ -110,11 +110,11 @@ def _asked(task: CoreTask, question: Question, rows: list[np.ndarray], longest: 
         suffix = common_prefix([row[::-1] for row in rows])
         starts = [len(row) - suffix for row in rows]
     cuts = [max(0, len(row) - longest) for row in rows]
-    # one token must stay before the span, to predict its first one
+    # One token must remain before the span, to predict its first token.
     if any(cut and start <= cut for start, cut in zip(starts, cuts, strict=True)):
         raise DataError(
             f"{place}: its answer alone is longer than the model's {longest} tokens",
-            "use a model of longer sequences, or leave that set out of core.yaml",
+            "use a model with longer sequences, or remove that set from core.yaml",
         )
     return Asked(
         tuple(

@@ -1,10 +1,10 @@
-"""The question sets of the CORE metric, read from the published bundle.
+"""Reads the question sets of the CORE metric from the published bundle.
 
-Decides what a bundle is (core.yaml, eval_meta_data.csv and eval_data/, in a
-folder or a zip file), which questions are asked and in which order, and what
-is refused: whatever cannot be scored is an error that names file and line, for
-a question left out would be a wrong figure. It knows neither models nor
-tokens. Baselines are in percent, as in the published table.
+A bundle has core.yaml, eval_meta_data.csv and eval_data/, in a folder or a zip file.
+This module decides which questions are asked, in which order, and what is refused.
+A question that cannot be scored is an error that names file and line, because a
+skipped question would make the score wrong. Baselines are in percent, as in the
+published table.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ from curtail.errors import DataError, NotFound, UsageError
 MULTIPLE_CHOICE, SCHEMA, LANGUAGE_MODELING = "multiple_choice", "schema", "language_modeling"
 KINDS = (MULTIPLE_CHOICE, SCHEMA, LANGUAGE_MODELING)
 SHUFFLE_SEED = 1337
-"""Order of the questions before the first ones are taken; nanochat's."""
+"""Seed of the shuffle before the first questions are taken, as in nanochat."""
 DEFAULT_DELIMITER = " "
 
-_REMEDY = "fetch the bundle again, or give a folder of the published form (docs/guides/evaluation.md)"
+_REMEDY = "download the bundle again, or give a folder with the published files (docs/guides/evaluation.md)"
 _YAML_BYTES = 262_144  # the published core.yaml has about 4 kB
 _YAML_DEPTH = 16
 _SECTION = "icl_tasks"
 _OWN_KEYS = {"label", "icl_task_type", "dataset_uri", "num_fewshot", "continuation_delimiter"}
-_WITHOUT_MEANING = {"has_categories"}  # the published files say it; the metric does not use it
+_WITHOUT_MEANING = {"has_categories"}  # in the published files, but not used by the metric
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question: every context with every ending is one possible text, and `gold` is the right one.
+    """One question: every context with every ending is a candidate text, and `gold` is the right one.
 
     A schema has several contexts, multiple choice several endings, language modelling one of each.
     """
 
-    line: int  # of its file, from 1
+    line: int  # in its file, from 1
     contexts: tuple[str, ...]
     endings: tuple[str, ...]
     gold: int = 0
 
     def texts(self, delimiter: str) -> list[str]:
-        """All possible texts, in the order of the file."""
+        """All candidate texts, in the order of the file."""
         return [context + delimiter + ending for context in self.contexts for ending in self.endings]
 
 
@@ -61,10 +61,10 @@ class CoreTask:
 
     label: str
     kind: str  # one of KINDS
-    shots: int  # solved questions before each one
+    shots: int  # solved examples before each question
     delimiter: str  # between a context and its ending
-    baseline: float  # percent that guessing gets right, at least 0 and below 100
-    file: str  # where the questions are
+    baseline: float  # accuracy of guessing in percent, at least 0 and below 100
+    file: str  # file of the questions
     questions: tuple[Question, ...]
 
 
@@ -73,13 +73,13 @@ def read_bundle(bundle: Path, max_per_task: int | None = None) -> tuple[CoreTask
 
     Args:
         bundle: the folder or the zip file; core.yaml may lie one folder further down.
-        max_per_task: questions taken of each set, the first after shuffling; None for all.
+        max_per_task: number of questions of each set, the first ones after shuffling; None: all.
     Raises:
         UsageError: max_per_task is below 1. NotFound: there is no such bundle.
         DataError: a file is missing or broken, or something cannot be scored.
     """
     if max_per_task is not None and max_per_task < 1:
-        raise UsageError(f"{max_per_task} questions of each set are no evaluation", "give at least 1")
+        raise UsageError(f"cannot evaluate with {max_per_task} questions of each set", "give at least 1")
     root = _root(bundle)
     listed = read_core_yaml(_text(root / "core.yaml"), str(root / "core.yaml"))
     baselines = read_baselines(_text(root / "eval_meta_data.csv"), str(root / "eval_meta_data.csv"))
@@ -150,9 +150,9 @@ def read_core_yaml(text: str, place: str = "core.yaml") -> list[dict[str, Any]]:
 
 
 def read_baselines(text: str, place: str = "eval_meta_data.csv") -> dict[str, float]:
-    """What guessing gets right in each question set, in percent, by label.
+    """The accuracy of guessing in each question set, in percent, by label.
 
-    Raises: DataError: no such columns; a baseline that is no number from 0 to below 100.
+    Raises: DataError: a column is missing; a baseline is not a number from 0 to below 100.
     """
     found: dict[str, float] = {}
     rows = csv.DictReader(io.StringIO(text, newline=""))
@@ -166,7 +166,7 @@ def read_baselines(text: str, place: str = "eval_meta_data.csv") -> dict[str, fl
         if not 0 <= baseline < 100:
             wrong = row["Random baseline"]
             raise DataError(
-                f"{place}, line {rows.line_num}: the baseline of {row['Eval Task']!r} is {wrong!r}", _REMEDY
+                f"{place}, line {rows.line_num}: the baseline of {row['Eval Task']!r} is invalid: {wrong!r}", _REMEDY
             )
         found[row["Eval Task"]] = baseline
     return found
@@ -175,13 +175,13 @@ def read_baselines(text: str, place: str = "eval_meta_data.csv") -> dict[str, fl
 def read_questions(data: bytes, kind: str, place: str) -> list[Question]:
     """The questions of a JSONL file, in its order.
 
-    Raises: DataError: no question; a line that is no JSON object with the fields of its kind.
+    Raises: DataError: no question; a line that is not a JSON object with the fields of its kind.
     """
     lines = data.split(b"\n")
     if not lines[-1].strip():
-        lines.pop()  # the last line ends as all others do
+        lines.pop()  # the last line ends with a line break
     if not lines:
-        raise DataError(f"{place} holds no question", _REMEDY)
+        raise DataError(f"{place} has no questions", _REMEDY)
     questions = []
     for number, line in enumerate(lines, 1):
         try:
@@ -196,10 +196,10 @@ def read_questions(data: bytes, kind: str, place: str) -> list[Question]:
 
 
 def _root(bundle: Path) -> Path | zipfile.Path:
-    """The folder that holds core.yaml, inside `bundle` or one below."""
+    """The folder with core.yaml: `bundle` or a folder in it."""
     root: Path | zipfile.Path = bundle
     if not bundle.exists():
-        raise NotFound(f"there is no CORE bundle {bundle}", "give the folder or the zip file that was published")
+        raise NotFound(f"there is no CORE bundle {bundle}", "give the published folder or zip file")
     if not bundle.is_dir():
         try:
             root = zipfile.Path(bundle)
@@ -217,7 +217,7 @@ def _bytes(path: Path | zipfile.Path) -> bytes:
             raise DataError(f"{path} is missing", _REMEDY)
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}", "check its rights") from None
+        raise DataError(f"cannot read {path}: {error.strerror or error}", "check its permissions") from None
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
         raise DataError(f"{path} cannot be unpacked", _REMEDY) from None
 
@@ -239,17 +239,17 @@ def _task(
     for name in ("label", "icl_task_type", "dataset_uri", "continuation_delimiter"):
         word = values.get(name, DEFAULT_DELIMITER if name == "continuation_delimiter" else None)
         if not isinstance(word, str):
-            raise DataError(f"{place}: {name} is {'missing' if word is None else 'no text'}", _REMEDY)
+            raise DataError(f"{place}: {name} is {'missing' if word is None else 'not a string'}", _REMEDY)
         words[name] = word
     label, kind, uri = words["label"], words["icl_task_type"], PurePosixPath(words["dataset_uri"])
     if kind not in KINDS:
-        raise DataError(f"{place}: {label} is of the unknown type {kind!r}", f"the types are {', '.join(KINDS)}")
+        raise DataError(f"{place}: {label} has the unknown type {kind!r}", f"the types are {', '.join(KINDS)}")
     shots = values.get("num_fewshot")
-    # a bool is an int for Python, but not here
+    # A bool is an int in Python, but is not accepted here.
     if not isinstance(shots, list) or len(shots) != 1 or type(shots[0]) is not int or shots[0] < 0:
-        raise DataError(f"{place}: num_fewshot of {label} is not a list of one whole number", _REMEDY)
+        raise DataError(f"{place}: num_fewshot of {label} is not a list of one integer", _REMEDY)
     if uri.is_absolute() or ".." in uri.parts:
-        raise DataError(f"{place}: dataset_uri of {label} leaves the bundle", _REMEDY)
+        raise DataError(f"{place}: dataset_uri of {label} points outside the bundle", _REMEDY)
     if label not in baselines:
         raise DataError(f"eval_meta_data.csv in {root} has no baseline for {label!r}", _REMEDY)
     path = root / "eval_data" / str(uri)
@@ -258,7 +258,7 @@ def _task(
     questions = questions[:most]
     if len(questions) <= shots[0]:
         raise DataError(
-            f"{label} has {len(questions)} questions, too few to put {shots[0]} solved ones before each",
+            f"{label} has only {len(questions)} questions, but each needs {shots[0]} solved examples",
             "take more questions of each set, or use the whole bundle",
         )
     delimiter = words["continuation_delimiter"]
@@ -266,11 +266,11 @@ def _task(
 
 
 def _question(values: object, kind: str, line: int) -> Question:
-    """Raises ValueError with what is wrong."""
+    """A question from a JSON value. Raises: ValueError: says what is wrong."""
     if not isinstance(values, dict):
         raise ValueError("it is not a JSON object")
     if kind == LANGUAGE_MODELING:
-        # some published contexts end in white space, which would melt into the first token of the answer
+        # Some published contexts end with white space, which would merge with the first token of the answer.
         return Question(line, (_string(values, "context").strip(),), (_string(values, "continuation"),))
     contexts: tuple[str, ...]
     endings: tuple[str, ...]
@@ -287,13 +287,13 @@ def _question(values: object, kind: str, line: int) -> Question:
 def _string(values: dict[str, object], name: str) -> str:
     value = values.get(name)
     if not isinstance(value, str):
-        raise ValueError(f"the field {name!r} is {'no text' if name in values else 'missing'}")
+        raise ValueError(f"the field {name!r} is {'not a string' if name in values else 'missing'}")
     return value
 
 
 def _strings(values: dict[str, object], name: str) -> tuple[str, ...]:
     value = values.get(name)
     if not isinstance(value, list) or len(value) < 2 or not all(isinstance(one, str) for one in value):
-        what = "no list of at least two texts" if name in values else "missing"
+        what = "not a list of at least two strings" if name in values else "missing"
         raise ValueError(f"the field {name!r} is {what}")
     return tuple(value)

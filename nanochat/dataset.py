@@ -1,10 +1,9 @@
-"""Texts as shards: import them once, then read them back, checked.
+"""Imports texts as shards, and reads the shards with a check of their hashes.
 
-Decides which document goes to which shard and which are for validation. Both
-follow from a hash of the document alone, so the order of import does not matter.
-Shards are parquet files with one column `text`, listed with their hashes in
-`shards.json`. Where documents come from is `nanochat.sources`; tokens are
-`nanochat.pack`. Sizes are in bytes of UTF-8 text, unless a file is meant.
+A hash of each document decides its shard, and whether it is for validation, so the
+order of import does not matter. Shards are parquet files with one column `text`; they
+are listed with their hashes in `shards.json`. `nanochat.sources` reads the documents,
+`nanochat.pack` makes tokens. Sizes are in bytes of UTF-8 text, except for files.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ DOCUMENTS_PER_SHARD = 53_248
 """52 row groups, as in nanochat's own data sets."""
 BYTES_PER_SHARD = 256 << 20
 _ROW_GROUP = 1024
-_ROW_GROUP_BYTES = 64 << 20  # long documents: a row group must fit in memory
+_ROW_GROUP_BYTES = 64 << 20  # limit for long documents: a row group must fit in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Shards:
-    """What `shards.json` lists: training shards in reading order, and the one for validation."""
+    """The content of `shards.json`: training shards in reading order, and the validation shard."""
 
     training: tuple[Shard, ...]
     validation: Shard
@@ -62,14 +61,14 @@ class Shards:
 
 @dataclass(frozen=True, slots=True)
 class ImportReport:
-    """What an import did."""
+    """The result of an import."""
 
     shards: Shards
-    files: int  # that gave at least one document
+    files: int  # files with at least one document
     documents: int
     bytes: int  # of text, as UTF-8
-    empty_documents: int  # left out: nothing but white space
-    skipped: tuple[Skipped, ...]  # files left out, each with its reason
+    empty_documents: int  # skipped, because they have only white space
+    skipped: tuple[Skipped, ...]  # skipped files, each with the reason
 
 
 def import_texts(
@@ -84,29 +83,28 @@ def import_texts(
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> ImportReport:
-    """Turn text files, folders, JSONL and parquet files into shards in the folder `out`.
+    """Convert text files, folders, JSONL and parquet files into shards in the folder `out`.
 
-    The documents are shuffled over the whole data set, on disk: `out` needs free
-    space for about twice the text. The same documents with the same arguments give
-    the same shards. `validation_fraction` is met on average; at least one document
-    is for validation and at least one is not.
+    The whole data set is shuffled on disk, so `out` needs free space for about twice
+    the text. The same documents and arguments give the same shards.
+    `validation_fraction` is met on average; each part gets at least one document.
 
     Raises:
         NotFound: a path does not exist.
         DataError: a file is broken, there are fewer than two different documents, or
-            `out` holds a data set already and `overwrite` is not given.
-        UsageError: a number that makes no sense.
+            `out` has a data set already and `overwrite` is false.
+        UsageError: a number is out of range.
         DiskError: `out` is full or not writable.
     """
     if not 0 <= validation_fraction < 1:
         raise UsageError(f"a validation fraction of {validation_fraction} is not possible", "use 0 or more, below 1")
     if documents_per_shard < 1 or bytes_per_shard < 1:
-        raise UsageError("a shard must hold at least one document and one byte")
+        raise UsageError("the limits of a shard must be at least one document and one byte")
     if not overwrite and (out / LIST_NAME).exists():
-        raise DataError(f"{out} holds an imported data set already", "choose another folder or ask to overwrite it")
+        raise DataError(f"{out} has an imported data set already", "choose another folder or ask to overwrite it")
     scratch = out / ".import"
     try:
-        shutil.rmtree(scratch, ignore_errors=True)  # of an import that was killed
+        shutil.rmtree(scratch, ignore_errors=True)  # left by a killed import
         scratch.mkdir(parents=True)
     except OSError as error:
         raise disk_error("write into", out, error) from error
@@ -135,12 +133,12 @@ def import_texts(
 def _nothing(skipped: list[Skipped]) -> DataError:
     reason = ""
     if skipped:
-        reason = f" ({len(skipped)} files left out; the first, {skipped[0].path}: {skipped[0].reason})"
+        reason = f" ({len(skipped)} files were skipped; the first is {skipped[0].path}: {skipped[0].reason})"
     return DataError(f"there is no document to import{reason}", "give text files, JSONL or parquet with a `text`")
 
 
 def _former_names(out: Path) -> set[str]:
-    """Shards of the data set that is replaced; a list that cannot be read names none."""
+    """Names of the shards of the data set that is replaced; none if its list cannot be read."""
     try:
         former = read_shards(out)
     except (NotFound, DataError):
@@ -149,7 +147,7 @@ def _former_names(out: Path) -> set[str]:
 
 
 class _ShardWriter:
-    """Writes shards one after the other; a full one is published under its name."""
+    """Writes shards one after the other; each is published when it is full."""
 
     def __init__(self, out: Path, scratch: Path, disk: Disk, name: str) -> None:
         self.out, self.scratch, self.disk, self.name = out, scratch, disk, name
@@ -188,7 +186,7 @@ class _ShardWriter:
         return self.scratch / self.name
 
     def close(self) -> None:
-        """Publish the shard, unless nothing is in it."""
+        """Publish the shard, unless it is empty."""
         if not self.documents:
             return
         self._flush()
@@ -218,7 +216,7 @@ def _write_shards(
 
 
 def write_shards(folder: Path, shards: Shards, disk: Disk) -> None:
-    """Write the list of the shards in `folder`, from which `read_shards` reads it.
+    """Write the list of the shards in `folder`, for `read_shards`.
 
     Raises: DiskError: the folder is full, read-only or missing.
     """
@@ -231,7 +229,7 @@ def read_shards(folder: Path) -> Shards:
 
     Raises:
         NotFound: there is no list.
-        DataError: the list is truncated or of another form.
+        DataError: the list is truncated or invalid.
     """
     path = folder / LIST_NAME
     try:
@@ -246,7 +244,7 @@ def read_shards(folder: Path) -> Shards:
         return shards
     except (FileNotFoundError, NotADirectoryError):
         raise NotFound(
-            f"no data set in {folder}", "make one with `curtail data import` or `curtail data fetch`"
+            f"no data set in {folder}", "create one with `curtail data import` or `curtail data fetch`"
         ) from None
     except OSError as error:
         raise disk_error("read", path, error) from error
@@ -275,9 +273,9 @@ def iterate_texts(folder: Path, part: str = "train") -> Iterator[str]:
     for shard in read_shards(folder).part(part):
         path = folder / shard.name
         if not path.is_file():
-            raise DataError(f"{path} is missing", "import or fetch the texts again, or copy the shard there")
+            raise DataError(f"{path} is missing", "import or fetch the texts again, or copy the shard to that place")
         if sha256_of(path) != shard.sha256:
             raise DataError(
-                f"{path} does not match its hash in {LIST_NAME}", "import or fetch the texts again, or copy it anew"
+                f"{path} does not match its hash in {LIST_NAME}", "import or fetch the texts again, or copy it again"
             )
         yield from (text for text in read_parquet(path) if text is not None)

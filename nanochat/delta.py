@@ -1,10 +1,10 @@
-"""The difference of two weight sets: encoded small, applied bit for bit alike everywhere.
+"""Differences of weights (deltas): encoding, error feedback, bit-exact application, files.
 
-Decides what a site uploads and a controller broadcasts, and how a weight set
-takes it up. A delta is base minus local, so the update is base minus delta.
-Every operation is one correctly rounded float32 step (never a fused multiply-
-add), so that all machines that apply one delta hold the same digest. The forms
-of the arrays are in `nanochat.codecs`. No torch.
+A delta is either a pseudo-gradient (base minus local weights), which a site uploads,
+or an update (old minus new weights), which the controller broadcasts. Applying it
+subtracts it from the base. Every operation is one correctly rounded float32 step
+(never a fused multiply-add), so all machines that apply one delta get the same
+digest. `nanochat.codecs` defines the encoding of the arrays. No torch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nanochat.weights import Shapes, Weights, check_shapes, read_tensors, write_
 
 FORMAT = "curtail-delta-1"
 DECAY = 0.9
-"""How much of what the last encoding lost is added to the next one (MuLoCo, arXiv 2505.23725)."""
+"""Factor on the residual of the last encoding when it is added to the next (MuLoCo, arXiv 2505.23725)."""
 
 _OTHER_MODEL = "use deltas of the same model and codec"
 
@@ -31,17 +31,17 @@ Encoded = dict[str, np.ndarray]
 
 
 def difference(base: Mapping[str, np.ndarray], local: Mapping[str, np.ndarray]) -> Weights:
-    """base - local for every name: what was learned, with the sign of a gradient.
+    """The pseudo-gradient: base - local for every name. It has the sign of a gradient.
 
     Raises: CheckpointError: names or shapes differ.
     """
     check_shapes(_shapes(local), _shapes(base), "the local weight set")
-    # with a given output numpy keeps arrays without dimensions arrays
+    # With `out`, numpy returns arrays for arrays without dimensions, not scalars.
     return {name: np.subtract(base[name], local[name], out=np.empty_like(base[name])) for name in sorted(base)}
 
 
 def encode(delta: Mapping[str, np.ndarray], codec: str) -> Encoded:
-    """The arrays that travel for a delta, in the forms of `codecs.form_of`.
+    """Encode a delta, in the forms of `codecs.form_of`.
 
     Raises: ConfigError: no such codec. CheckpointError: not float32, or not finite.
     """
@@ -51,15 +51,15 @@ def encode(delta: Mapping[str, np.ndarray], codec: str) -> Encoded:
 def encode_with_feedback(
     delta: Mapping[str, np.ndarray], codec: str, residual: Mapping[str, np.ndarray] | None, decay: float = DECAY
 ) -> tuple[Encoded, Encoded]:
-    """Encode a delta plus `decay` times what the last encoding lost, and say what this one lost.
+    """Encode a delta plus `decay` times the last residual (error feedback), and compute the new residual.
 
     Only int4 loses enough for this to matter (benchmarks/aggregate.md); other forms have no residual.
     Args:
-        residual: what the last call returned, or None at the start. It is itself an encoded delta (int8, so
-            a quarter of the weights in memory and, with `write_delta`, on disk), of the arrays coded int4.
-        decay: 0: residuals are neither used nor made.
-    Returns: the encoded delta, and the new residual, empty if no array is int4. It counts from when the delta
-        was merged: if that is refused, the residual from before is the one to go on with.
+        residual: as returned by the last call; None at the start. It is an encoded delta of the arrays in
+            int4, with int8 values, so it takes a quarter of their fp32 size in memory and on disk.
+        decay: 0: residuals are neither used nor computed.
+    Returns: the encoded delta, and the new residual, which is empty if no array is int4. Use the new residual
+        only if the delta was merged. If it was refused, keep the old one.
     Raises: ConfigError: no such codec. CheckpointError: not float32, not finite, or a residual of other shapes.
     """
     encoded: Encoded = {}
@@ -88,7 +88,7 @@ def encode_with_feedback(
 
 
 def has_residual(form: str) -> bool:
-    """Whether arrays of this form carry what they lost over to the next delta."""
+    """Do arrays of this form use error feedback?"""
     return form == "int4"
 
 
@@ -101,7 +101,9 @@ def add_residual(
     """
     form, values, scale = codecs.parts_in(residual, name)
     if form != "int8" or values.shape != shape:
-        raise CheckpointError(f"the residual of {name} does not fit", "delete it; only what it held is lost")
+        raise CheckpointError(
+            f"the residual of {name} has another shape", "delete the residual; only a correction is lost"
+        )
     assert scale is not None
     carried = codecs.restore(values[rows], scale[rows], form, np.empty(block.shape, np.float32))
     np.multiply(carried, np.float32(decay), out=carried)
@@ -111,7 +113,7 @@ def add_residual(
 def what_was_lost(
     name: str, block: np.ndarray, values: np.ndarray, scale: np.ndarray | None, form: str
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Rows minus what their encoding decodes to, as int8."""
+    """The encoding error: rows minus their decoded values, as int8."""
     lost = codecs.restore(values, scale, form, np.empty(block.shape, np.float32))
     return codecs.quantise(name, np.subtract(block, lost, out=lost), "int8")
 
@@ -121,7 +123,7 @@ def _places(name: str, shape: tuple[int, ...], form: str) -> Encoded:
 
 
 def put_rows(encoded: Encoded, name: str, form: str, rows: slice, values: np.ndarray, scale: np.ndarray | None) -> None:
-    """Put encoded rows of one array in their place."""
+    """Store encoded rows of one array."""
     encoded[name + codecs.ENDINGS[form]][rows] = values
     if scale is not None:
         encoded[name + codecs.SCALE][rows] = scale
@@ -133,9 +135,9 @@ def _blocks(shape: tuple[int, ...]) -> Iterator[slice]:
 
 
 def decode(encoded: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-    """Each name with its float32 values, in name order, one array at a time.
+    """Yield each name with its float32 values, in name order, one array at a time.
 
-    Raises: CheckpointError: the arrays do not belong together.
+    Raises: CheckpointError: the parts do not match.
     """
     for name in names(encoded):
         form, values, scale = codecs.parts_in(encoded, name)
@@ -155,9 +157,9 @@ def apply_update(
 ) -> Weights:
     """base - decoded, one float32 subtraction per value.
 
-    Args: out: arrays to write into; pass `base` itself to update it in place.
+    Args: out: arrays for the result; pass `base` to update it in place.
     Returns: out, or new arrays.
-    Raises: CheckpointError: names or shapes differ; `out` may be half written then.
+    Raises: CheckpointError: names or shapes differ; then `out` may be partly written.
     """
     result: dict[str, np.ndarray] = {} if out is None else out
     pairs = decoded.items() if isinstance(decoded, Mapping) else decoded
@@ -182,13 +184,13 @@ def write_delta(path: Path, encoded: Mapping[str, np.ndarray], disk: Disk, op: s
 
 
 def read_delta(path: Path, expect: Shapes | None = None, codec: str | None = None) -> Encoded:
-    """The encoded delta in a file, as read-only arrays that map it, every scale and value checked.
+    """Read an encoded delta as read-only mapped arrays, and check every scale and value.
 
-    fp32 parts are checked for their type only (`all_finite` looks at their values).
+    Of fp32 parts only the type is checked (use `all_finite` for their values).
     Args:
         expect: names and shapes of the decoded delta.
-        codec: how it must be coded; None: any way.
-    Raises: CheckpointError: the first thing that is wrong. NotFound: no such file.
+        codec: the required codec; None: any.
+    Raises: CheckpointError: the first error. NotFound: no such file.
     """
     encoded = open_delta(path, expect, codec)
     for name in names(encoded):
@@ -197,16 +199,16 @@ def read_delta(path: Path, expect: Shapes | None = None, codec: str | None = Non
 
 
 def open_delta(path: Path, expect: Shapes | None = None, codec: str | None = None) -> Encoded:
-    """As `read_delta`, but only names, types and shapes are checked; the values are not read."""
+    """Like `read_delta`, but check only names, types and shapes; the values are not read."""
     encoded, metadata = read_tensors(path)
     if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not a delta file of this version", f"its format must be {FORMAT}")
+        raise CheckpointError(f"{path} is not a delta file of this version", f"the format must be {FORMAT}")
     shapes = {}
     for name in names(encoded):
         form, values, _ = codecs.parts_in(encoded, name)
         shapes[name] = codecs.shape_of(values, form)
         if codec is not None and form != (wanted := codecs.form_of(name, shapes[name], codec)):
-            raise CheckpointError(f"{name} in {path} is coded as {form}, {codec} makes it {wanted}", _OTHER_MODEL)
+            raise CheckpointError(f"{name} in {path} has the form {form}, not {wanted} as in {codec}", _OTHER_MODEL)
     if expect is not None:
         check_shapes(shapes, expect, str(path))
     return encoded
@@ -218,10 +220,10 @@ def names(encoded: Mapping[str, np.ndarray]) -> list[str]:
 
 
 def check_values(encoded: Mapping[str, np.ndarray], name: str) -> float:
-    """The sum of squares of one decoded array, after a check that an encoder can have written it.
+    """Check that an encoder can have written one array. Returns: the sum of squares of its decoded values.
 
-    It is not finite if a value is not. Reads the array once, in blocks.
-    Raises: CheckpointError: no encoder writes that.
+    The sum is not finite if a value is not. Reads the array once, in blocks.
+    Raises: CheckpointError: no encoder writes such values.
     """
     form, values, scale = codecs.parts_in(encoded, name)
     if form == "fp32":
@@ -235,13 +237,13 @@ def check_values(encoded: Mapping[str, np.ndarray], name: str) -> float:
 
 
 def all_finite(arrays: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]]) -> bool:
-    """Whether no value is infinite or NaN; takes weights, a delta, or what `decode` yields."""
+    """Are all values finite? Takes weights, a delta, or the pairs that `decode` yields."""
     pairs = arrays.items() if isinstance(arrays, Mapping) else arrays
     return all(np.isfinite(array).all() for _, array in pairs)
 
 
 def norm(arrays: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]]) -> float:
-    """Root of the sum of all squares, summed in float64; not finite if a value is not."""
+    """The Euclidean norm over all values, summed in float64; not finite if a value is not."""
     pairs = arrays.items() if isinstance(arrays, Mapping) else arrays
     total = sum((_squares(array) for _, array in pairs), 0.0)
     return math.sqrt(total) if math.isfinite(total) else total
@@ -251,7 +253,7 @@ def _squares(array: np.ndarray) -> float:
     flat, total = array.reshape(-1), 0.0
     for start in range(0, flat.size, codecs.BLOCK):
         wide = flat[start : start + codecs.BLOCK].astype(np.float64)
-        total += float(np.square(wide, out=wide).sum())  # a dot product would start threads for each block
+        total += float(np.square(wide, out=wide).sum())  # a dot product would start threads for every block
     return total
 
 

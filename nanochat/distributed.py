@@ -1,9 +1,8 @@
-"""Where tensors live and how the ranks of one site's job agree.
+"""Device, ranks and process group of a job, and its collective operations.
 
-Decides device, compute dtype and process group from the environment that
-torchrun sets, and holds the few collective operations that training uses.
-Without torchrun everything works as one rank without a process group. One rank
-is one process with one device; all ranks must call a collective together.
+Chooses device, compute dtype and process group from the environment that torchrun
+sets. Without torchrun there is one rank and no process group. One rank is one process
+with one device; all ranks must call a collective together.
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ BUCKET_ELEMENTS = 2**25  # elements of one gradient exchange: 128 MiB of fp32
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process's place among the ranks of the job."""
+    """The rank of this process, and the number of ranks."""
 
     rank: int  # 0 to ranks - 1
     ranks: int
-    local_rank: int  # place on this machine
+    local_rank: int  # on this machine
 
 
 def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
-    """The device called `name`: "cpu", "cuda", or "auto" for CUDA where there is one.
+    """The device called `name`: "cpu", "cuda", or "auto" for CUDA if available.
 
-    Raises: ConfigError: another name; CUDA asked for and not there; more ranks than devices.
+    Raises: ConfigError: another name; CUDA is requested and not available; more ranks than devices.
     """
     if name not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"there is no device {name!r}", "use auto, cpu or cuda")
@@ -44,8 +43,8 @@ def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
         raise ConfigError("no CUDA device is usable here", "check nvidia-smi and the driver, or use the device cpu")
     if local_rank >= torch.cuda.device_count():
         raise ConfigError(
-            f"local rank {local_rank} has no device of its own: {torch.cuda.device_count()} are here",
-            "start as many ranks on this machine as it has devices",
+            f"there is no device for local rank {local_rank}: this machine has {torch.cuda.device_count()}",
+            "start at most as many ranks as this machine has devices",
         )
     return torch.device("cuda", local_rank)
 
@@ -64,9 +63,11 @@ def ranks_from_environment(environment: dict[str, str] | None = None) -> Ranks:
     try:
         found = Ranks(int(values.get("RANK", 0)), int(values.get("WORLD_SIZE", 1)), int(values.get("LOCAL_RANK", 0)))
     except ValueError as error:
-        raise ConfigError(f"RANK, WORLD_SIZE or LOCAL_RANK is no number: {error}", "start it with torchrun") from None
+        raise ConfigError(
+            f"RANK, WORLD_SIZE or LOCAL_RANK is not a number: {error}", "start it with torchrun"
+        ) from None
     if not (0 <= found.rank < found.ranks and found.local_rank >= 0):
-        raise ConfigError(f"rank {found.rank} of {found.ranks} cannot be", "start it with torchrun")
+        raise ConfigError(f"rank {found.rank} of {found.ranks} is impossible", "start it with torchrun")
     return found
 
 
@@ -75,9 +76,9 @@ COLLECTIVE_S = 1800.0
 
 
 def join_ranks(device: torch.device, timeout: float = 600.0) -> Ranks:
-    """Join the process group of the job: nccl on CUDA, gloo on the CPU; nothing to join with one rank.
+    """Join the process group of the job: NCCL on CUDA, gloo on the CPU, none with one rank.
 
-    Args: timeout: seconds a collective may take before it fails on every rank.
+    Args: timeout: seconds after which a collective fails on every rank.
     """
     found = ranks_from_environment()
     if device.type == "cuda":
@@ -106,7 +107,7 @@ def rank_count(group: dist.ProcessGroup | None = None) -> int:
 
 
 def agree(flag: bool, device: torch.device, group: dist.ProcessGroup | None = None) -> bool:
-    """True on every rank if it is true on any: how ranks stop at the same step."""
+    """True on every rank if `flag` is true on any rank, so that all ranks stop at the same step."""
     if rank_count(group) == 1:
         return flag
     seen = torch.tensor(int(flag), dtype=torch.int32, device=device)
@@ -131,9 +132,9 @@ def broadcast_weights(model: nn.Module, source: int = 0, group: dist.ProcessGrou
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup | None = None) -> None:
-    """Replace each gradient by its mean over the ranks, all ranks counting alike.
+    """Replace each gradient by its unweighted mean over the ranks.
 
-    Gradients travel in flat buckets; a gradient that is missing on a rank counts as zero there.
+    Gradients are exchanged in flat buckets. A gradient that is missing on a rank counts as zero there.
     """
     ranks = rank_count(group)
     if ranks == 1:

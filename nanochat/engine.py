@@ -1,9 +1,9 @@
-"""Continuing a text: token ids in, sampled token ids out, one at a time.
+"""Text generation: samples token ids one at a time, with a key-value cache.
 
-Decides how the next token is drawn, when to stop, and what is forgotten when
-the text outgrows the model's longest input (`first_seen`). Every token goes
-through the model once, keys and values are kept. It knows ids only; text is
-the tokenizer's. One seed gives one text on one device.
+Decides how the next token is sampled, when to stop, and which tokens are dropped
+when the text becomes longer than the model's longest input (`first_seen`). Works
+with token ids only; the tokenizer converts text. On one device, one seed always gives
+the same text.
 """
 
 from __future__ import annotations
@@ -17,18 +17,17 @@ from nanochat.gpt import GPT, Cache
 
 
 def first_seen(length: int, sequence_len: int) -> int:
-    """The index of the first of `length` tokens that the model sees when it predicts the one after them.
+    """The index of the first of `length` tokens that the model sees when it predicts the next one.
 
-    All of them while they fit. Then tokens are forgotten a quarter of sequence_len at
-    a time: forgetting changes what every later layer knows of the rest, so what
-    remains is read anew, and this is to happen rarely.
+    It sees all tokens while they fit. Then the oldest tokens are dropped, a quarter of sequence_len
+    at a time. Dropping tokens invalidates the cache, so the rest must be read again, which should be rare.
     """
     step = max(1, sequence_len // 4)
     return -(-max(0, length - sequence_len) // step) * step
 
 
 class Context:
-    """A growing text, and what the model remembers of it.
+    """A growing text and the model's cache for it.
 
     Args: ids: the text so far, at least one id.
     """
@@ -41,9 +40,9 @@ class Context:
 
     @torch.inference_mode()
     def logits(self) -> torch.Tensor:
-        """Logits of the token that follows, (V,) fp32 on the CPU; to be asked once for each token.
+        """Logits of the next token, (V,) fp32 on the CPU. Call it once for each token.
 
-        Those of a pass without cache over `ids[first_seen(len(ids), sequence_len):]`.
+        They equal those of a pass without cache over `ids[first_seen(len(ids), sequence_len):]`.
         """
         first = first_seen(len(self.ids), self.model.config.sequence_len)
         if first != self._first:
@@ -63,24 +62,26 @@ def generate(
     seed: int = 0,
     bos_id: int | None = None,
 ) -> Iterator[int]:
-    """Ids that continue the prompt, at most `max_tokens`; ends before a BOS, which starts another document.
+    """Yield at most `max_tokens` ids that continue the prompt; ends before a BOS, which starts another document.
 
     Args:
-        prompt_ids: at least one id (give BOS for a fresh start); all but the last sequence_len are forgotten,
-            and later tokens push out earlier ones as `first_seen` says.
-        temperature: divides the logits; 0 takes the likeliest token, the lowest id among equals.
-        top_k: draw among the k likeliest only; None for all.
-        bos_id: None if nothing ends the text early.
+        prompt_ids: at least one id (BOS for an empty prompt); only the last sequence_len are used, and
+            later tokens replace earlier ones as `first_seen` says.
+        temperature: divides the logits; 0 takes the most likely token, of equals the lowest id.
+        top_k: sample only from the k most likely tokens; None: from all.
+        bos_id: None: BOS does not end the text.
     Raises: ConfigError: an empty prompt, an id outside the vocabulary, a negative temperature,
-        top_k below 1. It is raised at the call, not at the first id.
+        or top_k below 1. It is raised at the call, not at the first id.
     """
     vocab = model.config.vocab_size
     if not prompt_ids:
-        raise ConfigError("the prompt holds no token", "start it with BOS")
+        raise ConfigError("the prompt is empty", "start it with BOS")
     if wrong := [token for token in prompt_ids if not 0 <= token < vocab]:
-        raise ConfigError(f"the prompt holds id {wrong[0]}, the model knows 0 to {vocab - 1}", "use its own tokenizer")
+        raise ConfigError(
+            f"the prompt has the id {wrong[0]}, but the model has ids 0 to {vocab - 1}", "use the model's tokenizer"
+        )
     if not 0 <= temperature < float("inf"):
-        raise ConfigError(f"temperature is {temperature}", "give 0 or more; 1 leaves the model's own probabilities")
+        raise ConfigError(f"temperature is {temperature}", "give 0 or more; 1 keeps the model's probabilities")
     if top_k is not None and top_k < 1:
         raise ConfigError(f"top_k is {top_k}", "give at least 1, or none")
     return _ids(model, list(prompt_ids), max_tokens, temperature, top_k, seed, bos_id)
@@ -89,7 +90,7 @@ def generate(
 def _ids(
     model: GPT, ids: list[int], max_tokens: int, temperature: float, top_k: int | None, seed: int, bos_id: int | None
 ) -> Iterator[int]:
-    # drawn on the CPU, so that the same probabilities give the same text on every device
+    # Sampled on the CPU, so that equal probabilities give the same text on every device.
     generator = torch.Generator(device="cpu").manual_seed(seed)
     context = Context(model, ids[-model.config.sequence_len :])
     for _ in range(max_tokens):

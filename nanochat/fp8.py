@@ -1,11 +1,10 @@
-"""Products of matrices in 8-bit floats, for the layers where they pay.
+"""Training with matrix products in 8-bit floats (fp8), for layers that are large enough.
 
-Decides what is rounded to 8 bits and how: activations and weights to e4m3 (three
-bits of fraction), gradients to e5m2 (more range, two bits), each tensor with one
-scale from its own largest value at that moment. Sums are made in higher precision
-by the device, weights stay fp32. Only blocks' matrices take part, unembedding and
-gates do not, and nothing does outside of training. Source: the method of nanochat
-since 2026-02 and of torchao's tensorwise recipe.
+Activations and weights are rounded to e4m3 (3 mantissa bits), gradients to e5m2 (more
+range, 2 mantissa bits), with dynamic scaling: each tensor has one scale from its
+present largest value. The device accumulates in higher precision; weights stay fp32.
+Only the matrices of blocks use fp8, not the unembedding or the gates, and only in
+training. Source: nanochat's method since 2026-02, and torchao's tensorwise recipe.
 """
 
 from __future__ import annotations
@@ -17,35 +16,35 @@ from curtail.errors import ConfigError
 from nanochat.presets import GPTConfig, weight_shapes
 
 FORWARD, BACKWARD = torch.float8_e4m3fn, torch.float8_e5m2
-MULTIPLE = 16  # the device's products take dimensions that are multiples of it
-LEAST = 128  # a smaller matrix gains less than its rounding costs
-CAPABILITY = (9, 0)  # compute capability from which on CUDA devices have such products: Hopper
+MULTIPLE = 16  # the device needs dimensions that are multiples of this
+LEAST = 128  # for smaller matrices the rounding costs more time than is gained
+CAPABILITY = (9, 0)  # lowest compute capability with fp8 products: Hopper
 
 
 def quantised(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """x as 8-bit floats that use the whole range of `dtype`, and the fp32 scale that brings them back.
+    """x as 8-bit floats scaled to the whole range of `dtype`, and the fp32 scale that undoes it.
 
-    A value that is not finite makes everything NaN, so that it is noticed.
+    If a value is not finite, the result is NaN, so that it is noticed.
     """
     largest = x.abs().amax().float()
     most = torch.finfo(dtype).max
     scale = most / largest.clamp(min=torch.finfo(torch.float32).tiny * most)
-    # rounding could carry the largest value beyond the range, which is NaN in e4m3
+    # Rounding could move the largest value out of range, which is NaN in e4m3.
     return (x.float() * scale).clamp(-most, most).to(dtype), scale.reciprocal()
 
 
 def _by_columns(x: Tensor) -> Tensor:
-    """The same matrix, its columns contiguous: the form of a second factor."""
+    """The same matrix with contiguous columns, as needed for the second factor."""
     return x.t().contiguous().t()
 
 
 def _multiplied(a: Tensor, b: Tensor, scale: tuple[Tensor, Tensor], dtype: torch.dtype, fast: bool) -> Tensor:
-    """a @ b for 8-bit a (rows contiguous) and b (columns contiguous); `fast` adds up less exactly."""
+    """a @ b for 8-bit a (rows contiguous) and b (columns contiguous); `fast` accumulates less exactly."""
     return torch._scaled_mm(a, b, scale_a=scale[0], scale_b=scale[1], out_dtype=dtype, use_fast_accum=fast)
 
 
 class _Product(torch.autograd.Function):
-    """x @ weight.T and its gradients, all three as products of 8-bit floats."""
+    """x @ weight.T and its two gradients, all as products of 8-bit floats."""
 
     @staticmethod
     def forward(ctx, x, weight):  # type: ignore[no-untyped-def]
@@ -74,19 +73,19 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def takes_part(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether the matrix of this name and shape is multiplied in 8-bit floats."""
+    """Does the matrix with this name and shape use 8-bit floats?"""
     sides = all(side >= LEAST and side % MULTIPLE == 0 for side in shape)
     return name.startswith("transformer.h.") and len(shape) == 2 and sides
 
 
 def check_fp8(config: GPTConfig, device: torch.device, capability: tuple[int, int] | None = None) -> None:
-    """Refuse fp8 where it cannot be.
+    """Check that fp8 can be used.
 
-    Args: capability: of the CUDA device; by default asked.
+    Args: capability: of the CUDA device; None: that of `device`.
     Raises: ConfigError: not a CUDA device, one before Hopper, or a model whose shapes do not fit.
     """
     if device.type != "cuda":
-        raise ConfigError(f"fp8 needs a CUDA device from Hopper on, this is {device.type}", "leave out --fp8")
+        raise ConfigError(f"fp8 needs a CUDA device (Hopper or later), this is {device.type}", "leave out --fp8")
     found = capability or torch.cuda.get_device_capability(device)
     if found < CAPABILITY:
         raise ConfigError(
@@ -96,7 +95,8 @@ def check_fp8(config: GPTConfig, device: torch.device, capability: tuple[int, in
         )
     if config.sequence_len % MULTIPLE:
         raise ConfigError(
-            f"fp8 needs samples of a multiple of {MULTIPLE} tokens, these have {config.sequence_len}", "leave out --fp8"
+            f"fp8 needs a sample length that is a multiple of {MULTIPLE} tokens, not {config.sequence_len}",
+            "leave out --fp8",
         )
     if not any(takes_part(name, shape) for name, shape in weight_shapes(config).items()):
         raise ConfigError(
@@ -107,7 +107,7 @@ def check_fp8(config: GPTConfig, device: torch.device, capability: tuple[int, in
 
 
 def enable(model: nn.Module) -> int:
-    """Let the matrices that take part be multiplied in 8-bit floats in training; returns how many."""
+    """Enable fp8 training for all suitable matrices. Returns: their number."""
     count = 0
     for name, module in model.named_modules():
         if hasattr(module, "fp8") and takes_part(name, tuple(module.weight.shape)):

@@ -1,10 +1,9 @@
-"""The GPT of nanochat, from its launch to 2026-07: embeddings, blocks, logits or loss.
+"""nanochat's GPT in its versions from the launch to 2026-07: embeddings, blocks, logits or loss.
 
-Decides the network and its initial weights; which of its parts a model has is
-in its configuration, never global. Parameters are fp32; products run
-in `compute_dtype` (bf16 on CUDA, fp32 on CPU), without autocast. It knows
-nothing of optimizers, devices or files. Shapes: B inputs of T tokens, V
-vocabulary; the weights' names and shapes are those of `presets.weight_shapes`.
+Defines the network and its initial weights. The configuration says which parts a
+model has. Parameters are fp32; products run in `compute_dtype` (bf16 on CUDA, fp32 on
+CPU) without autocast. Shapes: B inputs of T tokens, V vocabulary; names and shapes of
+the weights are in `presets.weight_shapes`.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from nanochat.presets import SMEAR_CHANNELS, GPTConfig
 
 
 class MLP(nn.Module):
-    """Four times wider inside, squared ReLU, no biases."""
+    """Feed-forward layer: hidden width four times n_embd, squared ReLU, no biases."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -32,7 +31,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then MLP, each on a normalised copy and added to the stream."""
+    """Attention, then MLP, each applied to the normalised residual stream and added to it."""
 
     def __init__(self, config: GPTConfig, window: int, embeds: bool) -> None:
         super().__init__()
@@ -58,15 +57,14 @@ class Embedding(nn.Module):
 
 
 class Cache:
-    """What a model remembers of the tokens it has read, at most sequence_len of them.
+    """The keys and values of the tokens that a model has read, at most sequence_len of them.
 
-    A forward pass with a cache reads only new tokens, and costs what they cost. For
-    inference: gradients do not pass through it.
+    A forward pass with a cache processes only new tokens. For inference: gradients do not pass through it.
     """
 
     def __init__(self, config: GPTConfig) -> None:
         self.layers = [LayerCache(config.sequence_len) for _ in range(config.n_layer)]
-        self.last: Tensor | None = None  # embedding of the last token, before smear; (B, 1, n_embd)
+        self.last: Tensor | None = None  # embedding of the last token before smear; (B, 1, n_embd)
 
     @property
     def length(self) -> int:
@@ -75,16 +73,16 @@ class Cache:
 
 
 class GPT(nn.Module):
-    """The model. Its weights are undefined memory until `init_weights` or a load.
+    """The model. Its weights are uninitialised until `init_weights` or a load.
 
-    Build on the CPU, or on the meta device to count; move afterwards.
+    Build it on the CPU (or on the meta device, to count parameters), and move it afterwards.
     """
 
     def __init__(self, config: GPTConfig, compute_dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.config = config
         self.compute_dtype = compute_dtype
-        self.fused_loss = True  # false: all logits at once, to compare with
+        self.fused_loss = True  # false: compute all logits at once, for comparison
         self.embed_layers = config.value_embed_layers()
         blocks = nn.ModuleList(
             [Block(config, window, layer in self.embed_layers) for layer, window in enumerate(config.windows())]
@@ -109,16 +107,16 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Fill all weights from `seed`, on the CPU whatever the model's device.
+        """Initialise all weights from `seed`; computed on the CPU for every device.
 
         Values are drawn in the order of the modules: wte N(0, 1), lm_head
         N(0, 0.001), query, key, value, c_fc and value embeddings uniform with
         deviation 1/sqrt(width), both c_proj zero, lambdas 1 and 0, gates of value
         embeddings zero, smear off, backout 0.2. The profile 2026-03 has wte
         N(0, 0.8), c_fc 0.4 times as wide, lambdas that fall with depth from 1.15 to
-        1.05 and from 0.2 to 0.05, and gates in U(0, 0.02). Two machines with one
-        torch build agree; training never relies on it, since the first version
-        is made once and sent to the sites.
+        1.05 and from 0.2 to 0.05, and gates in U(0, 0.02). Two machines with the same
+        torch build get equal weights. Training does not rely on it: version 0 is made
+        once and sent to the sites.
         Source: nanochat 2026-01-12 and 2026-07-03, `GPT.init_weights`.
         """
         generator = torch.Generator(device="cpu").manual_seed(seed)
@@ -146,29 +144,29 @@ class GPT(nn.Module):
             parameter.copy_(values)
 
     def use_attention(self, attend: Attend) -> None:
-        """Let all layers attend with this kernel; a pass with a cache stays with torch's own choice."""
+        """Use this attention kernel in all layers; passes with a cache keep torch's own choice."""
         for block in self.transformer["h"]:  # type: ignore[attr-defined]
             block.attn.attend = attend
 
     def forward(
         self, idx: Tensor, targets: Tensor | None = None, reduction: str = "mean", cache: Cache | None = None
     ) -> Tensor:
-        """Logits, or the loss when targets are given.
+        """Logits, or the loss if targets are given.
 
         Args:
             idx: (B, T) int64 with T <= sequence_len.
-            targets: (B, T) int64, the id that follows each; below 0 is not counted.
+            targets: (B, T) int64, the next id at each position; negative ones are not counted.
             reduction: see `loss.cross_entropy`; "none" gives (B, T) without a gradient.
-            cache: idx continues the tokens in it and is added to it; together at most sequence_len.
-        Returns: fp32 logits (B, T, V) without targets, with a cache those of the last token only,
-            (B, 1, V); else nats.
+            cache: idx continues its tokens and is added to it; together at most sequence_len.
+        Returns: without targets fp32 logits (B, T, V), with a cache only those of the last token,
+            (B, 1, V); with targets the loss in nats.
         """
         assert cache is None or targets is None, "a cache gives the last logits, not a loss"
         start = cache.length if cache else 0
         stop = start + idx.size(1)
         assert stop <= self.config.sequence_len, f"{stop} tokens exceed {self.config.sequence_len}"
         cos, sin = self.cos[start:stop], self.sin[start:stop]
-        # look up in fp32, then cast: the gradient of the table then adds up in fp32
+        # Look up in fp32, then cast, so that the gradient of the table accumulates in fp32.
         x = norm(self.transformer["wte"](idx).to(self.compute_dtype))
         if self.config.smear:
             before = cache.last if cache else None
@@ -199,9 +197,9 @@ class GPT(nn.Module):
         return loss.view_as(targets) if reduction == "none" else loss
 
     def _smeared(self, x: Tensor, before: Tensor | None) -> Tensor:
-        """x_t + lambda * sigmoid(gate @ x_t[:24]) * x_(t-1), each token with the unchanged one before it.
+        """x_t + lambda * sigmoid(gate @ x_t[:24]) * x_(t-1), where x_(t-1) is the embedding before smear.
 
-        Args: before: (B, 1, n_embd), what precedes x; None: nothing does, and the first token stays as it is.
+        Args: before: (B, 1, n_embd), the embedding before x; None: there is none, and the first token is unchanged.
         """
         first = x[:, :1] if before is None else x[:, :0]
         now = x[:, first.size(1) :]

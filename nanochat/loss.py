@@ -1,10 +1,10 @@
-"""Next-token cross entropy from hidden states, a block of rows at a time.
+"""Next-token cross entropy from hidden states, computed block by block to save memory.
 
-Decides how logits become a loss: product with the unembedding, vocabulary
-padding cut off, softcap and softmax in fp32. A vocabulary of 65,536 makes full
-fp32 logits the largest buffer of training, so the gradient is computed block by
-block together with the loss and only the gradients are kept. Units: nats.
-Targets below 0 are not counted. Shapes: N rows, D width, V vocabulary.
+The loss: product with the unembedding, without vocabulary padding, then softcap and
+softmax in fp32. With a vocabulary of 65,536, full fp32 logits would be the largest
+buffer of training. So the gradient is computed block by block together with the loss,
+and only gradients are kept. Units: nats. Negative targets are not counted. Shapes: N
+rows, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def cross_entropy(
 
     Args:
         hidden: (N, D) in the compute dtype. weight: (padded V, D) fp32.
-        targets: (N,) int64; below 0 is left out of sum and mean and is 0 under "none".
+        targets: (N,) int64; negative ones are not in sum and mean, and give 0 with "none".
         reduction: "mean" over counted targets, "sum", or "none" for (N,) losses without a gradient.
         block_rows: rows per block; by default as many as fit in BLOCK_ELEMENTS logits.
-    Returns: fp32 scalar, or (N,) under "none"; the mean of no targets is 0.
+    Returns: fp32 scalar, or (N,) with "none"; the mean of no targets is 0.
     Raises: ValueError: another reduction.
     """
     if reduction not in ("mean", "sum", "none"):
@@ -58,7 +58,7 @@ def cross_entropy(
 
 
 def whole_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, softcap: float) -> Tensor:
-    """The mean of `cross_entropy` from all logits at once, as torch does it: what the blocks are measured against."""
+    """The mean of `cross_entropy` from all logits at once, with torch's function; a reference for comparisons."""
     logits = softcapped_logits(hidden, weight, vocab_size, softcap)
     total = F.cross_entropy(logits, targets.clamp(min=-1), ignore_index=-1, reduction="sum")
     return total / (targets >= 0).sum().clamp(min=1)
@@ -69,7 +69,7 @@ def _at_least_fp32(x: Tensor) -> Tensor:
 
 
 def _block(h: Tensor, w: Tensor, t: Tensor, vocab_size: int, softcap: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Losses (n,) of one block and what their gradient needs: logits, tanh, log-sum-exp."""
+    """Losses (n,) of one block, and the values for their gradient: logits, tanh, log-sum-exp."""
     bent = torch.tanh(_at_least_fp32(F.linear(h, w)[:, :vocab_size]) / softcap)
     logits = softcap * bent
     log_sum = torch.logsumexp(logits, dim=-1)
@@ -78,7 +78,7 @@ def _block(h: Tensor, w: Tensor, t: Tensor, vocab_size: int, softcap: float) -> 
 
 
 class _BlockwiseSum(torch.autograd.Function):
-    """Sum of the losses; the gradient for a sum is made in the forward pass and scaled in the backward."""
+    """Sum of the losses; the forward pass computes the gradient of the sum, the backward pass scales it."""
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, vocab_size, softcap, block_rows):  # type: ignore[no-untyped-def]

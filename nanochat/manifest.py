@@ -1,9 +1,9 @@
-"""The manifest: what a folder of tokens holds, and what it was made from.
+"""The manifest of a folder of tokens: its files, and the shards and tokenizer that made them.
 
-Decides nothing but the form of `manifest.json`. It holds every hash that the
-token ids depend on (text shards, tokenizer, files), so its digest is the name of
-the data set between machines: equal digests mean equal samples. A manifest that
-is not exactly of this form is refused. Lengths are in tokens, sizes in bytes.
+Defines the form of `manifest.json` and refuses any other form. The manifest has every
+hash on which the token ids depend (text shards, tokenizer, files). So its digest
+identifies the data set on all machines: equal digests mean equal samples. Lengths are
+in tokens, sizes in bytes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MANIFEST_NAME = "manifest.json"
 FORMAT = "curtail-tokens"
 FORMAT_VERSION = 1
 STREAM = "stream"
-"""One stream of tokens: a sample begins where the one before ended, anywhere in a document."""
+"""One stream of tokens: a sample begins where the previous one ended, anywhere in a document."""
 BEST_FIT = "bestfit"
 """Rows of T + 1 tokens, each beginning with BOS, made of whole documents and one cropped one."""
 PACKINGS = (STREAM, BEST_FIT)
@@ -56,7 +56,7 @@ class TokenFile:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a folder of tokens holds, and what it was made from."""
+    """The content of a manifest."""
 
     sequence_len: int  # T: a sample has T inputs and T targets
     vocab_size: int
@@ -67,25 +67,25 @@ class Manifest:
 
     def __post_init__(self) -> None:
         if self.sequence_len < 1 or not 1 <= self.vocab_size <= LARGEST_VOCABULARY:
-            raise DataError("the manifest's sequence length or vocabulary is not possible")
+            raise DataError("the manifest's sequence length or vocabulary size is out of range")
         if self.packing not in PACKINGS:
             known = " and ".join(map(repr, PACKINGS))
-            raise DataError(f"the manifest names the packing {self.packing!r}, and only {known} are known")
+            raise DataError(f"the manifest has the unknown packing {self.packing!r}; known are {known}")
         hashes = [self.tokenizer, *(shard.sha256 for shard in self.shards), *(file.sha256 for file in self.files)]
         if not all(map(_HASH.fullmatch, hashes)):
-            raise DataError("the manifest holds a hash that is not a SHA-256")
+            raise DataError("the manifest has a hash that is not a SHA-256")
         names = [file.name for file in self.files]
         if len(set(names)) < len(names) or {file.part for file in self.files} - set(PARTS):
             raise DataError("the manifest lists a file twice or an unknown part")
         for file in self.files:
             if file.tokens < 1 or file.size != TOKEN_BYTES * file.tokens or not _FILE_NAME.fullmatch(file.name):
-                raise DataError(f"the manifest's entry for {file.name!r} contradicts itself")
+                raise DataError(f"the manifest's entry for {file.name!r} is inconsistent")
             if self.packing == BEST_FIT and file.tokens % (self.sequence_len + 1):
-                raise DataError(f"the manifest's file {file.name!r} does not hold whole rows")
+                raise DataError(f"the manifest's file {file.name!r} does not have whole rows")
 
     @property
     def digest(self) -> str:
-        """sha256 (hex) of the canonical JSON: equal digests mean equal samples."""
+        """SHA-256 (hex) of the canonical JSON; equal digests mean equal samples."""
         text = json.dumps(self._content(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -109,16 +109,16 @@ class Manifest:
         return max(0, self.tokens(part) - 1) // self.sequence_len
 
     def check_files(self, folder: Path, parts: Collection[str] = PARTS) -> None:
-        """Whether the files of `parts` lie in `folder`, by their sizes alone.
+        """Check that the files of `parts` are in `folder` with the right sizes; hashes are not checked.
 
-        Raises: DataError: a file is missing or has another size.
+        Raises: DataError: a file is missing or has a wrong size.
         """
         for file in self.files:
             path = folder / file.name
             if file.part in parts and (not path.is_file() or path.stat().st_size != file.size):
                 raise DataError(
                     f"the token file {path} is missing or has the wrong size",
-                    "copy it there again, or run `curtail data prepare` again",
+                    "copy it again, or run `curtail data prepare` again",
                 )
 
     def to_json(self) -> str:
@@ -133,9 +133,9 @@ class Manifest:
         """The manifest that `to_json` wrote.
 
         Raises: DataError: truncated, of another format or version, or with an unknown,
-            missing, mistyped or contradictory field.
+            missing, mistyped or inconsistent field.
         """
-        remedy = f"make it again with `curtail data prepare`, or copy the whole {MANIFEST_NAME}"
+        remedy = f"create it again with `curtail data prepare`, or copy the whole {MANIFEST_NAME}"
         try:
             content = json.loads(text)
             if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
@@ -160,7 +160,7 @@ class Manifest:
         try:
             return cls.from_json(path.read_bytes())
         except FileNotFoundError:
-            raise NotFound(f"no {MANIFEST_NAME} in {folder}", "make the tokens with `curtail data prepare`") from None
+            raise NotFound(f"no {MANIFEST_NAME} in {folder}", "create the tokens with `curtail data prepare`") from None
         except OSError as error:
             raise disk_error("read", path, error) from error
         except DataError as error:
@@ -168,7 +168,7 @@ class Manifest:
 
 
 def _record(kind: type[_Record], entry: dict[str, Any]) -> _Record:
-    """A dataclass from exactly its fields, each of exactly its type."""
+    """A dataclass from a dictionary with exactly its fields and types."""
     types = {"int": int, "str": str}
     for name, declared in kind.__annotations__.items():
         wanted = types.get(declared, tuple)

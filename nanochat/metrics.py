@@ -1,9 +1,9 @@
-"""The record of a training run: a line of JSON for each step, and W&B beside it if asked.
+"""Writes the metrics of a training run: one JSON line per step, and optionally W&B.
 
-Decides the form of OUT/metrics.jsonl: each step once, in order, also after a kill
-and a resume, because lines beyond the checkpoint that a run goes on from are
-dropped. Lines are written at once and not made durable: they can be made again
-by training. Units are in the names of the fields, losses in nats per token.
+OUT/metrics.jsonl has each step once, in order, also after a kill and a resume: lines
+after the checkpoint from which the run resumes are dropped. Lines are written at once
+but not fsynced, because training can produce them again. Units are in the names of the
+fields; losses are in nats per token.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ METRICS_FILE = "metrics.jsonl"
 
 
 WANDB_FOLDER = "wandb"
-"""In OUT: everything that W&B keeps on this machine."""
+"""Folder in OUT for all files that W&B writes on this machine."""
 
 
 def require_wandb() -> None:
     """Raises: UsageError: the package wandb is not installed."""
     found = importlib.util.find_spec("wandb")
-    if found is None or found.origin is None:  # a folder that only has its name, as earlier runs leave one
+    if found is None or found.origin is None:  # without origin it is only a folder `wandb`, left by an earlier run
         raise UsageError(
             "--wandb needs the package wandb, which is not installed",
             f"install it with `pip install wandb`, or leave out --wandb: {METRICS_FILE} is always written",
@@ -37,7 +37,7 @@ def require_wandb() -> None:
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
-    """The whole lines of a run's record, oldest first; a torn line at the end is left out."""
+    """The lines of metrics.jsonl, oldest first, without an incomplete last line."""
     try:
         lines = (out / METRICS_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
@@ -56,12 +56,12 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
 
 
 class Metrics:
-    """The open record of a run; on rank 0 only.
+    """Writes the metrics of a run; on rank 0 only.
 
     Args:
-        after: the step that the run goes on from; later lines are dropped.
+        after: the step from which the run resumes; later lines are dropped.
         wandb: also send everything to W&B, with `settings` as the run's configuration.
-    Raises: DiskError; UsageError: wandb is asked for and not installed. CurtailError: W&B refuses the run.
+    Raises: DiskError. UsageError: wandb is requested and not installed. CurtailError: W&B refuses the run.
     """
 
     def __init__(self, out: Path, after: int, disk: Disk, *, wandb: bool, settings: dict[str, Any]) -> None:
@@ -99,27 +99,27 @@ class Metrics:
 
 
 def _wandb_run(out: Path, settings: dict[str, Any]) -> Any:
-    """A new W&B run that gets the lines and `settings`, and nothing else unless the environment says so.
+    """A new W&B run that gets only the lines and `settings`, unless the environment says otherwise.
 
-    Everything that it keeps here lies in OUT/wandb. WANDB_MODE=offline sends nothing.
-    Raises: CurtailError: W&B does not take it.
+    Its local files are in OUT/wandb. WANDB_MODE=offline sends nothing.
+    Raises: CurtailError: W&B refuses the run.
     """
     kept = out / WANDB_FOLDER
     modest = {
         "WANDB_CACHE_DIR": str(kept / "cache"),
         "WANDB_DATA_DIR": str(kept / "data"),
         "WANDB_ARTIFACT_DIR": str(kept / "artifacts"),
-        "WANDB_ERROR_REPORTING": "false",  # its own faults, to its makers
+        "WANDB_ERROR_REPORTING": "false",  # reports of W&B's own errors to its developers
         "WANDB_DISABLE_CODE": "true",
         "WANDB_DISABLE_GIT": "true",
         "WANDB_CONSOLE": "off",
     }
     for name, value in modest.items():
-        os.environ.setdefault(name, value)  # read once, when the package is imported
+        os.environ.setdefault(name, value)  # W&B reads them once, when it is imported
     module: Any = importlib.import_module("wandb")
     try:
         return module.init(project="curtail", name=out.name, config=settings, dir=str(out))
     except module.errors.Error as error:
         raise CurtailError(
-            f"W&B does not take this run: {error}", "run `wandb login`, set WANDB_MODE=offline, or leave out --wandb"
+            f"W&B refuses this run: {error}", "run `wandb login`, set WANDB_MODE=offline, or leave out --wandb"
         ) from error

@@ -1,9 +1,9 @@
-"""How many samples go through the model at once, found instead of asked for.
+"""Finds the largest micro-batch (samples per pass) that fits into memory.
 
-On CUDA a pass is tried and the number halved until it fits; on a CPU, where
-running out of memory kills the process, an estimate is kept below a share of the
-memory that is free. The optimizer step is the same whatever the number is, but
-for rounding. Units: samples, bytes.
+On CUDA it tries a pass and halves the number until it fits. On a CPU, where running
+out of memory would kill the process, it uses an estimate and a share of the free
+memory. The optimizer step does not depend on the number, except for rounding. Units:
+samples, bytes.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from nanochat.loss import BLOCK_ELEMENTS
 from nanochat.presets import GPTConfig
 
 MEMORY_SHARE = 0.25
-"""Part of a machine's free memory that activations of all its ranks may take."""
+"""Share of a machine's free memory for the activations of all its ranks."""
 
 _FLOATS_PER_CHANNEL = 40
-"""Values kept for the backward pass for each token, layer and channel, the wide MLP included; measured: about 33."""
+"""Values kept for the backward pass per token, layer and channel, including the MLP; measured: about 33."""
 
 _LOGIT_COPIES = 4
 
 
 def sample_bytes(config: GPTConfig, length: int) -> int:
-    """About what one more sample of `length` tokens takes in training on a CPU (fp32), in bytes."""
+    """Approximate memory of one more sample of `length` tokens in training on a CPU (fp32), in bytes."""
     channels = config.n_embd * (config.n_layer * _FLOATS_PER_CHANNEL + 8)
     return 4 * length * (channels + _LOGIT_COPIES * config.padded_vocab_size)
 
 
 def estimated_batch(config: GPTConfig, length: int, most: int, free: int) -> int:
-    """The largest number of samples, at most `most`, whose activations stay within `free` bytes; at least 1."""
+    """The largest number of samples, at most `most`, whose activations fit into `free` bytes; at least 1."""
     per_token = 4 * config.n_embd * (config.n_layer * _FLOATS_PER_CHANNEL + 8)
-    logits = 4 * _LOGIT_COPIES * BLOCK_ELEMENTS  # never more: the loss is made block by block
+    logits = 4 * _LOGIT_COPIES * BLOCK_ELEMENTS  # an upper limit, because the loss is computed block by block
     most_small = free // sample_bytes(config, length)
     most_large = (free - logits) // (length * per_token)
     return max(1, min(most, max(most_small, most_large)))
 
 
 def free_memory() -> int:
-    """Bytes that could be allocated on this machine now, limits of a container included; 4 GiB if unknown."""
+    """Bytes that can be allocated on this machine now, within the limits of a container; 4 GiB if unknown."""
     free = 4 * 2**30
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
@@ -60,8 +60,8 @@ def free_memory() -> int:
 
 
 def hopeful_batch(config: GPTConfig, length: int, most: int, free: int) -> int:
-    """`most` halved until it is not hopeless for a GPU with `free` bytes: each number tried may be compiled anew."""
-    # half of the bytes in bf16, and half of the estimate for a kernel that keeps less
+    """`most` halved until it may fit into `free` bytes of a GPU. Each number that is tried costs a compilation."""
+    # bf16 needs half of the bytes, and a kernel that keeps less needs half of the estimate.
     bound = estimated_batch(config, length, most, 4 * free)
     while most > bound:
         most = -(-most // 2)
@@ -69,9 +69,9 @@ def hopeful_batch(config: GPTConfig, length: int, most: int, free: int) -> int:
 
 
 def fitting_batch(model: nn.Module, config: GPTConfig, length: int, most: int, device: torch.device) -> int:
-    """The largest number of samples, `most` halved as often as needed, that one pass can take on this GPU.
+    """The largest number of samples that fits into one pass on this GPU: `most`, halved as often as needed.
 
-    The passes are made with the optimizer's state in memory and leave no gradient behind.
+    The trial passes run with the optimizer's state in memory, and their gradients are deleted.
     Raises: torch.OutOfMemoryError: not even one sample fits.
     """
     tried = most
@@ -106,7 +106,7 @@ def device_batch(
     local_ranks: int = 1,
     group: dist.ProcessGroup | None = None,
 ) -> int:
-    """Samples per pass for all ranks alike: the least of what each can take, at most `most`.
+    """Samples per pass, the same on all ranks: the minimum of what fits on each, at most `most`.
 
     All ranks must call it together. Args: local_ranks: ranks that share this machine's memory.
     Raises: CurtailError: not even one sample fits into this GPU.
@@ -116,8 +116,8 @@ def device_batch(
             found = fitting_batch(model, config, length, hopeful_batch(config, length, most, _free_on(device)), device)
         except torch.OutOfMemoryError:
             raise CurtailError(
-                f"not one sample of {length} tokens fits into the memory of this GPU",
-                "free its memory, or train a smaller model or shorter samples",
+                f"not even one sample of {length} tokens fits into the memory of this GPU",
+                "free GPU memory, or train a smaller model or shorter samples",
             ) from None
     else:
         found = estimated_batch(config, length, most, int(free_memory() * MEMORY_SHARE) // local_ranks)

@@ -1,10 +1,10 @@
-"""Muon for the blocks' matrices, AdamW for embeddings and scales, as one optimizer.
+"""The optimizer: Muon for the matrices of the blocks, AdamW for embeddings and scales.
 
-Decides how averaged gradients change the weights. The rates are a `Recipe`'s;
-what varies over a run (rate scale, momentum, decay) comes with each step as plain
-numbers, and is never stored. Work and state are split over the ranks
-(`nanochat.sharded`); afterwards all have the same weights. State is saved by
-parameter name, whole, so that another number of ranks can continue.
+It averages gradients over the ranks and updates the weights. The learning rates come
+from a `Recipe`. Values that vary over a run (rate scale, momentum, decay) are passed
+to each step and are not part of the state. Work and state are sharded over the ranks
+(`nanochat.sharded`); after a step all ranks have the same weights. State is saved by
+parameter name and unsharded, so that another number of ranks can continue.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from nanochat.sharded import Share, gathered, mean_of_share, share_of
 
 __all__ = ["MuonAdamW", "Recipe", "polar_express"]
 
-SPLIT_ELEMENTS = 2**16  # smaller tensors under AdamW are not worth two exchanges
+SPLIT_ELEMENTS = 2**16  # smaller AdamW tensors are not sharded, because that costs two exchanges
 
 
 @dataclass(slots=True)
 class _MuonGroup:
-    """Matrices of one shape, updated as one stack of K; k of them are this rank's."""
+    """Matrices of one shape, updated as one stack of K; this rank updates k of them."""
 
     names: list[str]
     parameters: list[nn.Parameter]
-    share: Share  # of the stack
+    share: Share  # this rank's part of the stack
     lr: float
     momentum: Tensor  # (k, rows, cols)
     second: Tensor  # (k, rows, 1) or (k, 1, cols): one mean square per row of the larger side
@@ -43,11 +43,11 @@ class _MuonGroup:
 
 @dataclass(slots=True)
 class _AdamEntry:
-    """One tensor under AdamW; its moments are those of this rank's rows."""
+    """One AdamW tensor, with the moments of this rank's rows."""
 
     name: str
     parameter: nn.Parameter
-    share: Share  # of the rows
+    share: Share  # this rank's rows
     lr: float
     betas: tuple[float, float]
     decay: float
@@ -60,11 +60,11 @@ class MuonAdamW:
 
     Args:
         model: on its final device; `presets.weight_shapes` names its parameters.
-        config: gives the width that scales embedding rates.
+        config: its width scales the rates of embeddings.
         batch_tokens: tokens of one step at this site; rates scale with its square root.
         recipe: the rates before scaling.
-        group: process group to average gradients over; the default group if None.
-        shard: split work and state over the ranks of the group; else every rank does it all.
+        group: process group over which gradients are averaged; None: the default group.
+        shard: shard work and state over the ranks of the group; otherwise every rank does everything.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class MuonAdamW:
         )
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Delete all gradients."""
         for parameter in self._parameters.values():
             parameter.grad = None
 
@@ -170,7 +170,7 @@ class MuonAdamW:
             parameter.copy_(new)
 
     def _muon_update(self, group: _MuonGroup, gradients: Tensor, weights: Tensor, hyper: Hyper) -> None:
-        """Change `weights` (k, rows, cols) in place; `gradients` are used up."""
+        """Update `weights` (k, rows, cols) in place; overwrites `gradients`."""
         group.momentum.lerp_(gradients, 1 - hyper.muon_momentum)
         update = gradients.lerp_(group.momentum, hyper.muon_momentum)  # Nesterov: look one step ahead
         if self.recipe.equal_rows:
@@ -184,7 +184,7 @@ class MuonAdamW:
             update = update * (min(update.shape[-2:]) ** 0.5 / norm)
         update = self._even_out(update, group.second)
         rate = group.lr * hyper.lr_scale
-        # cautious decay: only where the step and the decay pull the same way
+        # Cautious weight decay: only where step and decay have the same direction.
         decay = weights * (update * weights >= 0) * (rate * hyper.weight_decay)
         weights.sub_(update.mul_(rate).add_(decay))
 
@@ -246,10 +246,10 @@ class MuonAdamW:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over a whole state that `state_dict` gave, whatever the number of ranks was.
+        """Load an unsharded state from `state_dict`; the number of ranks may have been another.
 
-        Each rank takes its own share, and none waits for another.
-        Raises: CheckpointError: a name is missing or unknown, or a shape differs; nothing is changed then.
+        Each rank takes its share, without communication.
+        Raises: CheckpointError: a name is missing or unknown, or a shape differs; then nothing is changed.
         """
         shapes = self.state_shapes()
         if wrong := sorted(set(shapes) ^ set(state)):

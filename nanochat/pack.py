@@ -1,10 +1,9 @@
-"""Shards of text to files of tokens, once.
+"""Encodes and packs shards of text into token files.
 
-Decides how documents become token files: each document is BOS and its tokens,
-and they follow each other without gaps ("stream" packing) or are laid into rows
-that begin with BOS ("bestfit", see `nanochat.bestfit`). Token files are 16-bit
-unsigned little-endian numbers and nothing else. What a sample is, is decided in
-`nanochat.stream`. Lengths are in tokens, sizes in bytes.
+Each document becomes BOS and its tokens. Documents follow each other without gaps
+("stream" packing) or are packed into rows that begin with BOS ("bestfit", see
+`nanochat.bestfit`). Token files contain only 16-bit unsigned little-endian numbers.
+`nanochat.stream` defines the samples. Lengths are in tokens, sizes in bytes.
 """
 
 from __future__ import annotations
@@ -41,12 +40,12 @@ __all__ = ["Manifest", "SourceShard", "TokenFile", "TokenStream", "missing_files
 
 TOKENS_PER_FILE = 100_000_000
 _BATCH_CHARACTERS = 4 << 20  # text that is encoded at once
-_ASIDE = ".packing"  # in the folder itself: moving out of it is a rename
+_ASIDE = ".packing"  # inside the output folder, so that files can be moved out of it by a rename
 
 Progress: TypeAlias = Callable[[str, int], None]
 """Called with the part and the tokens of it written so far."""
 OnPacked: TypeAlias = Callable[[str, PackCount], None]
-"""Called at the end of a part that was packed `bestfit`, with what became of its tokens."""
+"""Called at the end of a part that was packed `bestfit`, with the counts of kept and cropped tokens."""
 
 
 def prepare(
@@ -64,14 +63,14 @@ def prepare(
 ) -> Manifest:
     """Turn the shards in the folder `shards` into token files, manifest and tokenizer in `out`.
 
-    The manifest comes last: a folder with a manifest is complete. An earlier content
-    of `out` is replaced when all is packed; until then, and after an error, it stays.
+    The manifest is written last, so a folder with a manifest is complete. Earlier content
+    of `out` is replaced only when everything is packed; after an error it is still there.
 
     Args:
         sequence_len: T; a sample has T + 1 tokens.
         packing: `stream` or `bestfit`.
         tokens_per_file: length of all token files but the last; with `bestfit` rounded to whole rows.
-        threads: for the encoding; all cores if not given.
+        threads: for the encoding; None: all cores.
     Raises:
         NotFound: there is no data set in `shards`.
         DataError: a shard is damaged, or a part is shorter than one sample.
@@ -88,25 +87,18 @@ def prepare(
     sources = tuple(SourceShard(shard.name, shard.sha256) for part in PARTS for shard in listed.part(part))
     aside, made = out / _ASIDE, not out.exists()
     try:
-        shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
+        shutil.rmtree(aside, ignore_errors=True)  # left by a killed run
         aside.mkdir(parents=True)
         files: list[TokenFile] = []
         for part in PARTS:
+            encoded = _encoded(iterate_texts(shards, part), tokenizer, threads)
+            packer = BestFit(sequence_len + 1) if packing == BEST_FIT else None
             with _TokenWriter(aside, part, disk, tokens_per_file) as writer:
-                encoded = _encoded(iterate_texts(shards, part), tokenizer, threads)
-                packer = BestFit(sequence_len + 1) if packing == BEST_FIT else None
-                for packed in packer.rows(_apart(encoded)) if packer else (tokens for tokens, _ in encoded):
-                    writer.add(packed.reshape(-1))
-                    if on_progress is not None:
-                        on_progress(part, writer.written)
-                files += writer.close()
+                files += _write_part(part, encoded, packer, writer, on_progress)
                 if packer is not None and on_packed is not None:
                     on_packed(part, packer.count)
         manifest = Manifest(sequence_len, tokenizer.vocab_size, tokenizer.digest, packing, sources, tuple(files))
-        for part in PARTS:
-            require_sample(manifest, part)
-        tokenizer.save(aside / FILE_NAME, disk)
-        disk.replace("MANIFEST", aside / MANIFEST_NAME, manifest.to_json().encode())
+        _complete(aside, manifest, tokenizer, disk)
         _put_in_place(aside, out, manifest, disk)
     except OSError as error:
         raise disk_error("write into", out, error) from error
@@ -117,19 +109,42 @@ def prepare(
     return manifest
 
 
+def _write_part(
+    part: str,
+    encoded: Iterable[tuple[Tokens, list[int]]],
+    packer: BestFit | None,
+    writer: _TokenWriter,
+    on_progress: Progress | None,
+) -> list[TokenFile]:
+    """Write the documents of a part as token files: in rows with a packer, else as one stream."""
+    for packed in packer.rows(_apart(encoded)) if packer else (tokens for tokens, _ in encoded):
+        writer.add(packed.reshape(-1))
+        if on_progress is not None:
+            on_progress(part, writer.written)
+    return writer.close()
+
+
+def _complete(aside: Path, manifest: Manifest, tokenizer: Tokenizer, disk: Disk) -> None:
+    """Add tokenizer and manifest to the token files. Raises: DataError: a part is shorter than one sample."""
+    for part in PARTS:
+        require_sample(manifest, part)
+    tokenizer.save(aside / FILE_NAME, disk)
+    disk.replace("MANIFEST", aside / MANIFEST_NAME, manifest.to_json().encode())
+
+
 def _put_in_place(aside: Path, out: Path, manifest: Manifest, disk: Disk) -> None:
     """Move everything from `aside` to `out`, the manifest last. Raises: OSError, DiskError."""
     disk.remove("MANIFEST_DROP", out / MANIFEST_NAME)
     for name in (*(file.name for file in manifest.files), FILE_NAME):
         os.replace(aside / name, out / name)
-    fsync_folder(out)  # a manifest must not outlive a power cut that the files do not
+    fsync_folder(out)  # after a power loss there must be no manifest without its files
     os.replace(aside / MANIFEST_NAME, out / MANIFEST_NAME)
     fsync_folder(out)
     _drop_strays(out, manifest, disk)
 
 
 def _encoded(texts: Iterable[str], tokenizer: Tokenizer, threads: int | None) -> Iterator[tuple[Tokens, list[int]]]:
-    """Documents without gaps, each BOS and its tokens, and where each of them ends; many at once."""
+    """Batches of encoded documents: their tokens without gaps, each document after BOS, and the end of each."""
     for batch in _batches(texts):
         encoded = tokenizer.encode_batch(batch, threads)
         packed = np.empty(sum(map(len, encoded)) + len(encoded), LITTLE_ENDIAN)
@@ -163,14 +178,14 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 class _TokenWriter:
-    """Cuts a stream into files of equal length; each is published when it is full."""
+    """Splits a stream of tokens into files of equal length; each is published when it is full."""
 
     def __init__(self, out: Path, part: str, disk: Disk, tokens_per_file: int) -> None:
         self._out, self._part, self._disk, self._most = out, part, disk, tokens_per_file
         self._temp = out / f".{part}.tmp"
         self._file = self._begin()
         self._hash = hashlib.sha256()
-        self._tokens = 0  # in the file that is open
+        self._tokens = 0  # in the open file
         self._done: list[TokenFile] = []
         self.written = 0
 

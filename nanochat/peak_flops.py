@@ -1,9 +1,9 @@
-"""The peak work of accelerators: what utilisation (MFU) is a share of.
+"""Peak FLOP/s of accelerators, and the utilisation (MFU) relative to it.
 
-Decides one number for a device from its name, or none: for a device that is not
-listed, and for CPUs, there is no utilisation rather than a wrong one. Peaks are
-dense bf16 without sparsity, in floating-point operations per second, from the
-makers' data sheets; where a name has variants, the more specific one comes first.
+The peak follows from the device's name. Devices that are not listed, and CPUs, have no
+utilisation rather than a wrong one. Peaks are dense bf16 without sparsity, in
+floating-point operations per second, from the manufacturers' data sheets. More
+specific names come before general ones.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def peak_flops(device_name: str) -> float | None:
 
 
 def utilisation(tokens_per_second: float, flops_per_token: int, device_name: str | None, devices: int) -> float | None:
-    """Share of the devices' peak that training uses (MFU), None where no peak is known.
+    """Share of the devices' peak that training uses (MFU); None if the peak is unknown.
 
     Args: flops_per_token: `presets.flops_per_token`. device_name: None on a CPU.
     """

@@ -1,7 +1,7 @@
-"""The polar iteration: from a matrix to the nearest orthogonal one, with matrix products alone.
+"""The polar iteration of Muon: orthogonalises matrices with matrix products only.
 
-What makes Muon of plain momentum. It decides the coefficients and the order of the
-products, nothing about rates or parameters. Shapes: K matrices of rows x cols, stacked.
+Defines the coefficients and the order of the products. Shapes: K stacked matrices of
+rows x cols.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ POLAR_EXPRESS = (
 
 
 def polar_express(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The nearest (semi-)orthogonal matrices, roughly: singular values go to about 1.
+    """Approximately the nearest (semi-)orthogonal matrices: all singular values become about 1.
 
-    Args: matrices: (K, rows, cols), each treated alone. dtype: of the products.
+    Args: matrices: (K, rows, cols), each processed separately. dtype: of the products.
     Returns: the same shape in `dtype`.
     """
     x = matrices.to(dtype)
-    # the factor keeps the largest singular value below 1 despite rounding
+    # The factor keeps the largest singular value below 1 despite rounding.
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-6)
     tall = x.size(-2) > x.size(-1)
     if tall:

@@ -1,9 +1,8 @@
-"""The model's shapes: named configurations, the parameters they have, the work per token.
+"""Model configurations by name, with their weights' shapes and FLOPs per token; no torch.
 
-Decides which numbers make a model of a given name and which weight names and
-shapes belong to it, so that a process without torch (the controller) can check
-weights. It holds no tensors and knows nothing of training. Units: lengths in
-tokens, work in floating-point operations per trained token.
+The names and shapes of the weights are here, so that a process without torch (the
+controller) can check weights. Units: lengths in tokens, work in floating-point
+operations per trained token.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from typing import Any
 
 from curtail.errors import ConfigError
 
-VOCAB_MULTIPLE = 64  # embedding rows are padded to this multiple: aligned matrix products
-WINDOW_MULTIPLE = 128  # short windows of nanochat since 2026-03: whole tiles of its attention kernel
-SMEAR_CHANNELS = 24  # of a token's embedding decide how much of the token before is mixed in
+VOCAB_MULTIPLE = 64  # embedding rows are padded to this multiple, for aligned matrix products
+WINDOW_MULTIPLE = 128  # short windows of nanochat since 2026-03 are whole tiles of its attention kernel
+SMEAR_CHANNELS = 24  # channels of a token's embedding that gate how much of the previous token is mixed in
 HEAD_WIDTH = 128
 WIDTH_PER_LAYER = 64
 INIT_PROFILES = ("2026-01", "2026-03")
@@ -25,7 +24,7 @@ INIT_PROFILES = ("2026-01", "2026-03")
 
 @dataclass(frozen=True, slots=True)
 class GPTConfig:
-    """The numbers that define one model. Refuses combinations that cannot be built (ConfigError)."""
+    """The configuration of one model. Raises ConfigError for combinations that cannot be built."""
 
     sequence_len: int  # longest input, tokens
     vocab_size: int  # ids of the tokenizer; the weights have `padded_vocab_size` rows
@@ -33,24 +32,24 @@ class GPTConfig:
     n_head: int  # query heads
     n_kv_head: int  # key and value heads; divides n_head
     n_embd: int  # width; n_head equal even head widths
-    window_pattern: str = "L"  # tiled over the layers: L sees all, S a short window; the last layer is L
+    window_pattern: str = "L"  # repeated over the layers: L attends to all, S to a short window; the last layer is L
     lambdas: bool = True  # learned per-layer scales of the residual stream and of the embedding
     rope_base: float = 10000.0
     softcap: float = 15.0  # logits = softcap * tanh(raw / softcap)
-    # Added later. A stored configuration without these has the values given here, so they must stay.
-    short_window: int = 0  # tokens an S layer looks back; 0: half of sequence_len
+    # Added later. A stored configuration without these fields has the defaults given here, so they must not change.
+    short_window: int = 0  # window of an S layer in tokens; 0: half of sequence_len
     qk_scale: float = 1.0  # multiplies queries and keys after their norm
-    value_embeds: bool = False  # every other layer, the last included, adds a gated embedding to its values
-    ve_gate_channels: int = 12  # of the layer's input decide the gate, one for each key head
+    value_embeds: bool = False  # every other layer, including the last, adds a gated embedding to its values
+    ve_gate_channels: int = 12  # channels of the layer's input that compute the gate of each key head
     ve_gate_scale: float = 3.0  # gate = ve_gate_scale * sigmoid(matrix @ channels)
-    smear: bool = False  # a token's embedding takes in some of the one before
-    backout: bool = False  # the stream of the middle layer is taken out again before the logits
+    smear: bool = False  # part of the previous token's embedding is added to each token's embedding
+    backout: bool = False  # part of the middle layer's residual stream is subtracted before the logits
     init_profile: str = "2026-01"  # distribution of the initial weights: nanochat's of that month
 
     def __post_init__(self) -> None:
         for name in ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}", "give a whole number of at least 1")
+                raise ConfigError(f"{name} is {getattr(self, name)}", "give an integer of at least 1")
         if self.n_embd % self.n_head or (self.n_embd // self.n_head) % 2:
             raise ConfigError(
                 f"width {self.n_embd} does not split into {self.n_head} heads of even width",
@@ -62,7 +61,9 @@ class GPTConfig:
                 "choose n_kv_head as a divisor of n_head",
             )
         if not self.window_pattern or set(self.window_pattern) - {"L", "S"}:
-            raise ConfigError(f"window pattern {self.window_pattern!r} is not made of L and S", "use L, or SSSL")
+            raise ConfigError(
+                f"window pattern {self.window_pattern!r} has other letters than L and S", "use L, or SSSL"
+            )
         if self.short_window < 0:
             raise ConfigError(f"short_window is {self.short_window}", "give tokens, or 0 for half of sequence_len")
         for name, usual in (("rope_base", 10000), ("softcap", 15), ("qk_scale", 1), ("ve_gate_scale", 3)):
@@ -71,7 +72,9 @@ class GPTConfig:
         if self.value_embeds and not 1 <= self.ve_gate_channels <= self.n_embd:
             raise ConfigError(f"ve_gate_channels is {self.ve_gate_channels}", f"give 1 to {self.n_embd}; 12 is usual")
         if self.smear and self.n_embd < SMEAR_CHANNELS:
-            raise ConfigError(f"smear reads {SMEAR_CHANNELS} channels, the width is {self.n_embd}", "widen the model")
+            raise ConfigError(
+                f"smear needs {SMEAR_CHANNELS} channels, but the width is {self.n_embd}", "use a wider model"
+            )
         if self.init_profile not in INIT_PROFILES:
             raise ConfigError(
                 f"there is no init profile {self.init_profile!r}", f"use one of {', '.join(INIT_PROFILES)}"
@@ -86,14 +89,14 @@ class GPTConfig:
         return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
     def windows(self) -> tuple[int, ...]:
-        """How far back each layer looks, in tokens, first layer first."""
+        """The attention window of each layer in tokens, first layer first."""
         tiled = [self.window_pattern[i % len(self.window_pattern)] for i in range(self.n_layer)]
         tiled[-1] = "L"
         short = min(self.short_window or max(1, self.sequence_len // 2), self.sequence_len)
         return tuple(self.sequence_len if kind == "L" else short for kind in tiled)
 
     def value_embed_layers(self) -> tuple[int, ...]:
-        """The layers that have a value embedding: every other one, the last included."""
+        """The layers with a value embedding: every other one, including the last."""
         return tuple(range((self.n_layer - 1) % 2, self.n_layer, 2)) if self.value_embeds else ()
 
 
@@ -103,18 +106,18 @@ def rounded_window(sequence_len: int, divisor: int) -> int:
 
 
 FAMILIES = ("launch", "lambdas", "ve")
-"""nanochat's forms: of its launch on 2025-10-13; of 2026-01-12, with per-layer scales; since 2026-03-14, with all."""
+"""nanochat's model versions: launch (2025-10-13), lambdas (2026-01-12, per-layer scales), ve (2026-03-14, all)."""
 
 
 def config_for(family: str, depth: int, vocab_size: int, sequence_len: int) -> GPTConfig:
-    """The model of a family at a depth: 64 channels for each layer, rounded up to whole heads of 128.
+    """The model of a family at a depth. Its width is 64 channels per layer, rounded up to whole heads of 128.
 
-    The rounding, which matters for odd depths only, is that of nanochat since 2026-03; before, odd
-    depths had heads of another width.
+    The rounding matters only for odd depths and is that of nanochat since 2026-03; before, odd depths
+    had heads of another width.
     Raises: ConfigError: no such family; a number below 1.
     """
     if depth < 1:
-        raise ConfigError(f"the depth is {depth}", "give a whole number of layers, at least 1")
+        raise ConfigError(f"the depth is {depth}", "give a number of layers of at least 1")
     heads = -(-depth * WIDTH_PER_LAYER // HEAD_WIDTH)
     plain = GPTConfig(sequence_len, vocab_size, depth, heads, heads, heads * HEAD_WIDTH)
     if family == "lambdas":
@@ -138,7 +141,7 @@ PRESETS: dict[str, GPTConfig] = {
     "d20-ve": config_for("ve", 20, 32768, 2048),
     "d4-test": GPTConfig(128, 4096, 4, 2, 2, 256),
     "d2-test": GPTConfig(64, 512, 2, 1, 1, 128),
-    # small and fast on a CPU, for a first look at the whole system
+    # small and fast on a CPU, to try out the whole system
     "d2-demo": GPTConfig(128, 2048, 2, 2, 2, 128),
 }
 
@@ -155,19 +158,20 @@ def preset(name: str) -> GPTConfig:
 
 
 def preset_for(name: str, vocab_size: int, sequence_len: int) -> GPTConfig:
-    """The configuration called `name`, for data with so many ids and samples of so many tokens.
+    """The configuration called `name`, adapted to the data's vocabulary size and sample length.
 
-    Raises: ConfigError: no such preset; or it has another vocabulary, or takes shorter samples only.
+    Raises: ConfigError: no such preset; or it has another vocabulary, or its samples are shorter.
     """
     config = preset(name)
     if vocab_size != config.vocab_size:
         raise ConfigError(
-            f"the data use a tokenizer with {vocab_size} ids, the preset {name} has {config.vocab_size}",
+            f"the data use a tokenizer with {vocab_size} ids, but the preset {name} has {config.vocab_size}",
             f"train the tokenizer with --vocab-size {config.vocab_size}, or choose another model",
         )
     if sequence_len > config.sequence_len:
         raise ConfigError(
-            f"the data have samples of {sequence_len} tokens, the preset {name} takes {config.sequence_len}",
+            f"the data have samples of {sequence_len} tokens, but the preset {name} takes at most"
+            f" {config.sequence_len}",
             f"run `curtail data prepare` with --sequence-len {config.sequence_len}",
         )
     return replace(config, sequence_len=sequence_len)
@@ -201,7 +205,7 @@ def weight_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
 
 
 def parameter_count(config: GPTConfig) -> int:
-    """Number of trained scalars, padded vocabulary rows included."""
+    """Number of trained scalars, including padded vocabulary rows."""
     return sum(prod(shape) for shape in weight_shapes(config).values())
 
 
@@ -226,10 +230,10 @@ def group_counts(config: GPTConfig) -> dict[str, int]:
 def flops_per_token(config: GPTConfig) -> int:
     """Forward and backward work for one token, in floating-point operations.
 
-    6 per parameter of a matrix product (embeddings are look-ups and count
-    nothing) plus 12 * n_head * head_dim * window per layer for attention,
-    counted without the causal half, as PaLM (arXiv 2204.02311) and nanochat do,
-    so that utilisation figures compare.
+    6 per parameter of a matrix product (embeddings are look-ups and do not count) plus
+    12 * n_head * head_dim * window per layer for attention. The causal mask is not taken
+    into account, as in PaLM (arXiv 2204.02311) and nanochat, so that MFU figures are
+    comparable.
     """
     shapes = weight_shapes(config)
     looked_up = ("transformer.wte.", "value_embeds.")
@@ -238,7 +242,7 @@ def flops_per_token(config: GPTConfig) -> int:
     return 6 * products + attention
 
 
-# fields that stored configurations may lack, with the value they then have
+# Fields that stored configurations may omit, with their defaults.
 _LATER: dict[str, Any] = {
     field.name: field.default
     for field in fields(GPTConfig)[[field.name for field in fields(GPTConfig)].index("short_window") :]
@@ -248,15 +252,15 @@ _LATER: dict[str, Any] = {
 def to_dict(config: GPTConfig) -> dict[str, int | float | str | bool]:
     """The configuration as plain values.
 
-    Fields added later are there only where they differ from their default, so that the
-    form of a configuration is the same in all versions that can build it.
+    Fields added later are included only if they differ from their default, so that a
+    configuration has the same form in all versions that support it.
     """
     values = {field.name: getattr(config, field.name) for field in fields(GPTConfig)}
     return {name: value for name, value in values.items() if name not in _LATER or value != _LATER[name]}
 
 
 def from_dict(values: object) -> GPTConfig:
-    """The configuration with these values; nothing is guessed, but fields added later may be missing.
+    """The configuration with these values; strict, except that fields added later may be missing.
 
     Raises: ConfigError: not an object; an unknown or missing field; a wrong type.
     """

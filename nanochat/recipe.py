@@ -1,9 +1,9 @@
-"""The hyperparameters of training by name: `reference`, and `best` with later improvements.
+"""Training hyperparameters by name: `reference`, and `best` with later improvements; no torch.
 
-Decides rates, moments and schedule of a run from its shape, its batch and its
-budget, and how one of them is set from a command line. Nothing here needs torch.
-Rates hold for a batch of 2^19 tokens, those of embeddings for width 768; the
-optimizer scales them. Units: tokens; steps where a name says so.
+Computes learning rates, momenta and schedule of a run from its model, batch and token
+budget, and parses settings from the command line. Rates are for a batch of 2^19 tokens,
+those of embeddings for width 768; the optimizer scales them. Units: tokens; steps where
+a name says so.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from nanochat.schedule import Schedule
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Every number that training needs besides the model. Defaults: nanochat 2026-01-12.
+    """All hyperparameters besides the model. Defaults: nanochat 2026-01-12.
 
-    Value embeddings, smear and backout came later and have nanochat's numbers of 2026-07-03.
+    Value embeddings, smear and backout were added later and have nanochat's values of 2026-07-03.
     """
 
     unembedding_lr: float = 0.004
     unembedding_betas: tuple[float, float] = (0.8, 0.95)
-    unembedding_decay: float = 0.0  # per unit of learning rate, of all weights; so are the other decays of AdamW
+    unembedding_decay: float = 0.0  # per unit of learning rate, of all weights; as the other decays of AdamW
     embedding_lr: float = 0.3
     embedding_betas: tuple[float, float] = (0.8, 0.95)
     embedding_decay: float = 0.0
@@ -39,13 +39,13 @@ class Recipe:
     value_embedding_lr: float = 0.15
     value_embedding_betas: tuple[float, float] = (0.8, 0.995)
     value_embedding_decay: float = 0.01
-    smear_lr: float = 0.2  # of smear's gate and scale and of backout's; scaled by neither width nor batch
-    adam_betas: tuple[float, float] = (0.8, 0.95)  # of the scales without their own
+    smear_lr: float = 0.2  # of smear's gate and scale and backout's scale; scaled by neither width nor batch
+    adam_betas: tuple[float, float] = (0.8, 0.95)  # of the scales without betas of their own
     adam_eps: float = 1e-10
     matrix_lr: float = 0.02
     muon_beta2: float = 0.95
-    equal_rows: bool = False  # bring the rows of a matrix's update to one norm before the polar iteration
-    exact_norm: bool = False  # bring the update to the norm of an orthogonal matrix after it
+    equal_rows: bool = False  # normalise the rows of a matrix's update before the polar iteration
+    exact_norm: bool = False  # scale the update to the norm of an orthogonal matrix after it
     matrix_decay: float = 0.2  # at depth 12, see `weight_decay`
     decay_by_horizon: bool = False  # the matrices' decay depends on batch and budget, not on depth
     decay_shape: str = "linear"  # how the matrices' decay falls to 0
@@ -62,12 +62,12 @@ class Recipe:
     def schedule(self, config: GPTConfig, token_budget: int, batch_tokens: int) -> Schedule:
         """The schedule of a run of `token_budget` tokens in steps of `batch_tokens` tokens.
 
-        Raises: ConfigError: a number that no schedule can have.
+        Raises: ConfigError: a value is out of range.
         """
         return Schedule(
             token_budget=token_budget,
             batch_tokens=batch_tokens,
-            # a run of few steps must not warm up for most of them
+            # A short run must not spend most of its steps on the warmup.
             warmup_tokens=min(self.warmup_steps * batch_tokens, token_budget // 10),
             warmdown_fraction=self.warmdown_fraction,
             final_lr=self.final_lr,
@@ -80,14 +80,14 @@ class Recipe:
         )
 
     def to_json(self) -> str:
-        """Every number of it, in one line."""
+        """All values, in one line."""
         return json.dumps(asdict(self), sort_keys=True)
 
     def weight_decay(self, config: GPTConfig, token_budget: int, batch_tokens: int) -> float:
         """The matrices' decay at the start, per unit of learning rate.
 
         By depth: matrix_decay * (12 / layers)^2. By horizon: matrix_decay * sqrt(B / 2^19) * D12 / D, with
-        the batch B, the budget D and D12 the budget of a model of 12 layers, so that what is forgotten over a
+        the batch B, the budget D, and D12 the budget of a model of 12 layers, so that the total decay over a
         run is the same at every size (arXiv 2405.13698, as in nanochat 2026-07-03).
         """
         if not self.decay_by_horizon:
@@ -105,16 +105,16 @@ BEST = Recipe(
     warmup_steps=40, warmdown_fraction=0.65, final_lr=0.05,
     momentum_end=0.97, momentum_warmup_steps=400, momentum_final=0.90,
 )  # fmt: skip
-"""What nanochat of 2026-07-03 changed in optimizer and schedule; its changes of the model are presets."""
+"""The optimizer and schedule of nanochat 2026-07-03; its changes of the model are in `presets`."""
 
 RECIPES = {"reference": REFERENCE, "best": BEST}
 
 
 def recipe_of(name: str, settings: Sequence[str] = ()) -> Recipe:
-    """The recipe called `name`, with `settings` of the form key=value on top.
+    """The recipe called `name`, changed by `settings` of the form key=value.
 
-    Pairs are written as two numbers with a comma, yes and no as true and false.
-    Raises: ConfigError: no such recipe or key, or a value of another type.
+    A pair is written as two numbers with a comma, a boolean as true or false.
+    Raises: ConfigError: no such recipe or key, or a value of a wrong type.
     """
     if name not in RECIPES:
         raise ConfigError(f"there is no recipe {name!r}", f"use one of {', '.join(RECIPES)}")
@@ -124,11 +124,11 @@ def recipe_of(name: str, settings: Sequence[str] = ()) -> Recipe:
         key, equals, text = setting.partition("=")
         if not equals or key not in kinds:
             raise ConfigError(
-                f"{setting!r} sets nothing of a recipe", f"write KEY=VALUE, KEY one of {', '.join(kinds)}"
+                f"{setting!r} is not a setting of a recipe", f"write KEY=VALUE, KEY one of {', '.join(kinds)}"
             )
         changes[key] = _parse(key, kinds[key], text)
     made = replace(RECIPES[name], **changes)
-    made.schedule(config_for("lambdas", 12, 64, 64), 2**20, 2**10)  # refuses what no schedule can have
+    made.schedule(config_for("lambdas", 12, 64, 64), 2**20, 2**10)  # raises if a value is out of range
     return made
 
 
@@ -145,12 +145,12 @@ def recipe_from_json(text: str) -> Recipe:
         return Recipe(**{key: _checked(key, kinds[key], value) for key, value in values.items()})
     except (ValueError, TypeError) as error:
         raise ConfigError(
-            f"this is no recipe of this version: {error}", "run the same version of curtail everywhere"
+            f"this is not a recipe of this version: {error}", "run the same version of curtail everywhere"
         ) from None
 
 
 def _checked(key: str, kind: str, value: Any) -> Any:
-    """A value out of JSON. Raises: ValueError: of another type."""
+    """Check the type of a value from JSON. Raises: ValueError."""
     if kind.startswith("tuple") and isinstance(value, list) and len(value) == 2:
         return tuple(_checked(key, "float", part) for part in value)
     if type(value).__name__ == kind and not (kind == "float" and not 0 <= value < math.inf):
@@ -171,7 +171,7 @@ def _parse(key: str, kind: str, text: str) -> object:
         first, second = map(_number, text.split(","))
         return first, second
     except (ValueError, KeyError):
-        wanted = {"bool": "true or false", "int": "a whole number", "float": "a number from 0 on", "str": "a word"}
+        wanted = {"bool": "true or false", "int": "an integer", "float": "a number of at least 0", "str": "a word"}
         raise ConfigError(
             f"{key} cannot be {text!r}", f"give {wanted.get(kind, 'two numbers as in 0.8,0.95')}"
         ) from None
@@ -185,7 +185,7 @@ def _number(text: str) -> float:
 
 
 def horizon(config: GPTConfig, recipe: str) -> int:
-    """Tokens of a whole run: 20 for each weight, under `best` 12 for each weight of matrices and unembedding."""
+    """Token budget of a run: 20 per weight; with `best` 12 per weight of matrices and unembedding."""
     if recipe == "best":
         counts = group_counts(config)
         return 12 * (counts["matrices"] + counts["lm_head"])
@@ -193,7 +193,7 @@ def horizon(config: GPTConfig, recipe: str) -> int:
 
 
 def batch_tokens_for(config: GPTConfig, recipe: str, token_budget: int) -> int:
-    """Tokens of one step: 2^19; under `best` the power of two nearest to 2^19 * (D / D12)^0.383.
+    """Tokens of one step: 2^19; with `best` the power of two nearest to 2^19 * (D / D12)^0.383.
 
     Source: arXiv 2505.13738, as in nanochat 2026-07-03; D12 as in `Recipe.weight_decay`.
     """

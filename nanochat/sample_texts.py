@@ -1,8 +1,8 @@
-"""Four short texts to measure tokenizers by: news, code, mathematics, science.
+"""Four short texts for comparing tokenizers: news, code, mathematics, science.
 
-Nothing but text: each is of the kind that its name says, in plain ASCII but for
-the mathematics, and about a page long. The news are invented. They are fixed, so
-that figures of different days can be compared; a new text gets a new name.
+Each is about a page long and in plain ASCII, except for the mathematics. The news are
+invented. The texts never change, so that figures stay comparable; a new text gets a
+new name.
 """
 
 from __future__ import annotations
@@ -135,4 +135,4 @@ concentrating carbon dioxide in specialised cells around their leaf veins.
 """
 
 SAMPLE_TEXTS = {"news": NEWS, "code": CODE, "mathematics": MATHEMATICS, "science": SCIENCE}
-"""By the name that a table shows."""
+"""The texts, by their names in tables."""

@@ -1,11 +1,10 @@
 """Learning rate, Muon momentum and weight decay as functions of trained tokens.
 
-Decides the three numbers an optimizer step runs with, from the global token
-count alone: no state, no clock, no step counter of one process, so that a site
-that joins late or resumes gets the same numbers. Also how they change where
-several sites train at once. Progress is clamped to
-[0, 1], and nothing here is ever negative. Units: tokens; `lr_scale` multiplies
-every learning rate.
+The three values of an optimizer step depend only on the global token count. There is
+no state, no clock and no step counter of a process, so a site that joins late or
+resumes gets the same values. `joint` adapts them for several sites that train at once.
+Progress is clamped to [0, 1], and no value is ever negative. Units: tokens; `lr_scale`
+multiplies every learning rate.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from curtail.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Hyper:
-    """What one optimizer step runs with."""
+    """The values for one optimizer step."""
 
     lr_scale: float  # multiplies each group's learning rate, 0 to 1
     muon_momentum: float  # 0 to 1
@@ -27,10 +26,10 @@ class Hyper:
 
 
 class Timetable(Protocol):
-    """Whatever gives the numbers of a step."""
+    """Gives the values of each step."""
 
     def at(self, tokens: int | float) -> Hyper:
-        """The numbers for a step that starts when `tokens` tokens have been trained globally."""
+        """The values for a step that starts after `tokens` global tokens."""
         ...
 
 
@@ -40,10 +39,10 @@ def default_weight_decay(n_layer: int) -> float:
 
 
 def rewarm_factor(step: int, steps: int) -> float:
-    """Factor on the learning rate of own step `step` (from 0) of a fresh optimizer on trained weights.
+    """Factor on the learning rate in step `step` (from 0) of a fresh optimizer on trained weights.
 
-    Rises linearly to 1 over `steps` own steps, because fresh moments make the first updates
-    too large; 1 from then on, and always if `steps` is 0.
+    It rises linearly to 1 over `steps` steps, because without optimizer state the first updates
+    are too large. After that, and always if `steps` is 0, it is 1.
     """
     return min(1.0, (step + 1) / steps) if steps > 0 else 1.0
 
@@ -52,10 +51,10 @@ def rewarm_factor(step: int, steps: int) -> float:
 class Schedule:
     """Constant rate, then linear warmdown; the defaults are nanochat's of 2026-01-12."""
 
-    token_budget: int  # the whole run, tokens
-    batch_tokens: int  # tokens of one optimizer step at one site; turns tokens into steps for the momentum
+    token_budget: int  # of the whole run
+    batch_tokens: int  # tokens of one optimizer step at one site; converts tokens to steps for the momentum
     warmup_tokens: int = 0
-    warmdown_fraction: float = 0.4  # last part of the budget in which the rate falls
+    warmdown_fraction: float = 0.4  # last part of the budget, in which the rate falls
     final_lr: float = 0.0  # lr_scale at the end of the budget
     momentum_start: float = 0.85
     momentum_end: float = 0.95
@@ -78,11 +77,11 @@ class Schedule:
             raise ConfigError(f"decay_shape is {self.decay_shape!r}", "use linear or cosine")
 
     def at(self, tokens: int | float) -> Hyper:
-        """The numbers for a step that starts when `tokens` tokens have been trained globally."""
+        """The values for a step that starts after `tokens` global tokens."""
         progress = min(max(tokens / self.token_budget, 0.0), 1.0)
         warmup = 1.0
         if self.warmup_tokens:
-            # a step that starts at 0 tokens must move: count the step's own tokens
+            # The first step, at 0 tokens, must have a rate above 0, so the step's own tokens count.
             warmup = min(max(tokens, 0) + self.batch_tokens, self.warmup_tokens) / self.warmup_tokens
         left = 1.0
         if self.warmdown_fraction:
@@ -103,23 +102,22 @@ class Schedule:
 
 
 MEMORY_SHARE = 1 / 16
-"""Largest part of a site's steps in a whole run that Muon's momentum is made to remember."""
+"""Upper limit of the momentum's memory (1 / (1 - momentum)), as a share of a site's steps in a whole run."""
 
 
 @dataclass(frozen=True, slots=True)
 class JointSchedule:
     """A schedule for one of several sites that train at once and average their weights.
 
-    The mean of K sites' steps is a step on K batches, so the rates grow with K as they do
-    with the batch. Each site's optimizer still sees the noise of its own batch alone; a
-    momentum that remembers more steps averages some of it away, without a byte more
-    between the sites (benchmarks/parity.md).
+    The mean of the steps of K sites is a step on K batches, so the rates grow with K as with the batch
+    size. But each site's optimizer sees the noise of its own batch only. A longer momentum averages some
+    of that noise, without more communication (benchmarks/parity.md).
 
     Args:
-        tokens_per_step: global tokens that pass in one step of this site.
+        tokens_per_step: global tokens during one step of this site.
         rate: factor on the learning rate.
-        memory: factor on 1 / (1 - momentum), the steps that the momentum remembers. These become no more
-            than `MEMORY_SHARE` of the steps that a site makes in a whole run, and no fewer than they were.
+        memory: factor on 1 / (1 - momentum), the number of steps that the momentum averages. The result is
+            at most `MEMORY_SHARE` of the steps that a site makes in a whole run, and never less than before.
     """
 
     schedule: Timetable
@@ -129,7 +127,7 @@ class JointSchedule:
     memory: float
 
     def at(self, tokens: int | float) -> Hyper:
-        """The numbers for a step that starts when `tokens` tokens have been trained globally."""
+        """The values for a step that starts after `tokens` global tokens."""
         hyper = self.schedule.at(tokens)
         return replace(hyper, lr_scale=hyper.lr_scale * self.rate, muon_momentum=self._longer(hyper.muon_momentum))
 
@@ -143,7 +141,7 @@ class JointSchedule:
 
 
 def joint(schedule: Schedule, tokens_per_step: int, rate: float, memory: float) -> Timetable:
-    """`schedule` for a site that trains beside others; the schedule itself where both factors are 1."""
+    """`schedule` for one of several sites that train at once; `schedule` itself if both factors are 1."""
     if rate == 1.0 and memory == 1.0:
         return schedule
     return JointSchedule(schedule, schedule.token_budget, tokens_per_step, rate, memory)

@@ -1,9 +1,9 @@
-"""How the optimizer's work and state are split over the ranks of one job.
+"""Shards the optimizer's work and state over the ranks of a job.
 
-Rows (or matrices of a stack) are cut into as many equal shares as there are
-ranks; the last shares may be shorter or empty. Each rank averages, updates and
-remembers its own share only, and all get the results. Only the plain collectives
-that both gloo and nccl have are used, one after the other, without futures.
+Rows (or matrices of a stack) are split into one equal share per rank; the last shares
+may be shorter or empty. Each rank averages gradients, updates weights and keeps state
+only for its share; then all ranks get the results. Only collectives that both gloo and
+NCCL support are used, one after the other, without futures.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from nanochat.distributed import rank_count
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one rank owns of `count` rows: [start, stop)."""
+    """One rank's share of `count` rows: [start, stop)."""
 
     count: int
     rank: int
@@ -27,7 +27,7 @@ class Share:
 
     @property
     def rows(self) -> int:
-        """Rows of a full share; what is missing in the last ones is padding."""
+        """Rows of a full share; the last shares are padded to this."""
         return -(-self.count // self.ranks)
 
     @property
@@ -40,20 +40,20 @@ class Share:
 
     @property
     def own(self) -> slice:
-        """The owned rows of a whole tensor."""
+        """The slice of this share in a whole tensor."""
         return slice(self.start, self.stop)
 
 
 def share_of(count: int, group: dist.ProcessGroup | None, split: bool = True) -> Share:
-    """This rank's share of `count` rows; all of them without `split` or with one rank."""
+    """This rank's share of `count` rows; all rows without `split` or with one rank."""
     ranks = rank_count(group) if split else 1
     return Share(count, dist.get_rank(group) if ranks > 1 else 0, ranks)
 
 
 def mean_of_share(gradient: Tensor, share: Share, group: dist.ProcessGroup | None) -> Tensor:
-    """The owned rows of the gradient's mean over all ranks; a new tensor if there are several.
+    """This share's rows of the gradient's mean over all ranks; a new tensor with several ranks.
 
-    Args: gradient: (count, ...), this rank's own.
+    Args: gradient: (count, ...), this rank's gradient.
     """
     everyone = rank_count(group)
     if everyone == 1:
@@ -68,7 +68,7 @@ def mean_of_share(gradient: Tensor, share: Share, group: dist.ProcessGroup | Non
 
 
 def gathered(own: Tensor, share: Share, group: dist.ProcessGroup | None) -> Tensor:
-    """All rows from every rank's owned ones; (count, ...) on every rank."""
+    """All rows, gathered from the shares of all ranks; (count, ...) on every rank."""
     if share.ranks == 1:
         return own
     whole = own.new_empty((share.rows * share.ranks, *own.shape[1:]))

@@ -1,8 +1,8 @@
-"""All documents of an import in a shuffled order, with more text than memory.
+"""Shuffles the documents of an import on disk, and splits off the validation documents.
 
-Decides the order and who is for validation, both from a hash of the text alone:
-the order of import does not matter, equal texts stay together, and so no text is
-in both parts. The documents lie on disk in piles, one range of the order each;
+A hash of the text decides the order and whether a document is for validation. So the
+order of import does not matter, equal texts stay together, and no text is in both
+parts. The documents are stored on disk in piles, each with one range of the order;
 only one pile is in memory at a time. Sizes are in bytes of UTF-8 text.
 """
 
@@ -18,7 +18,7 @@ from typing import IO
 from curtail.errors import DataError
 
 _PILES = 64  # at 60 GB of text a pile has about 1 GB
-_RECORD = struct.Struct("<QQ16sQ")  # place in the order, draw, identity, length of the text
+_RECORD = struct.Struct("<QQ16sQ")  # position in the order, draw, identity, length of the text
 _PROGRESS_EVERY = 1024  # documents
 
 Progress = Callable[[int, int], None]
@@ -26,7 +26,7 @@ Progress = Callable[[int, int], None]
 
 
 class Piles:
-    """The documents of one import, in the files of `folder`, which is the caller's to delete."""
+    """The documents of one import, in files in `folder`; the caller deletes the folder."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self._folder = folder
@@ -34,8 +34,8 @@ class Piles:
         self._smallest, self._largest = 2**64, -1  # of the draws
         self.documents = 0
         self.bytes = 0
-        self.empty_documents = 0  # left out: nothing but white space
-        self.files: set[Path] = set()  # that gave at least one document
+        self.empty_documents = 0  # skipped, because they have only white space
+        self.files: set[Path] = set()  # files with at least one document
 
     def fill(self, found: Iterable[tuple[Path, str]], on_progress: Progress | None = None) -> None:
         """Store every (file, document)."""
@@ -56,7 +56,7 @@ class Piles:
     def _store(self, data: bytes, piles: Sequence[IO[bytes]]) -> None:
         identity = hashlib.blake2b(data, digest_size=16).digest()
         place = int.from_bytes(hashlib.blake2b(identity, key=self._key, digest_size=8).digest(), "big")
-        # The draw does not depend on the seed: another shuffle keeps the validation set.
+        # The draw does not depend on the seed, so another seed keeps the validation set.
         draw = int.from_bytes(identity[:8], "big")
         piles[place * _PILES >> 64].write(_RECORD.pack(place, draw, identity, len(data)) + data)
         self._smallest, self._largest = min(self._smallest, draw), max(self._largest, draw)
@@ -64,15 +64,15 @@ class Piles:
         self.bytes += len(data)
 
     def validation_limit(self, fraction: float) -> int:
-        """Documents that draw this number or a smaller one are for validation.
+        """The largest draw of a validation document.
 
-        On average that is `fraction` of them; at least one is, and at least one is not.
+        On average `fraction` of the documents are at or below it; at least one is, and at least one is not.
 
         Raises: DataError: fewer than two different documents.
         """
         if self._smallest >= self._largest:
             raise DataError(
-                "there is only one document, and training and validation need one each",
+                "there is only one document, but training and validation need one each",
                 "give a longer text or at least two different ones",
             )
         return min(max(int(fraction * 2**64) - 1, self._smallest), self._largest - 1)
@@ -96,7 +96,7 @@ def _records(path: Path) -> Iterator[tuple[int, int, bytes, bytes]]:
 
 
 def _utf8(text: str) -> bytes:
-    """`text` as UTF-8; half a surrogate pair, which JSON can spell, becomes U+FFFD."""
+    """`text` as UTF-8; a lone surrogate, which JSON can contain, becomes U+FFFD."""
     try:
         return text.encode()
     except UnicodeEncodeError:

@@ -1,10 +1,9 @@
-"""Where documents come from: text files, folders, JSONL and parquet files.
+"""Reads documents from text files, folders, JSONL and parquet files.
 
-Decides what is a document and which files are left out. A text file is one
-document; a long one is cut at blank lines, so that a single big file is a usable
-data set. Inside a folder everything that reads as UTF-8 text is taken, in the
-order of names; hidden files and folders are not. What is left out is reported
-with its reason; what is broken is an error that names file and line.
+A text file is one document; a long one is split at blank lines, so that a single big
+file is a usable data set. In a folder all UTF-8 text files are read, in the order of
+their names, except hidden files and folders. Skipped files are reported with the
+reason. A damaged file is an error that names file and line.
 """
 
 from __future__ import annotations
@@ -28,20 +27,20 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A file that was left out, and why."""
+    """A file that was skipped, and why."""
 
     path: Path
     reason: str
 
 
 def documents_of(paths: Sequence[Path], skipped: list[Skipped], leave_out: Path) -> Iterator[tuple[Path, str]]:
-    """(file, document) for all documents under `paths`; no file is read twice.
+    """Yield (file, document) for all documents under `paths`; no file is read twice.
 
-    Files that are no text are appended to `skipped`. Files below the folder
-    `leave_out` are passed over, so that a data set is never imported into itself.
+    Files that are not text are appended to `skipped`. Files below the folder
+    `leave_out` are ignored, so that a data set is never imported into itself.
 
     Raises:
-        NotFound: a path does not exist; known before the first document.
+        NotFound: a path does not exist; raised before the first document.
         DataError: a JSONL or parquet file is broken.
     """
     for path in paths:
@@ -67,7 +66,7 @@ def _files(paths: Sequence[Path], leave_out: Path) -> Iterator[Path]:
             continue
         for folder, names, files in os.walk(path):
             here = Path(folder)
-            # In place, as os.walk descends into what is left in the list.
+            # In place, because os.walk descends into the folders that remain in the list.
             names[:] = sorted(n for n in names if not n.startswith(".") and (here / n).resolve() != leave_out)
             if here.resolve() == leave_out:
                 names.clear()
@@ -90,13 +89,13 @@ def _documents(path: Path, skipped: list[Skipped]) -> Iterator[str]:
 
 
 def _not_text(path: Path) -> str | None:
-    """Why the file is no text, or None; the whole file is looked at before any of it is used."""
+    """Why the file is not text, or None. The whole file is checked before any of it is used."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
         with open(path, "rb") as file:
             while block := file.read(_BLOCK):
                 if b"\0" in block:
-                    return "binary (it holds a zero byte)"
+                    return "binary (it has a zero byte)"
                 decoder.decode(block)
         decoder.decode(b"", final=True)
     except UnicodeDecodeError:
@@ -107,7 +106,7 @@ def _not_text(path: Path) -> str | None:
 
 
 def _read_text(path: Path) -> Iterator[str]:
-    """The file in documents: cut at a blank line, else at a line, else anywhere."""
+    """The documents of a file: split at a blank line, else at a line break, else anywhere."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         rest = ""
         while block := file.read(_BLOCK):
@@ -126,7 +125,7 @@ def _read_text(path: Path) -> Iterator[str]:
 
 
 def _cut(text: str, at: int) -> int:
-    """A place near `at`, at most a quarter of a document later, where `text` may be cut."""
+    """A position near `at`, at most a quarter of a document later, at which to split `text`."""
     for mark in ("\n\n", "\n"):
         found = text.find(mark, at, at + CUT_CHARACTERS // 4)
         if found >= 0:
@@ -159,7 +158,7 @@ def read_parquet(path: Path) -> Iterator[str | None]:
 
 
 def measure_parquet(path: Path) -> tuple[int, int]:
-    """Documents in the column `text` of a parquet file, and their bytes as UTF-8; everything is read once.
+    """Number of documents in the column `text` of a parquet file, and their UTF-8 bytes; reads the whole column.
 
     Raises: DataError: as `read_parquet`, or there is no text in it.
     """
@@ -171,7 +170,7 @@ def measure_parquet(path: Path) -> tuple[int, int]:
         documents += len(column) - column.null_count
         size += pc.sum(pc.binary_length(column.cast(pa.large_string()))).as_py() or 0
     if not size:
-        raise DataError(f"{path} holds no text", "leave it out or fetch it again")
+        raise DataError(f"{path} has no text", "leave it out or fetch it again")
     return documents, size
 
 
@@ -184,9 +183,9 @@ def _text_columns(path: Path) -> Iterator[Any]:
         with pq.ParquetFile(path) as file:
             if "text" not in file.schema_arrow.names:
                 names = ", ".join(file.schema_arrow.names)
-                raise DataError(f"{path} has no column `text`, only: {names}", "rename the column that holds the texts")
+                raise DataError(f"{path} has no column `text`, only: {names}", "rename the column with the texts")
             if not _holds_text(file.schema_arrow.field("text").type):
-                raise DataError(f"the column `text` of {path} does not hold strings", "convert it to strings")
+                raise DataError(f"the column `text` of {path} does not contain strings", "convert it to strings")
             if not file.metadata.num_rows:
                 raise DataError(f"{path} is empty", "leave it out or fetch it again")
             for batch in file.iter_batches(batch_size=256, columns=["text"]):

@@ -1,10 +1,8 @@
-"""Samples out of token files: memory-mapped, by number, round and round.
+"""Reads samples by index from memory-mapped token files; indices wrap around after each epoch.
 
-Decides which tokens are sample i of a folder of tokens. With "stream" packing
-these are the T + 1 tokens from i * T on, so neighbours share one token and every
-target is used once; with "bestfit" they are row i, the T + 1 tokens from
-i * (T + 1) on. Who trains on which sample is not decided here. Lengths are in
-tokens, sizes in bytes.
+With "stream" packing, sample i is the T + 1 tokens from i * T on: neighbours share one
+token, and every target is used once. With "bestfit" it is row i, the T + 1 tokens from
+i * (T + 1) on. Lengths are in tokens, sizes in bytes.
 """
 
 from __future__ import annotations
@@ -35,16 +33,16 @@ def require_sample(manifest: Manifest, part: str) -> None:
     """
     if not manifest.samples(part):
         raise DataError(
-            f"the {part} part has {manifest.tokens(part)} tokens, and one sample needs {manifest.sequence_len + 1}",
+            f"the {part} part has {manifest.tokens(part)} tokens, but one sample needs {manifest.sequence_len + 1}",
             "import more text or choose a shorter sequence length",
         )
 
 
 class TokenStream:
-    """All token files of a part as one stream, memory-mapped; cut into samples.
+    """The token files of a part as one memory-mapped stream of samples.
 
     Raises:
-        DataError: a file is missing or of the wrong size, or the part is shorter
+        DataError: a file is missing or has the wrong size, or the part is shorter
             than one sample.
         UsageError: any other part than `train` or `validation`.
     """
@@ -53,7 +51,7 @@ class TokenStream:
         require_sample(manifest, part)
         self.folder, self.manifest, self.part = folder, manifest, part
         self.samples = manifest.samples(part)
-        """Samples in one pass (epoch)."""
+        """Number of samples in one epoch."""
         self._rows = manifest.packing == BEST_FIT  # samples share no token
         self._files = manifest.files_of(part)
         self._ends = list(accumulate(file.tokens for file in self._files))
@@ -66,7 +64,7 @@ class TokenStream:
         return np.memmap(path, dtype=LITTLE_ENDIAN, mode="r", shape=(file.tokens,))
 
     def sample(self, index: int) -> Tokens:
-        """The T + 1 tokens of sample `index`; indices go round, one pass after the other.
+        """The T + 1 tokens of sample `index`, modulo the number of samples.
 
         Raises: UsageError: `index` is negative.
         """
@@ -75,16 +73,16 @@ class TokenStream:
     def batch(self, start: int, stop: int) -> tuple[Ids, Ids]:
         """Inputs and targets of the samples start <= i < stop, each of shape (n, T).
 
-        Indices go round like in `sample`.
+        Indices wrap around as in `sample`.
 
-        Raises: UsageError: the range is empty or begins below 0.
+        Raises: UsageError: the range is empty or starts below 0.
         """
         length = self.manifest.sequence_len
         inputs = np.empty((stop - start if stop > start else 0, length), np.int64)
         targets = np.empty_like(inputs)
         at = start
         while at < stop or at == start:
-            # Samples follow each other in the files, so a range within a pass is one run.
+            # Samples follow each other in the files, so a range within an epoch is contiguous.
             end = min(stop, at - at % self.samples + self.samples)
             run = self._run(at, end)
             rows = slice(at - start, end - start)
@@ -97,9 +95,9 @@ class TokenStream:
         return inputs, targets
 
     def _run(self, start: int, stop: int) -> Tokens:
-        """The tokens of samples start <= i < stop, which lie in one pass."""
+        """The tokens of samples start <= i < stop, which are in one epoch."""
         if not 0 <= start < stop:
-            raise UsageError(f"there are no samples {start} to {stop}", "ask for at least one sample, from 0 on")
+            raise UsageError(f"the range of samples {start} to {stop} is invalid", "give 0 <= start < stop")
         length = self.manifest.sequence_len
         if self._rows:
             first = start % self.samples * (length + 1)
@@ -118,7 +116,7 @@ class TokenStream:
         return np.concatenate(pieces).astype(np.uint16, copy=False)
 
     def verify(self) -> None:
-        """Read every file of the part and compare size, hash and vocabulary with the manifest.
+        """Read every file of the part and check size, hash and vocabulary against the manifest.
 
         Raises: DataError: names the first file that differs.
         """
@@ -130,14 +128,14 @@ class TokenStream:
             highest = max(int(tokens[start : start + _CHECKED_AT_ONCE].max()) for start in starts)
             if highest >= self.manifest.vocab_size:
                 raise DataError(
-                    f"{path} holds the token id {highest}, outside the manifest's vocabulary of"
+                    f"{path} has the token id {highest}, outside the manifest's vocabulary of"
                     f" {self.manifest.vocab_size}",
-                    "make the tokens again with `curtail data prepare`",
+                    "create the tokens again with `curtail data prepare`",
                 )
 
 
 def missing_files(folder: Path, manifest: Manifest) -> tuple[TokenFile, ...]:
-    """The files of the manifest that `folder` lacks, or holds with a wrong size or hash."""
+    """The files of the manifest that are missing in `folder`, or have a wrong size or hash."""
     return tuple(file for file in manifest.files if not _is_intact(folder, file))
 
 

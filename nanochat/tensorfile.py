@@ -1,7 +1,7 @@
-"""A safetensors file written piece by piece, and mapped arrays let go of, so that no weight set is in memory.
+"""Writes a safetensors file piece by piece, so that the weights are never completely in memory.
 
-Decides nothing about bytes: the header is that of `nanochat.weights`, so a file
-made here equals one that `write_tensors` makes of the same arrays. No torch.
+The header is that of `nanochat.weights`, so the file equals one that `write_tensors`
+writes from the same arrays. `release` frees the memory of mapped arrays. No torch.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from curtail.errors import DiskError
 from curtail.system.disk import Disk, disk_error
 from nanochat.weights import Layout, array_bytes, file_header
 
-_FLUSH_BYTES = 128 * 2**20  # after so many the disk is told to begin; it then works beside the arithmetic
+_FLUSH_BYTES = 128 * 2**20  # a flush starts after this many bytes, so that the disk writes during the arithmetic
 
 
 class TensorFile:
-    """One file under construction, in a temporary place until `publish`.
+    """A file that is being written, under a temporary name until `publish`.
 
-    Args: layout: key -> (type, shape) of every array; disk, op: who publishes it, and under which purpose name.
-    Raises: CheckpointError: a type that is not stored. DiskError, here and from all methods.
+    Args: layout: key -> (type, shape) of every array. disk, op: publish the file, and the name of the operation.
+    Raises: CheckpointError: a type that cannot be stored. DiskError, here and from all methods.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class TensorFile:
             self._file = os.open(self._temp, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
         except OSError as error:
             raise disk_error("write", path, error) from error
-        # not `with`: it lives as long as the file, and `discard` ends it
+        # Without `with`, because it lives as long as this object; `discard` ends it.
         self._beside = ThreadPoolExecutor(1, "flush")
         try:
             self._write(0, memoryview(self.header))
@@ -53,7 +53,7 @@ class TensorFile:
             raise
 
     def write(self, key: str, first_row: int, rows: np.ndarray) -> None:
-        """Put rows of one array, `first_row` being the index of the first, in their place."""
+        """Write rows of one array, from index `first_row` on."""
         self._write(self._starts[key] + first_row * self._row_bytes[key], array_bytes(rows))
 
     def _write(self, at: int, data: memoryview) -> None:
@@ -69,7 +69,7 @@ class TensorFile:
             raise disk_error("write", self.path, error) from error
 
     def _flushed(self) -> None:
-        """Wait for the disk; its error must not be lost, since the system reports it only once."""
+        """Wait for the flush. Its error must not be lost, because the system reports it only once."""
         if self._flushing is not None:
             self._flushing.result()
 
@@ -82,10 +82,10 @@ class TensorFile:
         self._disk.publish(self._op, self._temp, self.path)
 
     def discard(self) -> None:
-        """Close; delete what was not published."""
+        """Close the file, and delete it if it was not published."""
         self._beside.shutdown()
         os.close(self._file)
-        self._temp.unlink(missing_ok=True)  # gone already if it was published
+        self._temp.unlink(missing_ok=True)  # missing if it was published
 
     def __enter__(self) -> TensorFile:
         return self
@@ -97,9 +97,9 @@ class TensorFile:
 
 
 def release(array: np.ndarray) -> None:
-    """Give the memory of a mapped array back; its values are read from the file again when needed.
+    """Free the memory of a mapped array; its values are read from the file again when needed.
 
-    An array that does not map a file is left alone.
+    Arrays that do not map a file are unchanged.
     """
     owner: object = array
     while isinstance(owner, np.ndarray):

@@ -1,9 +1,8 @@
-"""How fast a model trains on the machine at hand: tokens per second, utilisation, memory.
+"""Measures training speed on this machine: tokens per second, utilisation, memory.
 
-Decides what is measured: whole optimizer steps on made-up tokens, without data,
-checkpoints or scores, the median over the steps after two that warm up; of one
-attention backend, or of all, one after the other. Speed does not depend on which
-tokens they are. Units: tokens, seconds, MiB.
+It measures whole optimizer steps on random tokens, without data, checkpoints or
+evaluation, and takes the median after two warm-up steps, for one attention backend or
+for all of them. The speed does not depend on the tokens. Units: tokens, seconds, MiB.
 """
 
 from __future__ import annotations
@@ -39,12 +38,12 @@ WARM_UP = 2  # steps: allocation, autotuning, compilation
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What shall be measured."""
+    """The settings of a measurement."""
 
     steps: int  # after the warm-up
     batch_samples: int  # of one step over all ranks
-    device_batch_samples: int = 0  # per pass; 0: found
-    threads: int = 0  # of this rank; 0: torch's own choice
+    device_batch_samples: int = 0  # per pass; 0: find the largest that fits
+    threads: int = 0  # of this rank; 0: torch's default
     compiled: bool | None = None  # None: on CUDA only
     attention: str = "auto"
     fp8: bool = False
@@ -54,7 +53,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What was measured."""
+    """The result of a measurement."""
 
     device: str
     ranks: int
@@ -62,16 +61,16 @@ class Speed:
     sequence_len: int
     batch_samples: int
     device_batch_samples: int
-    steps: int  # measured, warm-up left out
+    steps: int  # measured steps, without warm-up
     seconds_per_step: float  # median
     tok_s: float  # of all ranks together, at the median step
     tflop_s: float  # likewise
-    mfu: float | None  # of the bf16 peak, also with fp8; None: no peak is known for this device
+    mfu: float | None  # share of the bf16 peak, also with fp8; None: the device's peak is unknown
     peak_memory_mib: float  # of rank 0: allocated on CUDA, resident on a CPU
     compiled: bool
     attention: str
-    windows: str  # see `backends.Choice`
-    refused: dict[str, str]  # attention backends that come first and do not work, and why
+    windows: str  # see `attention_backend.Choice`
+    refused: dict[str, str]  # earlier attention backends that do not work, and why
     fp8: bool
     loss: str
     torch: str
@@ -86,7 +85,7 @@ class NotMeasured:
 
 
 class _MadeUp:
-    """Samples of random tokens; the same ones for the same indices."""
+    """Samples of random tokens; equal indices give equal samples."""
 
     def __init__(self, config: GPTConfig) -> None:
         self.config = config
@@ -99,19 +98,19 @@ class _MadeUp:
 
 
 def measure_speed(config: GPTConfig, asked: Asked, clock: Clock) -> Speed:
-    """Train as `asked` on this process's ranks.
+    """Measure the training speed with the settings `asked`, on all ranks of this job.
 
-    Raises: ConfigError: no such device; a batch that does not split over the ranks; an attention backend
-        or fp8 that does not work here.
+    Raises: ConfigError: no such device; the batch does not split over the ranks; the attention backend
+        or fp8 does not work here.
     """
     with _ranks(asked) as (device, ranks):
         return _measured(config, asked, device, ranks, clock)
 
 
 def measure_backends(config: GPTConfig, asked: Asked, clock: Clock) -> list[Speed | NotMeasured]:
-    """The same with every attention backend for the device, in the order of the table.
+    """Measure every attention backend for the device, in the order of the table.
 
-    Raises: ConfigError: as `measure_speed`, but for backends that do not work.
+    Raises: ConfigError: as `measure_speed`, except for backends that do not work.
     """
     found: list[Speed | NotMeasured] = []
     with _ranks(asked) as (device, ranks):
@@ -139,7 +138,7 @@ def _ranks(asked: Asked) -> Iterator[tuple[torch.device, Ranks]]:
 
 
 def _forget(device: torch.device) -> None:
-    """Give back what a measurement took, so that the next one starts alike."""
+    """Free what a measurement has allocated, so that the next one starts under equal conditions."""
     gc.collect()
     if device.type == "cuda":
         torch.compiler.reset()

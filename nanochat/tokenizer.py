@@ -1,10 +1,9 @@
-"""Text to token ids and back: a byte-pair encoding and its nine special tokens.
+"""The tokenizer: a byte-pair encoding and nine special tokens; converts text to ids and back.
 
-Decides the ids: the mergeable ranks come first, then the special tokens, so that
-BOS is V - 9. Training is done by `rustbpe`, encoding and decoding by tiktoken,
-without the network. A tokenizer is stored as one JSON text file, never as a
-pickle, and a file that is not exactly of that form is refused. Ids are stored in
-16 bits, therefore V is at most 65,536. Lengths are in bytes of UTF-8.
+The mergeable ranks have the lowest ids, then come the special tokens, so BOS is V - 9.
+`rustbpe` trains the encoding; tiktoken encodes and decodes, without network access. A
+tokenizer is stored as a JSON file, never as a pickle, and a file of any other form is
+refused. Ids are stored in 16 bits, so V is at most 65,536. Lengths are in UTF-8 bytes.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ FILE_NAME = "tokenizer.json"
 FORMAT = "curtail-tokenizer"
 FORMAT_VERSION = 1
 LARGEST_VOCABULARY = 65_536
-"""Beyond it an id does not fit the 16 bits of the token files."""
+"""Larger ids do not fit into the 16 bits of the token files."""
 SPECIALS = (
     "<|bos|>",
     "<|user_start|>",
@@ -45,20 +44,20 @@ SPECIALS = (
 )
 SMALLEST_VOCABULARY = 256 + len(SPECIALS)
 
-# The pattern needs one step of backtracking per blank; tiktoken panics at a million.
+# The pattern needs one backtracking step per blank; tiktoken panics at a million.
 _LONGEST_BLANK = 100_000
 _LONG_BLANK = re.compile(rf"\s{{{_LONGEST_BLANK}}}")
-_REMAKE = "make it again with `curtail tokenizer train`, or fetch an intact copy"
+_REMAKE = "train it again with `curtail tokenizer train`, or get an intact copy"
 
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
-    """An immutable tokenizer; two with equal `digest` give equal ids for every text.
+    """An immutable tokenizer; equal digests mean equal ids for every text.
 
     Args:
-        ranks: the bytes of each mergeable token, in the order of their ids.
-        pattern: the regular expression whose matches no token crosses.
-    Raises: DataError: `ranks` or `pattern` are no byte-pair encoding.
+        ranks: the bytes of each mergeable token, in the order of the ids.
+        pattern: the regular expression that splits text; no token crosses its matches.
+    Raises: DataError: `ranks` or `pattern` are not a valid byte-pair encoding.
     """
 
     ranks: tuple[bytes, ...] = field(repr=False)
@@ -73,17 +72,17 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
-        """The tokenizer with `vocab_size` ids (nine of them special) learnt from `texts`.
+        """Train a tokenizer with `vocab_size` ids, nine of them special, on `texts`.
 
-        `texts` is read once and never held whole.
+        `texts` is read once and never completely in memory.
 
         Raises:
             UsageError: `vocab_size` is below 265 or above 65,536.
-            DataError: the texts are too few for so many tokens.
+            DataError: there is too little text for that many tokens.
         """
         if not SMALLEST_VOCABULARY <= vocab_size <= LARGEST_VOCABULARY:
             raise UsageError(
-                f"a vocabulary of {vocab_size} is not possible",
+                f"a vocabulary of {vocab_size} ids is not possible",
                 f"choose a size from {SMALLEST_VOCABULARY} to {LARGEST_VOCABULARY} (ids are stored in 16 bits)",
             )
         wanted = vocab_size - len(SPECIALS)
@@ -91,7 +90,7 @@ class Tokenizer:
         if len(ranked) < wanted:
             most = len(ranked) + len(SPECIALS)
             raise DataError(
-                f"the text is too little for a vocabulary of {vocab_size}: only {most} tokens can be formed",
+                f"there is too little text for a vocabulary of {vocab_size}: only {most} tokens can be formed",
                 f"give more text, or a vocabulary of at most {most}",
             )
         return cls(tuple(token for token, _ in ranked))
@@ -126,7 +125,7 @@ class Tokenizer:
         if content.get("version") != FORMAT_VERSION:
             raise DataError(
                 f"its format version is {content.get('version')!r}, and only {FORMAT_VERSION} is known",
-                "use the release of curtail that wrote it, or make it again",
+                "use the release of curtail that wrote it, or train it again",
             )
         if content.keys() != {"format", "version", "pattern", "specials", "ranks", "digest"}:
             raise DataError("its fields are not those of a tokenizer file")
@@ -140,7 +139,7 @@ class Tokenizer:
         except (TypeError, ValueError, binascii.Error):
             raise DataError("its ranks are not base64 text") from None
         if tokenizer.digest != content["digest"]:
-            raise DataError("its content does not match its digest, so it was changed or damaged")
+            raise DataError("its content does not match its digest: it was changed or damaged")
         return tokenizer
 
     def save(self, path: Path, disk: Disk | None = None) -> None:
@@ -168,11 +167,11 @@ class Tokenizer:
 
     @property
     def bos_id(self) -> int:
-        """The id that stands at the beginning of every document: V - 9."""
+        """The id of BOS, the first token of every document: V - 9."""
         return len(self.ranks)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, without BOS. The name of a special token is plain text here.
+        """The ids of `text`, without BOS. Names of special tokens are encoded as plain text.
 
         Lone surrogates, which have no UTF-8 form, become U+FFFD.
         """
@@ -188,7 +187,7 @@ class Tokenizer:
         cut = [_pieces(text) for text in texts]
         flat = [piece for pieces in cut for piece in pieces]
         encoded = iter(self._encoding.encode_ordinary_batch(flat, num_threads=threads or os.cpu_count() or 1))
-        # Nearly every text is one piece, whose ids need no copying.
+        # Nearly every text is a single piece, whose ids need no copying.
         return [next(encoded) if len(own) == 1 else [token for _ in own for token in next(encoded)] for own in cut]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -203,7 +202,7 @@ class Tokenizer:
         return self._encoding.decode(ids)
 
     def token_bytes(self) -> list[int]:
-        """Length in bytes of each id, special tokens 0: the denominator of bits per byte."""
+        """Length in bytes of each id, 0 for special tokens; used for bits per byte."""
         return [len(rank) for rank in self.ranks] + [0] * len(SPECIALS)
 
 
@@ -212,7 +211,7 @@ def _canonical(content: dict[str, Any]) -> bytes:
 
 
 def _check_ranks(ranks: tuple[bytes, ...]) -> None:
-    """Refuse anything but the 256 single bytes and then joins of two earlier tokens."""
+    """Check that the ranks are the 256 single bytes, followed by joins of two earlier tokens. Raises: DataError."""
     if not 256 <= len(ranks) <= LARGEST_VOCABULARY - len(SPECIALS):
         raise DataError(f"a tokenizer of {len(ranks)} ranks is not possible")
     if sorted(ranks[:256]) != [bytes([byte]) for byte in range(256)]:
@@ -222,14 +221,14 @@ def _check_ranks(ranks: tuple[bytes, ...]) -> None:
         if token in known:
             raise DataError(f"rank {number} repeats an earlier one")
         if not any(token[:cut] in known and token[cut:] in known for cut in range(1, len(token))):
-            raise DataError(f"rank {number} is not made of two earlier ones")
+            raise DataError(f"rank {number} is not a join of two earlier ones")
         known.add(token)
 
 
 def _encoding(tokenizer: Tokenizer) -> tiktoken.Encoding:
     import tiktoken
 
-    # Built from parts: `tiktoken.get_encoding` would ask the network.
+    # Built from its parts, because `tiktoken.get_encoding` would use the network.
     try:
         return tiktoken.Encoding(
             name=f"curtail-{tokenizer.digest[:12]}",
@@ -243,14 +242,14 @@ def _encoding(tokenizer: Tokenizer) -> tiktoken.Encoding:
 
 
 def cached_encoding(name: str) -> tiktoken.Encoding | None:
-    """tiktoken's own encoding `name`, if its files lie in tiktoken's cache; None if not. The network is never asked."""
+    """tiktoken's encoding `name`, if its files are in tiktoken's cache, else None. Never uses the network."""
     import tiktoken
     import tiktoken.load
 
     def refuse(blobpath: str) -> bytes:
         raise FileNotFoundError(blobpath)
 
-    # tiktoken downloads what it lacks, without a time limit; this is the function it does that with.
+    # tiktoken downloads missing files without a timeout; this is the function that does it.
     fetch = tiktoken.load.read_file
     tiktoken.load.read_file = refuse
     try:
@@ -262,7 +261,7 @@ def cached_encoding(name: str) -> tiktoken.Encoding | None:
 
 
 def _well_formed(text: str) -> str:
-    """`text` as tiktoken reads it: what has no UTF-8 form becomes U+FFFD."""
+    """`text` as tiktoken reads it: characters without a UTF-8 form become U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -271,7 +270,7 @@ def _well_formed(text: str) -> str:
 
 
 def _pieces(text: str) -> list[str]:
-    """`text`, cut within any run of white space that is too long for tiktoken's pattern engine."""
+    """`text`, split inside runs of white space that are too long for tiktoken's pattern engine."""
     if len(text) < _LONGEST_BLANK:
         return [text]
     ends = [found.end() for found in _LONG_BLANK.finditer(text)]

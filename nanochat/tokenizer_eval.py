@@ -1,9 +1,9 @@
-"""How much text one token stands for, measured side by side with well-known tokenizers.
+"""Compares a tokenizer's bytes per token with those of GPT-2's and cl100k's.
 
-Decides what is compared: bytes per token on the same texts, the higher the
-better. The peers are GPT-2's encoding and cl100k, if tiktoken has their files on
-this machine; the network is never asked, and a peer that is not there is named
-as missing. Lengths in bytes of UTF-8 and in tokens, without special tokens.
+Bytes per token on the same texts are compared; higher is better. The peers are GPT-2's
+encoding and cl100k, if tiktoken has their files on this machine. The network is never
+used; a peer without files is listed as missing. Lengths in UTF-8 bytes and in tokens,
+without special tokens.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ Encode = Callable[[str], Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class TextScore:
-    """One text under all tokenizers."""
+    """The scores of one text with all tokenizers."""
 
     name: str
     bytes: int
     tokens: dict[str, int]  # by tokenizer: "own" and the peers
 
     def bytes_per_token(self, tokenizer: str) -> float:
-        """Bytes that one token stands for on average."""
+        """Average bytes per token."""
         return self.bytes / self.tokens[tokenizer]
 
     def gain(self, peer: str) -> float:
-        """By how much more text a token of ours holds than one of the peer; 0.05 is 5 percent, negative is less."""
+        """Relative gain in bytes per token over the peer; 0.05 means 5 percent more text per token."""
         return self.tokens[peer] / self.tokens[OWN] - 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerScore:
-    """What `evaluate_tokenizer` found."""
+    """The result of `evaluate_tokenizer`."""
 
-    vocab_sizes: dict[str, int]  # by tokenizer: "own" first, then the peers that are there
+    vocab_sizes: dict[str, int]  # by tokenizer: "own" first, then the available peers
     texts: tuple[TextScore, ...]
     missing: tuple[str, ...]  # peers whose files are not on this machine
 
 
 def evaluate_tokenizer(tokenizer: Tokenizer, texts: Mapping[str, str]) -> TokenizerScore:
-    """Bytes per token of `tokenizer` and of the peers on each of `texts`, which are told apart by their names.
+    """Bytes per token of `tokenizer` and the peers on each of `texts` (name -> text).
 
-    Raises: DataError: a text is empty, or `tokenizer` does not give it back.
+    Raises: DataError: a text is empty, or `tokenizer` does not reproduce it.
     """
     peers = {name: cached_encoding(known) for name, known in PEERS.items()}
     encoders: dict[str, Encode] = {OWN: tokenizer.encode}
@@ -68,5 +68,5 @@ def _score(name: str, text: str, encoders: Mapping[str, Encode], tokenizer: Toke
         raise DataError(f"the text {name} is empty", "give a text with at least one character")
     encoded = {known: encode(text) for known, encode in encoders.items()}
     if tokenizer.decode(encoded[OWN]) != text:
-        raise DataError(f"the tokenizer does not give the text {name} back", "make it again or fetch an intact copy")
+        raise DataError(f"the tokenizer does not reproduce the text {name}", "train it again or get an intact copy")
     return TextScore(name, len(text.encode()), {known: len(ids) for known, ids in encoded.items()})

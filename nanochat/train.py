@@ -1,9 +1,9 @@
-"""Inner steps: the loop from batches to changed weights, and nothing around it.
+"""The inner training loop: batches in, updated weights and a report out.
 
-Decides how one site's ranks turn samples into optimizer steps: accumulation of
-micro-batches, hyperparameters by global tokens, the reported loss. It does not
-decide when to stop (the caller's `until`), where samples come from or what
-happens to the weights. Units: tokens, seconds, losses in nats per token.
+Decides how one site's ranks make optimizer steps from samples: accumulation of
+micro-batches, hyperparameters by global tokens, the reported loss. The caller
+decides when to stop (`until`), where samples come from and what happens to the
+weights. Units: tokens, seconds, losses in nats per token.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MicroBatch = tuple[np.ndarray, np.ndarray]  # inputs and targets, each (n, T) in
 
 
 class SampleStream(Protocol):
-    """What this module needs of a packed token stream (`nanochat.pack`)."""
+    """The part of a packed token stream (`nanochat.stream`) that this module needs."""
 
     def batch(self, start: int, stop: int) -> MicroBatch:
         """Samples [start, stop) as inputs and targets, each (stop - start, T) int64."""
@@ -37,7 +37,7 @@ class SampleStream(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TrainReport:
-    """What a call of `inner_steps` did, over all ranks of this site."""
+    """The result of `inner_steps`, over all ranks of this site."""
 
     steps: int
     samples: int
@@ -48,7 +48,7 @@ class TrainReport:
     seconds: float
 
     def then(self, later: TrainReport) -> TrainReport:
-        """Both as one: what this call did, and a later one that went on from there."""
+        """The combined report of this call and a later one that continued from it."""
         if not self.steps or not later.steps:
             kept = later if later.steps else self
             return replace(kept, seconds=self.seconds + later.seconds)
@@ -66,20 +66,20 @@ class TrainReport:
 
 
 NO_STEPS = TrainReport(0, 0, 0, None, None, None, 0.0)
-"""Nothing was trained yet."""
+"""The report of no steps."""
 
 
 class StepBatches:
     """The micro-batches of one rank, step after step, from a range of samples.
 
-    Step s uses samples [start + s*B, start + (s+1)*B); rank r its r-th equal
-    slice, in micro-batches of at most `device_batch` samples. Samples that do not
-    fill a last step are left over. The next step is read in a thread meanwhile.
+    Step s uses samples [start + s*B, start + (s+1)*B). Rank r uses the r-th of
+    equal slices, in micro-batches of at most `device_batch` samples. Samples that do
+    not fill a last step are not used. A thread reads the next step in advance.
 
     Args:
         start, stop: the range of sample indices, as in a data lease.
         batch_samples: B, samples of one step over all ranks.
-        device_batch: most samples that go through the model at once.
+        device_batch: most samples per forward and backward pass.
     Raises: ConfigError: B cannot be split evenly over the ranks.
     """
 
@@ -143,20 +143,20 @@ def inner_steps(
 ) -> TrainReport:
     """Train until `until` says so or the batches end.
 
-    Own step s runs with the hyperparameters at tokens_before + s * tokens_per_step.
+    Step s of this call runs with the hyperparameters at tokens_before + s * tokens_per_step.
 
     Args:
-        batches: per optimizer step, this rank's micro-batches; micro-batches count by
-            their number of targets. All ranks must get the same number of steps.
-        tokens_before: global tokens when this call starts.
-        tokens_per_step: by how much global tokens grow per own step: this site's batch
-            alone, or with the rates of other sites added.
-        until: asked before each step with its index from 0, true ends the call; the
-            caller makes all ranks answer alike (`device.agree`).
-        on_step: told after each step its index, loss and global tokens; waits for the
-            device, so pass it only where someone reads it.
-        lr_factor: gives a further factor on the learning rate of each own step.
-    Returns: the report, equal on all ranks but for `seconds`.
+        batches: per optimizer step, this rank's micro-batches; they are weighted by their
+            number of targets. All ranks must get the same number of steps.
+        tokens_before: global tokens at the start of this call.
+        tokens_per_step: growth of the global tokens per step of this call: this site's
+            batch, plus the tokens of other sites meanwhile.
+        until: called before each step with its index from 0; true ends the call. It must
+            return the same on all ranks (`distributed.agree`).
+        on_step: called after each step with its index, loss and global tokens. It waits
+            for the device, so pass it only if the values are used.
+        lr_factor: step index -> an additional factor on the learning rate.
+    Returns: the report, equal on all ranks except for `seconds`.
     """
     ranks = rank_count(optimizer.group)
     began = time.perf_counter()
@@ -183,8 +183,13 @@ def inner_steps(
                 on_step(step, losses[-1].item(), tokens_before + (step + 1) * tokens_per_step)
     finally:
         if close := getattr(source, "close", None):
-            close()  # ends the reading thread of StepBatches
-    values = torch.stack(losses).double().cpu() if losses else None  # waits for the device once
+            close()  # ends the reader thread of StepBatches
+    return _report(losses, samples, tokens, began)
+
+
+def _report(losses: list[Tensor], samples: int, tokens: int, began: float) -> TrainReport:
+    """The report of all steps; waits for the device once."""
+    values = torch.stack(losses).double().cpu() if losses else None
     return TrainReport(
         steps=len(losses),
         samples=samples,
@@ -197,7 +202,7 @@ def inner_steps(
 
 
 def _gradients(model: GPT, micro_batches: Sequence[MicroBatch], device: torch.device) -> Tensor:
-    """Add up the gradient of the mean loss over all targets; returns that loss, detached, fp32."""
+    """Accumulate the gradient of the mean loss over all targets. Returns: that loss, detached, fp32."""
     targets_in_all = sum(targets.size for _, targets in micro_batches)
     total = torch.zeros((), dtype=torch.float32, device=device)
     for inputs, targets in micro_batches:

@@ -1,10 +1,9 @@
-"""The checkpoints of one training run: written whole, found again, thinned out.
+"""Saves, finds and prunes the checkpoints of a training run.
 
-Decides the folder OUT/checkpoints: `stepNNNNNNNN` holds a checkpoint as in
-`nanochat.checkpoint`, the optimizer's state and `progress.json`. It is made
-under a hidden name, made durable and renamed, so that every folder of that name
-is complete; what was damaged later is recognised by its hashes. Units: steps,
-tokens, seconds.
+In OUT/checkpoints, `stepNNNNNNNN` has a checkpoint as in `nanochat.checkpoint`, the
+optimizer's state and `progress.json`. It is written under a hidden name, fsynced and
+renamed, so every folder with that name is complete. Later damage is detected by the
+hashes. Units: steps, tokens, seconds.
 """
 
 from __future__ import annotations
@@ -32,24 +31,24 @@ _OTHER = "give another folder with --out, or the same settings as before"
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run stood, and what must stay the same for it to go on."""
+    """The progress of a run, and the settings that must not change when it resumes."""
 
-    step: int  # optimizer steps made; the next sample is step * batch_samples
+    step: int  # finished optimizer steps; the next sample is step * batch_samples
     tokens: int
     token_budget: int
     batch_samples: int
     seed: int
-    recipe: str  # every number of it, as JSON
+    recipe: str  # all its values, as JSON
     ranks: int
     device_batch: int  # samples per pass, found or given
-    seconds: float  # of training, pauses left out
+    seconds: float  # of training, without pauses
     loss: float | None  # of the last step, nats per token
-    optimizer_sha256: str  # of OPTIMIZER_FILE; filled in when it is written
+    optimizer_sha256: str  # of OPTIMIZER_FILE; set when it is written
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A whole checkpoint."""
+    """A complete checkpoint."""
 
     folder: Path
     meta: CheckpointMeta
@@ -59,12 +58,12 @@ class Found:
 
 
 def folder_of(out: Path, step: int) -> Path:
-    """Where the checkpoint after `step` steps lies."""
+    """The folder of the checkpoint after `step` steps."""
     return out / "checkpoints" / f"step{step:08d}"
 
 
 def saved_steps(out: Path) -> list[int]:
-    """The steps there are checkpoints of, ascending; whether they are whole is not looked at."""
+    """The steps for which there are checkpoints, ascending; whether they are intact is not checked."""
     names = [path.name for path in (out / "checkpoints").glob("step????????")]
     return sorted(int(name[4:]) for name in names if name[4:].isdigit())
 
@@ -77,10 +76,10 @@ def save(
     progress: Progress,
     disk: Disk,
 ) -> Path:
-    """Write a checkpoint beside its place and rename it; returns its folder.
+    """Write a checkpoint under a temporary name and rename it. Returns: its folder.
 
     Purposes: CHECKPOINT_MODEL, CHECKPOINT_META, TRAIN_OPTIMIZER, TRAIN_PROGRESS.
-    Raises: DiskError: nothing of it is there under its name then.
+    Raises: DiskError: then there is no checkpoint under the final name.
     """
     final = folder_of(out, progress.step)
     aside = final.with_name(f".{final.name}.{os.getpid()}")
@@ -95,7 +94,7 @@ def save(
         values = asdict(progress) | {"optimizer_sha256": file_sha256(aside / OPTIMIZER_FILE), "format": FORMAT}
         text = json.dumps(values, indent=1, sort_keys=True) + "\n"
         disk.replace("TRAIN_PROGRESS", aside / PROGRESS_FILE, text.encode())
-        _discard(final)  # there only if it was damaged: a run goes on from the newest whole one
+        _discard(final)  # exists only if it is damaged, because a run resumes from the newest intact one
         try:
             os.rename(aside, final)
             fsync_folder(final.parent)
@@ -103,14 +102,14 @@ def save(
         except OSError as error:
             raise disk_error("write", final, error) from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)  # gone already if it was renamed
+        shutil.rmtree(aside, ignore_errors=True)  # missing if it was renamed
     return final
 
 
 def thin_out(out: Path, keep: int, milestone_every: int) -> list[int]:
-    """Delete all but the newest `keep` checkpoints and the milestones; returns the steps deleted.
+    """Delete all but the newest `keep` checkpoints and the milestones. Returns: the deleted steps.
 
-    Args: milestone_every: checkpoints of steps divisible by it stay for good; 0: none does.
+    Args: milestone_every: checkpoints of steps divisible by this are kept forever; 0: none.
     """
     steps = saved_steps(out)
     kept = set(steps[-keep:]) | {step for step in steps if milestone_every and step % milestone_every == 0}
@@ -121,16 +120,16 @@ def thin_out(out: Path, keep: int, milestone_every: int) -> list[int]:
 
 
 def sweep(out: Path) -> None:
-    """Delete what a killed run left half written or half deleted."""
+    """Delete partly written or partly deleted checkpoints of a killed run."""
     for path in (out / "checkpoints").glob(".step*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def newest(out: Path, say: Callable[[str], None]) -> Found | None:
-    """The newest whole checkpoint, None if there is no checkpoint at all.
+    """The newest intact checkpoint; None if there is no checkpoint at all.
 
-    Args: say: told of each one that is skipped, and why.
-    Raises: CheckpointError: there are some, and none is whole.
+    Args: say: called with a message for each skipped checkpoint.
+    Raises: CheckpointError: there are checkpoints, but none is intact.
     """
     steps = saved_steps(out)
     for step in reversed(steps):
@@ -141,15 +140,15 @@ def newest(out: Path, say: Callable[[str], None]) -> Found | None:
             say(f"skipped {folder.name}: {error.message}")
     if steps:
         raise CheckpointError(
-            f"none of the {len(steps)} checkpoints in {out} is whole", "give another folder with --out"
+            f"none of the {len(steps)} checkpoints in {out} is intact", "give another folder with --out"
         )
     return None
 
 
 def read(folder: Path) -> Found:
-    """A checkpoint with everything in it compared with its hashes.
+    """Read a checkpoint and check all its hashes.
 
-    Raises: NotFound: a file is missing. CheckpointError: damaged, or not of a training run.
+    Raises: NotFound: a file is missing. CheckpointError: it is damaged, or not of a training run.
     """
     progress = read_progress(folder)
     meta, weights = read_checkpoint(folder)
@@ -160,32 +159,36 @@ def read(folder: Path) -> Found:
 
 
 def read_progress(folder: Path) -> Progress:
-    """`progress.json` of a checkpoint, strictly.
+    """Read `progress.json` of a checkpoint; strict.
 
-    Raises: NotFound: there is none. CheckpointError: not of this form.
+    Raises: NotFound: there is none. CheckpointError: another format, or a wrong value.
     """
     path = folder / PROGRESS_FILE
     try:
         values = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        raise NotFound(f"there is no {PROGRESS_FILE} in {folder}", "it is no checkpoint of `curtail train`") from None
+        raise NotFound(
+            f"there is no {PROGRESS_FILE} in {folder}", "it is not a checkpoint of `curtail train`"
+        ) from None
     except (ValueError, RecursionError):
         raise CheckpointError(f"{path} is not JSON", "use another checkpoint") from None
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}", "check its rights") from None
+        raise CheckpointError(f"cannot read {path}: {error.strerror}", "check its permissions") from None
     kinds = {"int": (int,), "float": (float, int), "str": (str,), "float | None": (float, int, type(None))}
     names = {field.name: kinds[str(field.type)] for field in fields(Progress)}
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT or set(values) != set(names):
-        raise CheckpointError(f"{path} is not of the format {FORMAT}", "use another checkpoint")
+        raise CheckpointError(f"{path} does not have the format {FORMAT}", "use another checkpoint")
     if wrong := [name for name, kind in names.items() if type(values[name]) not in kind]:
-        raise CheckpointError(f"{wrong[0]} in {path} is {values[wrong[0]]!r}", "use another checkpoint")
+        raise CheckpointError(
+            f"{wrong[0]} in {path} has the wrong value {values[wrong[0]]!r}", "use another checkpoint"
+        )
     return Progress(**values)
 
 
 def check_same_run(out: Path, meta: CheckpointMeta, progress: Progress) -> list[str]:
-    """What has changed since the newest checkpoint in `out` whose facts can be read, as lines for a person.
+    """Compare a run with the newest readable checkpoint in `out`. Returns: what has changed, as lines to print.
 
-    Args: meta, progress: of the run that is about to go on; only what must be equal is looked at.
+    Args: meta, progress: of the run that is about to resume; only values that must be equal are compared.
     Raises: CheckpointError: another model, other data or tokenizer, another batch, seed or recipe.
     """
     for step in reversed(saved_steps(out)):
@@ -206,7 +209,7 @@ def check_same_run(out: Path, meta: CheckpointMeta, progress: Progress) -> list[
             if before != now:
                 raise CheckpointError(f"{folder} was trained with another {what}{_shown(before, now)}", _OTHER)
         if old.token_budget != progress.token_budget:
-            return [f"the budget was {old.token_budget:,} tokens and is {progress.token_budget:,}: rates change"]
+            return [f"the budget changed from {old.token_budget:,} to {progress.token_budget:,} tokens: rates change"]
         return []
     return []
 
@@ -223,7 +226,7 @@ def _shown(before: object, now: object) -> str:
 
 
 def _discard(folder: Path) -> None:
-    """Delete a checkpoint so that it is never seen half deleted."""
+    """Delete a checkpoint: rename it first, so that it is never visible partly deleted."""
     hidden = folder.with_name(f".{folder.name}.gone")
     shutil.rmtree(hidden, ignore_errors=True)
     with contextlib.suppress(FileNotFoundError):

@@ -1,8 +1,8 @@
-"""What a plain training run is, checked before anything starts.
+"""Options and plan of a plain training run, checked before anything starts; no torch.
 
-Decides model, budget, batch and schedule from options and data, and refuses what
-cannot be trained. Needs no torch, so that a mistake is answered at once and
-before any process is started. Units: tokens, samples, steps.
+Derives model, budget, batch and schedule from options and data, and refuses what
+cannot be trained. It needs no torch, so that an error is reported at once, before any
+process starts. Units: tokens, samples, steps.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from nanochat.tokenizer import FILE_NAME, Tokenizer
 from nanochat.train_checkpoints import Progress, check_same_run, saved_steps
 
 FAILURE_FILE = ".failure.json"
-"""In OUT: the error of a rank, for the process that started torchrun."""
+"""File in OUT with the error of a rank, for the process that started torchrun."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainOptions:
-    """What a person asked for; None and 0 stand for the default."""
+    """The options of `curtail train`; None and 0 mean the default."""
 
     data: str
     out: str
@@ -35,12 +35,12 @@ class TrainOptions:
     tokens: int | None = None
     steps: int | None = None
     batch_samples: int | None = None
-    device_batch_samples: int = 0  # 0: found
-    threads: int = 0  # 0: torch's own choice
+    device_batch_samples: int = 0  # 0: find the largest that fits
+    threads: int = 0  # 0: torch's default
     seed: int = 1
     recipe: str = "reference"
-    settings: tuple[str, ...] = ()  # key=value, on top of the recipe
-    save_every: int = 1000  # steps; 0: at the end only
+    settings: tuple[str, ...] = ()  # key=value, changes of the recipe
+    save_every: int = 1000  # steps; 0: only at the end
     keep: int = 2
     milestone_every: int = 0
     eval_every: int = 0
@@ -58,14 +58,14 @@ class TrainOptions:
 
     @classmethod
     def from_json(cls, text: str) -> TrainOptions:
-        """The inverse of `to_json`. Raises: ValueError, TypeError: not written by it."""
+        """The inverse of `to_json`. Raises: ValueError, TypeError: `to_json` did not write it."""
         values = json.loads(text)
         return cls(**{**values, "settings": tuple(values["settings"])})
 
 
 @dataclass(frozen=True, slots=True)
 class TrainPlan:
-    """A run that can be trained."""
+    """A checked training run."""
 
     config: GPTConfig
     manifest: Manifest
@@ -73,7 +73,7 @@ class TrainPlan:
     schedule: Schedule
     batch_samples: int
     steps: int
-    meta: CheckpointMeta  # of its checkpoints, without weights, count and time
+    meta: CheckpointMeta  # of its checkpoints, without weights, tokens and time
     progress: Progress  # likewise
 
     @property
@@ -83,11 +83,11 @@ class TrainPlan:
 
 
 def make_plan(options: TrainOptions, ranks: int) -> TrainPlan:
-    """The run that `options` describe, on so many ranks.
+    """The run that `options` describe, on `ranks` ranks.
 
     Raises:
-        UsageError, ConfigError: options that contradict each other, the ranks or the recipe.
-        NotFound, DataError: no data there, made for another model, or too little of it.
+        UsageError, ConfigError: the options contradict each other, the ranks or the recipe.
+        NotFound, DataError: there are no data, or they are for another model, or too little.
     """
     manifest = Manifest.load(Path(options.data))
     config = model_of(options, manifest)
@@ -114,7 +114,7 @@ def make_plan(options: TrainOptions, ranks: int) -> TrainPlan:
     samples = manifest.samples("train")
     if samples < batch:
         raise DataError(
-            f"the data in {options.data} have {samples} training samples, and one step takes {batch}",
+            f"the data in {options.data} have {samples} training samples, but one step needs {batch}",
             "import more text, or give a smaller --batch-samples",
         )
     steps = options.steps if options.steps is not None else max(1, wanted // (batch * length))
@@ -134,15 +134,15 @@ def make_plan(options: TrainOptions, ranks: int) -> TrainPlan:
 
 
 def _check_files(options: TrainOptions, manifest: Manifest) -> None:
-    """Whether everything that the run will read is there, so that it does not end hours later for want of it.
+    """Check that all files that the run will read are there, so that it does not fail hours later.
 
-    Raises: NotFound, DataError: no tokenizer, or another one; a token file is missing or has another size.
+    Raises: NotFound, DataError: no tokenizer, or another one; a token file is missing or has a wrong size.
     """
     data = Path(options.data)
     tokenizer = Tokenizer.load(data / FILE_NAME)
     if tokenizer.digest != manifest.tokenizer:
         raise DataError(
-            f"the tokens in {data} were made with the tokenizer {manifest.tokenizer:.12}, {FILE_NAME} beside them is"
+            f"the tokens in {data} were made with the tokenizer {manifest.tokenizer:.12}, but {FILE_NAME} there is"
             f" {tokenizer.digest:.12}",
             "put the right tokenizer there, or run `curtail data prepare` again",
         )
@@ -150,10 +150,10 @@ def _check_files(options: TrainOptions, manifest: Manifest) -> None:
 
 
 def model_of(options: TrainOptions, manifest: Manifest) -> GPTConfig:
-    """The model, fitted to the data's sample length.
+    """The model, adapted to the data's sample length.
 
     Raises:
-        UsageError: not one of preset and depth.
+        UsageError: both or none of preset and depth are given.
         ConfigError: no such preset, or the data have another vocabulary or longer samples.
     """
     if (options.preset is None) == (options.depth is None):
@@ -164,19 +164,21 @@ def model_of(options: TrainOptions, manifest: Manifest) -> GPTConfig:
 
 
 def check_out(options: TrainOptions, plan: TrainPlan) -> list[str]:
-    """Whether the run may use its folder; returns what a person should know.
+    """Check that the run may use its folder. Returns: messages for the user.
 
     Raises:
-        UsageError: it is no folder. Refused: there is a run already, and it shall not go on.
+        UsageError: it is not a folder. Refused: there is a run already, and --resume is not given.
         CheckpointError: there is another run.
     """
     out = Path(options.out)
     if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is no folder", "give another one with --out")
+        raise UsageError(f"{out} is not a folder", "give another one with --out")
     if not saved_steps(out):
         return []
     if not options.resume:
-        raise Refused(f"{out} holds the checkpoints of a run", "give another folder with --out, or go on with --resume")
+        raise Refused(
+            f"{out} has the checkpoints of another run", "give another folder with --out, or continue with --resume"
+        )
     return check_same_run(out, plan.meta, plan.progress)
 
 

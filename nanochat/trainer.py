@@ -1,9 +1,9 @@
-"""Plain data-parallel training, on every rank: `python -m nanochat.trainer OPTIONS` under torchrun.
+"""Plain data-parallel training on every rank: `python -m nanochat.trainer OPTIONS` under torchrun.
 
-The baseline of the federated runs: the same inner steps over the same samples in
-the same order, from 0 on. Around them this decides when to save and to score,
-from where to go on, and what is recorded. Rank 0 alone writes files. A signal
-ends the run after the step, with a checkpoint. Units: tokens, steps, seconds.
+The baseline for federated runs: the same inner steps over the same samples in the
+same order, from sample 0 on. This module decides when to save and to evaluate, from
+which checkpoint to resume, and what is recorded. Only rank 0 writes files. A signal
+ends the run after the current step, with a checkpoint. Units: tokens, steps, seconds.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """How a run ended."""
+    """The result of a run."""
 
     steps: int
     tokens: int
     loss: float | None  # of the last step, nats per token; None if there was none
-    seconds: float  # of training, of all its parts together
+    seconds: float  # of training, including earlier parts of the run
     checkpoint: str | None
     stopped_by: int | None  # the signal that ended it early
 
@@ -71,7 +71,7 @@ class TrainResult:
 class Trainer:
     """Model, optimizer and data of one rank.
 
-    Args: say: told what a person should know; on rank 0 only.
+    Args: say: prints a message for the user; on rank 0 only.
     Raises: CurtailError: the plan cannot be trained here.
     """
 
@@ -87,7 +87,7 @@ class Trainer:
         self.first = self.ranks.rank == 0
         self.say: Say = say if self.first else lambda _: None
         self.model = GPT(self.plan.config, compute_dtype(self.device)).to(self.device)
-        # training goes through `fast.net`, everything else through the model itself
+        # Training uses `fast.net`, everything else the model itself.
         self.fast = accelerate(
             self.model, self.device, attention=options.attention, fp8=options.fp8, compiled=options.compile
         )
@@ -95,14 +95,14 @@ class Trainer:
         self.stream = TokenStream(Path(options.data), self.plan.manifest, "train")
         self.device_name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None
         self.flops = flops_per_token(self.plan.config)
-        self.signal: int | None = None  # that reached this rank
-        self.stopped = False  # what all ranks have agreed on
+        self.signal: int | None = None  # the signal that this rank received
+        self.stopped = False  # all ranks agreed to stop
         self.progress = self.plan.progress
         self.metrics: Metrics | None = None
         self.saved: Path | None = None
 
     def start(self) -> None:
-        """Weights and state: from the newest whole checkpoint, else from the seed."""
+        """Load weights and state from the newest intact checkpoint, else initialise them from the seed."""
         found = None
         if self.first:
             try:
@@ -130,7 +130,7 @@ class Trainer:
             )  # fmt: skip
 
     def _take_up(self, old: train_checkpoints.Progress, found: train_checkpoints.Found | None) -> None:
-        """Go on from a checkpoint that rank 0 has read."""
+        """Resume from a checkpoint that rank 0 has read."""
         now = self.plan.progress
         self.progress = replace(old, token_budget=now.token_budget, ranks=now.ranks)
         if found:
@@ -144,14 +144,14 @@ class Trainer:
                 dist.broadcast(tensor, 0)
                 state[name] = tensor
         self.optimizer.load_state_dict(state)
-        self.say(f"going on from step {old.step:,} ({old.tokens:,} tokens)")
+        self.say(f"resuming from step {old.step:,} ({old.tokens:,} tokens)")
 
     def _choose_device_batch(self, old: dict[str, Any]) -> None:
-        """Given, as before, or found; `old` is the progress that the run goes on from, if any."""
+        """Set the samples per pass: given, as before, or found. Args: old: the progress of a resumed run, or empty."""
         most = self.plan.batch_samples // self.ranks.ranks
         chosen = self.options.device_batch_samples
         if not chosen and old and old["ranks"] == self.ranks.ranks:
-            chosen = old["device_batch"]  # the same rounding as before
+            chosen = old["device_batch"]  # for the same rounding as before
         if not chosen:
             local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
             length = self.plan.manifest.sequence_len
@@ -159,10 +159,10 @@ class Trainer:
         self.progress = replace(self.progress, device_batch=min(chosen, most))
 
     def run(self) -> TrainResult:
-        """Train to the end of the budget, or until a signal; the result on every rank."""
+        """Train to the end of the budget, or until a signal. Returns: the result, on every rank."""
         options, plan = self.options, self.plan
         gc.collect()
-        gc.freeze()  # what is there now stays: later collections need not look at it
+        gc.freeze()  # existing objects stay alive, so later garbage collections need not scan them
         while self.progress.step < plan.steps and not self.stopped:
             marks = [plan.steps]
             for every in (options.save_every, options.eval_every):
@@ -201,7 +201,7 @@ class Trainer:
         began = self.clock.monotonic()
 
         def until(step: int) -> bool:
-            # one answer for all ranks: a signal reaches them at different steps
+            # The ranks agree, because a signal reaches them at different steps.
             self.stopped = agree(self.signal is not None, self.device)
             return self.stopped
 
@@ -225,7 +225,7 @@ class Trainer:
         )
 
     def _recorder(self, before: train_checkpoints.Progress, began: float) -> Callable[[int, float, int], None]:
-        """What writes a line for each step after `before`, and tells a person now and then."""
+        """A function that records each step after `before`, and prints a message at intervals."""
         plan, metrics = self.plan, self.metrics
         assert metrics is not None
         last = said = began
@@ -248,7 +248,7 @@ class Trainer:
             }
             metrics.write(line)
             if not math.isfinite(loss):
-                raise CurtailError(f"the loss of step {number} is {loss}", "lower the rates with --set, and go on")
+                raise CurtailError(f"the loss of step {number} is {loss}", "lower the rates with --set, and resume")
             if now - said >= SAY_EVERY_S or number in (1, plan.steps):
                 said = now
                 share = f", MFU {mfu:.1%}" if mfu is not None else ""
@@ -257,7 +257,7 @@ class Trainer:
         return record
 
     def _score(self) -> None:
-        """Bits per byte on the validation part, all ranks together."""
+        """Compute bits per byte on the validation part, with all ranks."""
         data, length = Path(self.options.data), self.plan.manifest.sequence_len
         stream = TokenStream(data, self.plan.manifest, "validation")
         samples = max(1, min(stream.samples, self.options.eval_tokens // length))
@@ -276,7 +276,7 @@ class Trainer:
         self.say(f"step {self.progress.step:,}: {result.bpb:.4f} bits per byte on {result.tokens:,} tokens")
 
     def _save(self) -> None:
-        """A checkpoint of this step; all ranks give their part of the optimizer's state."""
+        """Save a checkpoint of this step; all ranks contribute their shards of the optimizer's state."""
         if not self.progress.step or self.saved == train_checkpoints.folder_of(self.out, self.progress.step):
             return
         state = self.optimizer.state_dict(wanted=self.first)
@@ -302,7 +302,7 @@ class Trainer:
 
 
 def train(options: TrainOptions, say: Say, disk: Disk | None = None, clock: Clock | None = None) -> TrainResult:
-    """Train on this rank; SIGINT and SIGTERM end it after the step.
+    """Train on this rank; SIGINT and SIGTERM end the run after the current step.
 
     Raises: CurtailError.
     """
@@ -315,7 +315,7 @@ def train(options: TrainOptions, say: Say, disk: Disk | None = None, clock: Cloc
         try:
             trainer.start()
             result = trainer.run()
-            leave_ranks()  # not after an error: the others may never come
+            leave_ranks()  # not after an error, because other ranks may not reach this call
             return result
         finally:
             if trainer.metrics:
@@ -323,7 +323,7 @@ def train(options: TrainOptions, say: Say, disk: Disk | None = None, clock: Cloc
 
 
 def main() -> int:
-    """One rank under torchrun; the exit code. Rank 0 ends its output with the result as JSON."""
+    """Run one rank under torchrun. The last line of rank 0 is the result as JSON. Returns: the exit code."""
     die_with_parent(os.getppid())
     options = TrainOptions.from_json(sys.argv[1])
     try:

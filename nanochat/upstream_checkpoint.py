@@ -1,10 +1,9 @@
-"""Checkpoints of nanochat itself: `model_000123.pt` beside `meta_000123.json`.
+"""Reads and writes checkpoints of nanochat itself: `model_000123.pt` and `meta_000123.json`.
 
-Decides which files are accepted, what a stranger's checkpoint leaves out about its
-model and how that is found, and the form in which ours are written back. Pickles
-are never run: torch reads tensors only, and only from an undamaged archive. What
-nanochat computed with is not in its files; `nanochat.upstream_versions` infers it from the
-weights, and the user can override it.
+Decides which files are accepted, and completes the model's configuration: nanochat's
+files do not contain all of it, so `nanochat.upstream_versions` infers the rest from
+the weights, and the user can override it. Pickles are never executed: torch reads only
+tensors, and only from an intact archive.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ from nanochat.upstream_versions import NUMBERS, infer_config, their_config
 from nanochat.weights import Weights, check_shapes, to_tensors, write_tensors
 
 _EXACT = (torch.float32, torch.bfloat16, torch.float16)  # these fit into float32 without rounding
-_REMEDY = "it is foreign or damaged; fetch it again"
+_REMEDY = "it has another format or is damaged; fetch it again"
 _NO_MODEL = "nanochat's model files are called model_000123.pt"
-_OWN = "curtail"  # key of the meta file in which ours say what nanochat's do not; nanochat ignores it
-# what torch lets through when a stranger's archive is not what it seems
+_OWN = "curtail"  # key of the meta file for the values that nanochat's format lacks; nanochat ignores it
+# exceptions of torch for an archive that is not what it seems
 _UNREADABLE = (
     pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError,
     AssertionError,
@@ -43,7 +42,7 @@ _UNREADABLE = (
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What the user says about a model whose checkpoint does not; None leaves it to the inference."""
+    """The user's values for what a checkpoint does not contain; None: infer it."""
 
     rope_base: float | None = None
     qk_scale: float | None = None
@@ -53,24 +52,24 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """A checkpoint of nanochat, as ours."""
+    """A checkpoint of nanochat, converted to our form."""
 
     config: GPTConfig
     weights: Weights  # fp32, with every name that the configuration has
     step: int  # optimizer steps, nanochat's count
-    tokens: int  # trained until here; 0: unknown
+    tokens: int  # trained so far; 0: unknown
     tokenizer_digest: str | None  # None: unknown
     manifest_digest: str | None
-    origin: str  # which nanochat it was made with, for people
+    origin: str  # the version of nanochat that made it, for messages
 
 
 def read_nanochat(path: Path, step: int | None = None, given: Given | None = None) -> Foreign:
-    """The checkpoint in a folder of nanochat, or the one of a `.pt` file; bf16 and fp16 become fp32.
+    """Read the checkpoint in a folder of nanochat, or of a `.pt` file; bf16 and fp16 become fp32.
 
-    Missing per-layer scales (from before 2026-01-11) are added as 1 and 0, which changes nothing,
-    and vocabulary padding (from before 2025-12-09) as rows of zeros, which are never read.
-    Args: step: of several in a folder; None: the last.
-    Raises: NotFound: no such checkpoint. CheckpointError: what is wrong with it. ConfigError: what is given cannot be.
+    Missing per-layer scales (before 2026-01-11) are added as 1 and 0, which changes nothing, and
+    missing vocabulary padding (before 2025-12-09) as rows of zeros, which are never read.
+    Args: step: which one of several in a folder; None: the last.
+    Raises: NotFound: no such checkpoint. CheckpointError: it is invalid. ConfigError: a given value is invalid.
     """
     model_file, meta_file, step = find(path, step)
     meta = _read_meta(meta_file, step)
@@ -98,41 +97,42 @@ def read_nanochat(path: Path, step: int | None = None, given: Given | None = Non
 
 
 def find(path: Path, step: int | None = None) -> tuple[Path, Path, int]:
-    """Model file, meta file and step of a checkpoint in nanochat's naming; see `read_nanochat`.
+    """Model file, meta file and step of a checkpoint with nanochat's file names; see `read_nanochat`.
 
-    Raises: NotFound. CheckpointError: a file whose name is another.
+    Raises: NotFound. CheckpointError: the file has another name.
     """
     if path.is_dir():
         steps = {int(m[1]): file for file in path.iterdir() if (m := re.fullmatch(r"model_(\d+)\.pt", file.name))}
         if not steps or (step is not None and step not in steps):
             what = "checkpoint of nanochat" if step is None else f"model_{step:06d}.pt"
-            there = "give the folder that holds its model_000123.pt"
+            there = "give the folder with the file model_000123.pt"
             if steps:
                 there = f"there are the steps {', '.join(map(str, sorted(steps)))}"
             elif (path / META_FILE).exists():
-                there = "it is one of ours already and needs no import"
+                there = "it is a checkpoint of curtail and needs no import"
             raise NotFound(f"there is no {what} in {path}", there)
         step = max(steps) if step is None else step
         model = steps[step]
     else:
         if not path.exists():
-            raise NotFound(f"there is no checkpoint {path}", "give nanochat's folder of a model, or its .pt file")
+            raise NotFound(f"there is no checkpoint {path}", "give a model's folder of nanochat, or its .pt file")
         name = re.fullmatch(r"model_(\d+)\.pt", path.name)
         if not name or step not in (None, int(name[1])):
             raise CheckpointError(
-                f"{path} is not called model_{step or 123:06d}.pt", "nanochat's name tells the step and the meta file"
+                f"{path} is not called model_{step or 123:06d}.pt",
+                "keep nanochat's file name: it has the step and identifies the meta file",
             )
         model, step = path, int(name[1])
     meta = model.with_name(model.stem.replace("model", "meta") + ".json")
     if not meta.is_file():
-        raise NotFound(f"there is no {meta}", "it belongs to the .pt file and says what model it is; fetch it too")
+        raise NotFound(f"there is no {meta}", "it belongs to the .pt file and describes the model; fetch it, too")
     return model, meta, step
 
 
 def write_nanochat(folder: Path, meta: CheckpointMeta, weights: Mapping[str, np.ndarray], disk: Disk) -> list[Path]:
-    """Write a checkpoint in nanochat's form, the version as its step; returns the files, meta last.
+    """Write a checkpoint in nanochat's form, with the version as its step. Returns: the files, meta last.
 
-    A key `curtail` of the meta file holds what nanochat's own form leaves out; nanochat ignores it.
+    The key `curtail` of the meta file has the values that nanochat's form lacks; nanochat ignores it.
     Purposes: EXPORT_MODEL, EXPORT_META.
     Raises: DiskError.
     """
@@ -169,13 +169,13 @@ def write_nanochat(folder: Path, meta: CheckpointMeta, weights: Mapping[str, np.
 
 
 def write_safetensors(folder: Path, meta: CheckpointMeta, weights: Mapping[str, np.ndarray], disk: Disk) -> list[Path]:
-    """Write one safetensors file that describes itself: the facts of the checkpoint are its metadata.
+    """Write one self-contained safetensors file, with the checkpoint's meta as its metadata.
 
     Purpose: EXPORT_MODEL.
     Raises: DiskError.
     """
     facts = {
-        "format": "pt",  # what other readers of safetensors look for
+        "format": "pt",  # other readers of safetensors expect this key
         "model_config": to_json(meta.model_config),
         "tokens": str(meta.tokens),
         "version": str(meta.version),
@@ -191,41 +191,41 @@ def _read_meta(path: Path, step: int) -> dict[str, Any]:
     try:
         meta = json.loads(path.read_bytes())
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}", "check its rights") from None
+        raise CheckpointError(f"cannot read {path}: {error.strerror}", "check its permissions") from None
     except (ValueError, RecursionError):
         raise CheckpointError(f"{path} is not JSON", _REMEDY) from None
     if not isinstance(meta, dict) or not isinstance(meta.get("model_config"), dict):
-        raise CheckpointError(f"{path} does not say what model it is: model_config is missing", _REMEDY)
+        raise CheckpointError(f"{path} does not describe the model: model_config is missing", _REMEDY)
     if meta.get("step", step) != step:
-        raise CheckpointError(f"{path} is of step {meta['step']!r}, not {step}", "use the files of one step")
+        raise CheckpointError(f"{path} is for step {meta['step']!r}, not {step}", "use the files of one step")
     return meta
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file that torch.save wrote, by name, mapped where they need no conversion."""
+    """The tensors of a file that torch.save wrote, by name; mapped if they need no conversion."""
     try:
-        # torch checks no sums: a damaged weight would go unnoticed
+        # torch does not check the CRCs, so a damaged weight would go unnoticed.
         with zipfile.ZipFile(path) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 for entry in archive.infolist()):
-                raise CheckpointError(f"{path} is not a file that torch.save writes", _REMEDY)
+                raise CheckpointError(f"{path} is not a file of torch.save", _REMEDY)
             if damaged := archive.testzip():
                 raise CheckpointError(f"{path} is damaged in {damaged}", "fetch it again")
     except zipfile.BadZipFile:
-        raise CheckpointError(f"{path} is truncated or not a file that torch.save writes", _REMEDY) from None
+        raise CheckpointError(f"{path} is truncated or not a file of torch.save", _REMEDY) from None
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}", "check its rights") from None
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}", "check its permissions") from None
     try:
-        with warnings.catch_warnings(action="ignore"):  # about kinds of tensors that are refused below
+        with warnings.catch_warnings(action="ignore"):  # they are about types of tensors that are refused below
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except _UNREADABLE as error:
         reason = str(error).split("\n")[0][:100]
-        raise CheckpointError(f"{path} holds more than tensors, or is damaged ({reason})", _REMEDY) from None
+        raise CheckpointError(f"{path} has other objects than tensors, or is damaged ({reason})", _REMEDY) from None
     if not isinstance(state, dict) or not state:
-        raise CheckpointError(f"{path} holds no model", _NO_MODEL)
+        raise CheckpointError(f"{path} does not contain a model", _NO_MODEL)
     tensors = {}
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
-            raise CheckpointError(f"{name!r} in {path} is no weight", _NO_MODEL)
+            raise CheckpointError(f"{name!r} in {path} is not a weight", _NO_MODEL)
         if tensor.dtype not in _EXACT:
             raise CheckpointError(f"{name} in {path} is {tensor.dtype}", "weights are fp32, bf16 or fp16")
         tensors[name.removeprefix("_orig_mod.")] = tensor.detach()
@@ -233,7 +233,7 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _own_config(own: object, model_config: object) -> GPTConfig:
-    """The configuration that an export of ours says, if it agrees with what it says to nanochat."""
+    """The configuration in an export of curtail, checked against nanochat's part of it."""
     kinds = {"tokens": (int,), "tokenizer_digest": (str, type(None)), "manifest_digest": (str, type(None))}
     if not isinstance(own, dict) or any(type(own.get(name)) not in allowed for name, allowed in kinds.items()):
         raise CheckpointError(f"the entry {_OWN} of the meta file is damaged", _REMEDY)
@@ -253,7 +253,7 @@ def _pad_vocabulary(state: dict[str, torch.Tensor], config: GPTConfig) -> None:
 
 
 def _batch_tokens(meta: dict[str, Any]) -> int:
-    """Tokens of one step, as far as the meta file tells; else 0."""
+    """Tokens of one step from the meta file; 0 if it does not say."""
     arguments = meta.get("user_config")
     places = (meta, arguments if isinstance(arguments, dict) else {})
     return next((place["total_batch_size"] for place in places if type(place.get("total_batch_size")) is int), 0)

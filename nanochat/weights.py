@@ -1,9 +1,9 @@
-"""Weight sets as files and as fingerprints, without torch.
+"""Weights as canonical safetensors files and as digests; no torch.
 
-Decides the bytes of a weights file (safetensors, one possible form per content)
-and what is refused when reading one. A weight set is a dict of float32 arrays
-in name order; names and shapes are those of `presets.weight_shapes`. It does not
-decide where files lie or how long they stay. Digests are SHA-256 in hex.
+Defines the bytes of a weights file (safetensors, with one canonical form for each
+content), and what is refused when reading one. A weight set is a dict of float32 arrays
+in name order; names and shapes are those of `presets.weight_shapes`. Digests are
+SHA-256 in hex.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ Layout = Mapping[str, tuple[type[np.generic], tuple[int, ...]]]  # type and shap
 
 _KINDS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I8": "|i1", "U8": "|u1"}
 _WRITTEN = {"float32": "F32", "int64": "I64", "int8": "I8", "uint8": "U8", "uint16": "BF16"}
-_HEADER_LIMIT = 8 * 2**20  # bytes: room for 50,000 arrays; parsed it takes many times its size in memory
+_HEADER_LIMIT = 8 * 2**20  # bytes, enough for 50,000 arrays; the parsed header takes many times as much memory
 _LONGEST_NAME = 256  # characters
-_MOST_DIMENSIONS = 8  # numpy itself has a limit, and an error of its own
+_MOST_DIMENSIONS = 8  # below numpy's limit, which would raise another error
 
 
 def write_weights(path: Path, weights: Mapping[str, np.ndarray], disk: Disk, op: str) -> None:
     """Write a weight set durably; equal weights give equal bytes.
 
-    Args: disk, op: who writes it, and under which purpose name.
+    Args: disk, op: write the file, and the name of the operation.
     Raises: CheckpointError: an array is not float32. DiskError.
     """
     for name, array in weights.items():
@@ -49,10 +49,10 @@ def write_weights(path: Path, weights: Mapping[str, np.ndarray], disk: Disk, op:
 
 
 def read_weights(path: Path, expect: Shapes | None = None) -> Weights:
-    """The weight set in a file, as read-only arrays that map the file.
+    """Read a weight set as read-only mapped arrays.
 
-    Args: expect: the names and shapes that must be there, no others.
-    Raises: CheckpointError: the first thing that is wrong. NotFound: no such file.
+    Args: expect: the exact names and shapes.
+    Raises: CheckpointError: the first error. NotFound: no such file.
     """
     weights, _ = read_tensors(path)
     for name, array in weights.items():
@@ -64,7 +64,7 @@ def read_weights(path: Path, expect: Shapes | None = None) -> Weights:
 
 
 def check_shapes(found: Shapes, expect: Shapes, where: str) -> None:
-    """Raises: CheckpointError: names the first missing or unknown name or wrong shape, in name order."""
+    """Raises: CheckpointError: reports the first missing or unknown name or wrong shape, in name order."""
     for name in sorted(set(found) | set(expect)):
         if name not in found:
             raise CheckpointError(f"{where} lacks {name}", "it belongs to another model or is incomplete")
@@ -80,13 +80,13 @@ def check_shapes(found: Shapes, expect: Shapes, where: str) -> None:
 def write_tensors(
     path: Path, tensors: Mapping[str, np.ndarray], disk: Disk, op: str, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write arrays as one safetensors file, durably and byte for byte repeatable.
+    """Write arrays as one safetensors file, durably; equal arrays give equal bytes.
 
-    Types: float32, int64, int8, uint8, and uint16 that holds bf16, as `read_tensors` gives it.
+    Types: float32, int64, int8, uint8, and uint16 for bf16, as `read_tensors` returns it.
 
-    The header is sorted, unlike the safetensors library's, whose metadata order
-    varies between runs. Data lie widest type first, then by name, so that every
-    array is aligned in the mapped file.
+    The header is sorted, unlike that of the safetensors library, whose metadata order varies
+    between runs. The data are sorted by type, widest first, then by name, so that every array
+    is aligned in the mapped file.
     Raises: CheckpointError: another dtype. DiskError.
     """
     header, _ = file_header({name: (array.dtype.type, array.shape) for name, array in tensors.items()}, metadata)
@@ -101,18 +101,18 @@ def write_tensors(
             raise disk_error("write", path, error) from error
         disk.publish(op, temp, path)
     finally:
-        temp.unlink(missing_ok=True)  # gone already if it was published
+        temp.unlink(missing_ok=True)  # missing if it was published
 
 
 def file_header(layout: Layout, metadata: Mapping[str, str] | None) -> tuple[bytes, dict[str, int]]:
-    """All that stands before the data of a safetensors file, and where behind it each array starts.
+    """The header of a safetensors file, and the offset of each array in the data after it.
 
-    Raises: CheckpointError: a type that is not stored.
+    Raises: CheckpointError: a type that cannot be stored.
     """
     types = {name: np.dtype(kind) for name, (kind, _) in layout.items()}
     if foreign := [name for name, kind in types.items() if kind.name not in _WRITTEN]:
         raise CheckpointError(
-            f"{foreign[0]} is {types[foreign[0]]}", "only float32, bf16, int64, int8 and uint8 are stored"
+            f"{foreign[0]} is {types[foreign[0]]}", "only float32, bf16, int64, int8 and uint8 can be stored"
         )
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     starts, offset = {}, 0
@@ -129,7 +129,7 @@ def file_header(layout: Layout, metadata: Mapping[str, str] | None) -> tuple[byt
 def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """All arrays of a safetensors file, in name order, and its metadata.
 
-    The arrays are read-only views of the mapped file; BF16 comes as uint16.
+    The arrays are read-only views of the mapped file; BF16 is returned as uint16.
     Raises: CheckpointError: truncated, or not a safetensors file. NotFound.
     """
     try:
@@ -143,24 +143,26 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     except FileNotFoundError:
         raise NotFound(f"there is no file {path}", "check the path") from None
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}", "check its rights") from None
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}", "check its permissions") from None
     end = 0
     tensors: dict[str, np.ndarray] = {}
     for name, (kind, shape, start, stop) in sorted(header.items(), key=lambda item: (item[1][2], item[1][3])):
         if start != end or stop - start != prod(shape) * np.dtype(kind).itemsize:
-            raise CheckpointError(f"{name} in {path} does not lie where its shape says", "fetch the file again")
+            raise CheckpointError(f"{name} in {path} has offsets that do not match its shape", "fetch the file again")
         if 8 + length + stop > size:
             raise CheckpointError(f"{path} ends inside {name}", "the file is truncated; fetch it again")
         tensors[name] = np.frombuffer(mapped, dtype=kind, count=prod(shape), offset=8 + length + start).reshape(shape)
         end = stop
     if 8 + length + end != size:
-        raise CheckpointError(f"{path} goes on after its last tensor", "the file is damaged; fetch it again")
+        raise CheckpointError(f"{path} has data after its last tensor", "the file is damaged; fetch it again")
     return dict(sorted(tensors.items())), metadata
 
 
 def _header(text: bytes, path: Path) -> tuple[dict[str, tuple[str, tuple[int, ...], int, int]], dict[str, str]]:
     """Name -> (numpy dtype, shape, start, stop) and the metadata, all types checked."""
-    damaged = CheckpointError(f"the header of {path} is damaged", "the file is foreign or damaged; fetch it again")
+    damaged = CheckpointError(
+        f"the header of {path} is damaged", "the file is damaged or not a safetensors file; fetch it again"
+    )
 
     def refuse(_: object) -> Any:
         raise ValueError("NaN or a repeated key")
@@ -186,7 +188,7 @@ def _header(text: bytes, path: Path) -> tuple[dict[str, tuple[str, tuple[int, ..
             raise damaged
         if len(name) > _LONGEST_NAME or not name.isprintable():
             raise damaged
-        # Dimensions of an empty array must fit too: numpy multiplies them without the zeros.
+        # Dimensions of an empty array are limited, too, because numpy multiplies them without the zeros.
         if len(shape) > _MOST_DIMENSIONS or prod(size or 1 for size in shape) >= 2**48:
             raise damaged
         if kind not in _KINDS:
@@ -200,7 +202,7 @@ def _whole(values: object) -> bool:
 
 
 def array_bytes(array: np.ndarray) -> memoryview:
-    """The array's bytes in little-endian C order, without a copy where it already is."""
+    """The array's bytes in little-endian C order, without a copy if it has that order already."""
     ordered = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
     return ordered.reshape(-1).view(np.uint8).data
 
@@ -208,7 +210,7 @@ def array_bytes(array: np.ndarray) -> memoryview:
 def digest(weights: Mapping[str, np.ndarray]) -> str:
     """SHA-256 over name, dtype, shape and bytes of each array, in name order; hex.
 
-    It names the content, not a file: equal arrays give equal digests on every machine.
+    It identifies the content, not a file: equal arrays give equal digests on every machine.
     """
     total = hashlib.sha256()
     for name in sorted(weights):
@@ -219,12 +221,12 @@ def digest(weights: Mapping[str, np.ndarray]) -> str:
 
 
 def digest_line(name: str, array: np.ndarray) -> bytes:
-    """What `digest` takes in before the bytes of an array."""
+    """The bytes that `digest` hashes before those of an array."""
     return f"{json.dumps(name)} {array.dtype.name} {list(array.shape)}\n".encode()
 
 
 def from_model(model: torch.nn.Module) -> Weights:
-    """A copy of a model's parameters as float32 arrays in name order, vocabulary padding included."""
+    """A copy of a model's parameters as float32 arrays in name order, including vocabulary padding."""
     import torch
 
     return {
@@ -234,9 +236,9 @@ def from_model(model: torch.nn.Module) -> Weights:
 
 
 def load_into(model: torch.nn.Module, weights: Mapping[str, np.ndarray]) -> None:
-    """Copy a weight set into the model in place; the parameters stay the same tensors.
+    """Copy a weight set into the model's existing parameter tensors.
 
-    Raises: CheckpointError: names or shapes differ from the model's; nothing is changed then.
+    Raises: CheckpointError: names or shapes differ from the model's; then nothing is changed.
     """
     import torch
 
@@ -246,7 +248,7 @@ def load_into(model: torch.nn.Module, weights: Mapping[str, np.ndarray]) -> None
     with torch.no_grad():
         for name, tensor in state.items():
             array = weights[name]
-            # torch refuses to wrap what it may not write: copy mapped arrays one by one
+            # torch does not wrap read-only arrays, so mapped arrays are copied one by one.
             tensor.copy_(torch.from_numpy(array if array.flags.writeable else array.copy()))
 
 
@@ -256,7 +258,7 @@ def from_tensors(state: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
 
 
 def to_tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """The inverse of `from_tensors`, copied."""
+    """The inverse of `from_tensors`; copies the data."""
     import torch
 
     return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}

@@ -1,1 +1,1 @@
-"""HTTP to the controller: control messages, resumable transfers, bandwidth, backoff."""
+"""HTTP client for the controller: control messages, resumable transfers, bandwidth limit, backoff."""

@@ -1,7 +1,8 @@
-"""A limit on what a job's uploads and downloads take of the link, so that other traffic gets through.
+"""Bandwidth limit for a job's uploads and downloads: a token bucket.
 
-Decides how long a piece must wait before it is moved. `Link` shares one token
-bucket between the threads of a job. Without a limit nothing here is used. Units: bytes, bytes per second, seconds.
+`Link` shares one token bucket between the threads of a job and returns how long a piece
+must wait. Without a limit this module is not used. Units: bytes, bytes per second,
+seconds.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from curtail.system.clock import Clock
 from curtail.system.token_bucket import TokenBucket
 
 BURST_S = 0.05
-"""How much may be moved at once, as time at the limited rate: short, so that a heartbeat waits no longer."""
+"""Burst size, as time at the limited rate. It is short, so that a heartbeat waits no longer than this."""
 
 PIECE = 16 * 1024
-"""Bytes sent between two looks at the bucket, at least."""
+"""Smallest number of bytes that are sent between two checks of the bucket."""
 
 SLOWEST = 32_000.0
-"""The least limit, 256 kbit/s: a controller ends bodies that come slower than 4 KiB/s, and four travel at a time."""
+"""Lowest limit, 256 kbit/s. The controller aborts bodies slower than 4 KiB/s, and four are sent in parallel."""
 
 _UNITS = {"kbit/s": 125.0, "mbit/s": 125e3, "gbit/s": 125e6, "kb/s": 1e3, "mb/s": 1e6, "gb/s": 1e9}
 _FORM = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z/]+)\s*")
@@ -36,17 +37,17 @@ def parse_rate(text: str) -> float:
     rate = float(found[1]) * _UNITS.get(found[2].lower(), 0.0) if found else 0.0
     if rate <= 0:
         raise UsageError(
-            f"{text!r} is no rate of a link", "write for example 100Mbit/s; units are kbit/s to Gbit/s and kB/s to GB/s"
+            f"{text!r} is not a bandwidth", "write for example 100Mbit/s; units are kbit/s to Gbit/s and kB/s to GB/s"
         )
     if rate < SLOWEST:
         raise UsageError(
-            f"a link of {text} is too slow for the weights of a model", "give 256kbit/s or more, 100Mbit/s"
+            f"{text} is too slow to transfer the weights of a model", "give at least 256kbit/s, for example 100Mbit/s"
         )
     return rate
 
 
 class Link:
-    """One limit for all transfers of a job, from any thread.
+    """One limit for all transfers of a job; thread-safe.
 
     Args: rate: bytes per second, both directions together.
     """
@@ -57,14 +58,14 @@ class Link:
         self._bucket = TokenBucket.full(rate, burst, clock.monotonic())
 
     def wait(self, size: int) -> None:
-        """Return as soon as `size` more bytes may be moved."""
+        """Block until `size` more bytes may be sent or received."""
         with self._lock:
             seconds = self._bucket.take(self._clock.monotonic(), size)
         if seconds > 0:
             self._clock.sleep(seconds)
 
     def pieces(self, data: bytes) -> Iterator[bytes]:
-        """`data` in pieces, each when it may be sent."""
+        """Yield `data` in pieces, each as soon as it may be sent."""
         size = max(PIECE, int(self.rate * BURST_S))
         for start in range(0, len(data), size):
             piece = data[start : start + size]

@@ -1,1 +1,1 @@
-"""From contributions to a new version of the weights, in a process of its own."""
+"""Aggregates contributions to a new version of the weights, in a separate process."""

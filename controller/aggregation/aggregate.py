@@ -1,12 +1,12 @@
-"""Contributions of one round -> the files of the next version, streamed.
+"""Merges the contributions of one round into the files of the next version, streaming.
 
-Run as `python -m controller.aggregation.aggregate SPEC RESULT`, in a process of its own, so
-that the API never waits for arithmetic. Weight sets are never whole in memory:
-pieces of some million values are read from mapped files, computed by two
-threads, and hashed and written in order by a third, so that equal contributions
-give equal bytes. The controller applies to its own weights exactly the
-quantised bytes it broadcasts, therefore its copy and every site's copy are
-bit-equal. What is decided is in `controller.aggregation.outer_step`.
+Runs as `python -m controller.aggregation.aggregate SPEC RESULT` in a separate
+process, so that the API never waits for arithmetic. Weights are never completely
+in memory: pieces of about a million values are read from mapped files and computed
+by two threads. A third thread hashes and writes them in order, so that equal
+contributions give equal bytes. The controller applies exactly the quantised bytes
+that it broadcasts, so its copy and the sites' copies are bit-identical.
+`controller.aggregation.outer_step` makes the decisions.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ VELOCITY_FILE, RESIDUAL_FILE = "velocity.safetensors", "residual.safetensors"
 
 
 def merge(spec: MergeSpec, disk: Disk) -> MergeResult:
-    """Fill `spec.out` with the next version: model, meta, broadcast delta, velocity, residual.
+    """Write the next version to `spec.out`: model, meta, broadcast update, velocity, residual.
 
-    Raises: CurtailError: the base is damaged or the disk is full; nothing is half true then, since
+    Raises: CurtailError: the base is damaged or the disk is full. The run is unaffected, because
         the folder becomes a version only when it is published.
     """
     meta, base = checkpoint.read_checkpoint(Path(spec.base), verify=False)
@@ -76,20 +76,20 @@ def merge(spec: MergeSpec, disk: Disk) -> MergeResult:
     return _result(spec, accepted, refused, digest, file_hash, norms)
 
 
-# -- looking at what came ------------------------------------------------------------
+# -- checking the contributions ------------------------------------------------------
 
 
 def _examine(spec: MergeSpec, shapes: weights.Shapes) -> tuple[dict[str, Arrays], dict[str, float], dict[str, str]]:
-    """The usable contributions, the norm of each, and why the others are not. Reads every value once."""
+    """The usable contributions, their norms, and why the others are refused. Reads every value once."""
     encoded: dict[str, Arrays] = {}
     norms: dict[str, float] = {}
     refused: dict[str, str] = {}
     for part in spec.parts:
         try:
             if part.tokens <= 0 or part.weight <= 0:
-                raise CheckpointError(f"it counts {part.tokens} tokens with weight {part.weight:g}")
+                raise CheckpointError(f"it has {part.tokens} tokens and weight {part.weight:g}")
             if part.codec not in codecs.CODECS:
-                raise CheckpointError(f"it is coded as {part.codec}, which no mean is made of")
+                raise CheckpointError(f"its codec is {part.codec}, which cannot be averaged")
             arrays = delta.open_delta(Path(part.path), shapes, part.codec)
             total = math.fsum(in_order(partial(_look, arrays), delta.names(arrays)))
             encoded[part.site], norms[part.site] = arrays, math.sqrt(total) if math.isfinite(total) else math.inf
@@ -110,7 +110,7 @@ def _kept(spec: MergeSpec, file: str, base: Arrays) -> Arrays:
 
 
 def _kept_residual(spec: MergeSpec, base: Arrays) -> Arrays:
-    """What the last broadcast lost, if this one can take it up."""
+    """The residual of the last broadcast, if this merge can use it."""
     wanted = {
         name: array.shape
         for name, array in base.items()
@@ -124,7 +124,7 @@ def _kept_residual(spec: MergeSpec, base: Arrays) -> Arrays:
 
 
 class _Hashes:
-    """The two fingerprints of a weights file, taken while it is written in order."""
+    """The digest and the SHA-256 of a weights file, computed while it is written in order."""
 
     def __init__(self, header: bytes) -> None:
         self.file, self.content = hashlib.sha256(header), hashlib.sha256()
@@ -138,7 +138,7 @@ class _Hashes:
 
 
 def _write(out: Path, inputs: Inputs, disk: Disk) -> tuple[str, str]:
-    """Compute and write all files but the meta. Returns the digest of the weights and the hash of their file."""
+    """Compute and write all files except the meta. Returns: the digest of the weights, and their file's SHA-256."""
     base = inputs.base
     with ExitStack() as stack:
         update = stack.enter_context(
@@ -204,7 +204,7 @@ def _lossy(base: Arrays, codec: str) -> dict[str, np.ndarray]:
 
 
 def _carry_over(spec: MergeSpec, disk: Disk) -> None:
-    """The base's velocity, if it has one, is also that of the new version."""
+    """Copy the base's velocity, if it has one, to the new version."""
     old, new = Path(spec.base) / VELOCITY_FILE, Path(spec.out) / VELOCITY_FILE
     if not old.exists():
         return
@@ -216,11 +216,11 @@ def _carry_over(spec: MergeSpec, disk: Disk) -> None:
     disk.publish("VERSION_VELOCITY", temp, new)
 
 
-# -- a sole contributor's exact weights ----------------------------------------------
+# -- exact weights of a site that trains alone ---------------------------------------
 
 
 def _pass_through(spec: MergeSpec, meta: checkpoint.CheckpointMeta, base: Arrays, disk: Disk) -> MergeResult:
-    """LOCAL: the sole contributor's exact weights are the next version, if the gates let them through."""
+    """LOCAL: the only member's exact weights become the next version, if they pass the checks."""
     part = spec.parts[0]
     try:
         own = weights.read_weights(Path(part.path), {name: array.shape for name, array in base.items()})
@@ -240,7 +240,7 @@ def _pass_through(spec: MergeSpec, meta: checkpoint.CheckpointMeta, base: Arrays
         digest, file_hash = hashes.content.hexdigest(), hashes.file.hexdigest()
         refused = outliers(spec, norms)
         if digest != part.digest:
-            refused = {part.site: f"its weights have digest {digest[:12]}, it said {part.digest[:12]}"}
+            refused = {part.site: f"its weights have digest {digest[:12]}, not {part.digest[:12]} as it said"}
         if refused:
             return MergeResult((), refused)
         model.publish()
@@ -249,7 +249,7 @@ def _pass_through(spec: MergeSpec, meta: checkpoint.CheckpointMeta, base: Arrays
 
 
 def _moved(base: Arrays, own: Arrays, piece: Piece) -> tuple[Piece, np.ndarray, float]:
-    """Rows of the new weights, and the sum of the squares of what they moved; not finite if they are not."""
+    """Rows of the new weights, and the sum of squares of their change; not finite if the weights are not."""
     new, old = as_rows(own[piece.name])[piece.rows], as_rows(base[piece.name])[piece.rows]
     with np.errstate(over="ignore", invalid="ignore"):
         return piece, new, delta.norm({piece.name: old - new}) ** 2
@@ -285,7 +285,7 @@ def _result(
 
 
 def main(argv: Sequence[str]) -> int:
-    """Merge as the file argv[0] says and leave the result in argv[1]."""
+    """Run the merge of the spec file argv[0] and write the result to argv[1]."""
     disk = SystemDisk()
     try:
         result = merge(spec_from_json(Path(argv[0]).read_text()), disk)

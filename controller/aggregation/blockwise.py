@@ -1,9 +1,9 @@
-"""The arithmetic of a merge, some rows at a time: mean, outer step, encoding, new weights.
+"""The arithmetic of a merge, block by block: mean, outer step, encoding, new weights.
 
-Pure: arrays in, arrays out. A piece is some million values, computed in blocks
-that stay in the processor's cache; `in_order` spreads pieces over threads (numpy
-lets go of the interpreter while it computes) and gives them back in order. How
-rows are cut changes no bit of the result.
+Pure: arrays in, arrays out. A piece is about a million values, computed in blocks
+that fit into the CPU cache. `in_order` distributes pieces over threads (numpy
+releases the GIL while it computes) and returns the results in order. The size of
+pieces and blocks does not change a bit of the result.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from controller.aggregation.outer_step import OuterPlan, outer_step
 from nanochat import codecs, delta
 
-_THREADS = 2  # that compute; the thread that asks hashes and writes
+_THREADS = 2  # compute; the calling thread hashes and writes
 _PIECE = 2**20  # values of one piece
 _AHEAD = 4  # pieces computed or waiting to be written
 
@@ -34,16 +34,16 @@ class Piece:
 
     name: str
     rows: slice
-    first: bool  # of its array
+    first: bool  # the first piece of its array
     last: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What the pieces are computed from; all arrays map files."""
+    """The inputs of a merge; all arrays are mapped files."""
 
     base: Arrays
-    deltas: Sequence[tuple[Arrays, float]]  # encoded, with its share
+    deltas: Sequence[tuple[Arrays, float]]  # encoded pseudo-gradients, each with its share
     velocity: Arrays  # empty: none yet
     residual: Arrays  # empty: none yet
     plan: OuterPlan
@@ -52,7 +52,7 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """One piece of each file."""
+    """One piece of each output file."""
 
     piece: Piece
     model: np.ndarray
@@ -62,7 +62,7 @@ class Outputs:
 
 
 def pieces(base: Arrays) -> Iterator[Piece]:
-    """All rows of all arrays, in the order in which they lie in a file."""
+    """All rows of all arrays, in file order."""
     for name in sorted(base):
         count, width = as_rows(base[name]).shape
         height = max(1, _PIECE // max(1, width))
@@ -72,12 +72,12 @@ def pieces(base: Arrays) -> Iterator[Piece]:
 
 
 def as_rows(array: np.ndarray) -> np.ndarray:
-    """The array as a matrix; all but matrices become one row."""
+    """The array as a matrix; an array that is not a matrix becomes one row."""
     return array if array.ndim == 2 else array.reshape(1, -1)
 
 
 def compute(inputs: Inputs, piece: Piece) -> Outputs:
-    """One piece of the new version, in blocks that stay in the processor's cache."""
+    """One piece of the new version, computed in blocks that fit into the CPU cache."""
     name = piece.name
     shape = inputs.base[name].shape
     form = codecs.form_of(name, shape, inputs.codec)
@@ -112,7 +112,7 @@ def compute(inputs: Inputs, piece: Piece) -> Outputs:
 
 
 def _mean(inputs: Inputs, name: str, rows: slice, width: int) -> np.ndarray:
-    """The weighted mean of the deltas' rows, added up in the order of the parts."""
+    """The weighted mean of the pseudo-gradients' rows, summed in the order of the parts."""
     mean: np.ndarray | None = None
     for encoded, share in inputs.deltas:
         form, values, scale = codecs.parts_in(encoded, name)
@@ -130,7 +130,7 @@ def _room(name: str, size: tuple[int, int], form: str) -> dict[str, np.ndarray]:
 
 
 def in_order(work: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
-    """`work` on each item by several threads; results in the order of the items, few of them at a time."""
+    """Map `work` over the items with several threads. Yields results in order; only a few are in memory at a time."""
     with ThreadPoolExecutor(_THREADS, "merge") as pool:
         waiting: deque[Future[Made]] = deque()
         try:

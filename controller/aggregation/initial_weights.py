@@ -1,7 +1,7 @@
-"""Version 0: the initial weights of a run, made once from its seed.
+"""Creates version 0, the initial weights of a run, from its seed.
 
-Run as `python -m controller.aggregation.initial_weights SPEC`: building a model needs torch, which
-the controller itself never imports, so it happens in a process of its own.
+Runs as `python -m controller.aggregation.initial_weights SPEC` in a separate process,
+because building a model needs torch, which the controller itself never imports.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from curtail.system.disk import SystemDisk
 
 
 def make(folder: Path, preset: str, model: dict[str, object], seed: int, tokenizer: str, manifest: str) -> None:
-    """Write the checkpoint of freshly initialised weights into `folder`, which exists and is empty."""
+    """Write a checkpoint with freshly initialised weights to `folder`, which exists and is empty."""
     from nanochat import checkpoint, presets, weights
     from nanochat.gpt import GPT
 
@@ -38,7 +38,7 @@ def make(folder: Path, preset: str, model: dict[str, object], seed: int, tokeniz
 
 
 def main(argv: Sequence[str]) -> int:
-    """Make what the JSON object argv[0] describes."""
+    """Create the checkpoint that the JSON object argv[0] describes."""
     spec = json.loads(argv[0])
     try:
         make(Path(spec.pop("folder")), **spec)

@@ -1,9 +1,8 @@
-"""The training loss that a run shows: a mean over its last steps. Pure.
+"""The smoothed training loss that a run displays; pure.
 
-A version may be made of one step, where a window or the budget ends, and the loss of a few samples says
-little of a model. So what a version's contributions say, each a mean over its own steps, is averaged over
-the versions before it, the older the less: as nanochat prints a debiased exponential mean of its steps.
-Losses are nats per token.
+A version may consist of a single step, at the end of a window or of the budget, and the loss of a few samples
+is noisy. So the loss of each version (the mean over its contributions' steps) enters a debiased exponential
+moving average over the versions, like the one that nanochat prints over steps. Losses are nats per token.
 """
 
 from __future__ import annotations
@@ -12,14 +11,14 @@ from collections.abc import Iterable
 from math import expm1
 
 SMOOTH_STEPS = 100
-"""Batches after which a loss counts 1/e: less than a round of several sites, so that usual versions hardly lag."""
+"""Batches after which a loss has the weight 1/e. Less than a usual round, so that the average hardly lags."""
 
 SMOOTH_SHARE = 0.1
-"""And no more than this share of the run so far: at first the loss falls fast."""
+"""The span is at most this share of the run so far, because the loss falls fast at first."""
 
 
 def mean_loss(parts: Iterable[tuple[int, float | None]]) -> float | None:
-    """The mean of several contributions, each (tokens, its mean loss), by tokens; None if none has a loss."""
+    """The token-weighted mean of several contributions, each (tokens, mean loss); None if none has a loss."""
     known = [(tokens, loss) for tokens, loss in parts if loss is not None and tokens > 0]
     tokens = sum(count for count, _ in known)
     return sum(count * loss for count, loss in known) / tokens if tokens else None
@@ -28,14 +27,14 @@ def mean_loss(parts: Iterable[tuple[int, float | None]]) -> float | None:
 def smoothed(before: float | None, tokens_before: int, loss: float | None, tokens: int, span: float) -> float | None:
     """The smoothed loss after one more version.
 
-    With weights exp(-age / span) for each token, age counted in tokens, which add up to 1: nothing of where
-    it began is left in it. From the value before and its tokens alone, so that nothing else has to be kept.
-    Early in a run the span is `SMOOTH_SHARE` of its tokens.
+    Each token has the weight exp(-age / span), with its age in tokens. The weights are normalised to 1, so the
+    start value leaves no bias. Only the previous value and its tokens are needed. Early in a run the span is
+    `SMOOTH_SHARE` of its tokens.
 
     Args:
-        before, tokens_before: the value so far and the tokens of all versions that it is of.
-        loss, tokens: of the version; None: nothing is known of it, the value stays.
-        span: tokens after which a loss counts 1/e, at most.
+        before, tokens_before: the value so far, and the tokens of all versions in it.
+        loss, tokens: of the new version; None: unknown, then the value stays.
+        span: upper limit of the tokens after which a loss has the weight 1/e.
     """
     if before is None or loss is None or tokens <= 0:
         return before if loss is None or tokens <= 0 else loss

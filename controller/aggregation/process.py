@@ -1,8 +1,8 @@
-"""Processes that run beside the API: merging, and making the initial weights.
+"""Runs merges, and the creation of the initial weights, in child processes beside the API.
 
-They need arithmetic, memory or torch that the API process should not have. Each
-runs one module of ours, is killed with the controller, and reports through a
-file, so that a half-finished one leaves nothing that counts.
+They need CPU time, memory or torch, which the API process should not use. Each
+child runs one of our modules and is killed with the controller. It reports through
+a file, so an interrupted one has no effect.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def module_command(module: str, *arguments: str) -> list[str]:
 
 
 def module_environment() -> dict[str, str]:
-    """An environment in which our packages, and no namesakes in the working folder, are found."""
+    """An environment in which our packages are found, and no folders of the same name in the working directory."""
     env = dict(os.environ, PYTHONSAFEPATH="1")
     root = str(Path(curtail.__file__).resolve().parent.parent)
     env["PYTHONPATH"] = os.pathsep.join(part for part in (root, env.get("PYTHONPATH", "")) if part)
@@ -38,7 +38,7 @@ def module_environment() -> dict[str, str]:
 
 
 def run_module(module: str, arguments: Sequence[str]) -> None:
-    """Run one of our modules and wait. Raises: CurtailError: it failed; with the last line it printed."""
+    """Run one of our modules and wait. Raises: CurtailError: it failed; contains the last line that it printed."""
     done = subprocess.run(
         module_command(module, *arguments),
         env=module_environment(),
@@ -53,11 +53,11 @@ def run_module(module: str, arguments: Sequence[str]) -> None:
 
 
 NICE = 5
-"""Of a merge: its threads fill all processors, and the API, whose heartbeats cannot wait, needs one now and then."""
+"""Niceness of a merge: its threads use all CPUs, and the API must still answer heartbeats in time."""
 
 
 def _beneath(controller: int) -> Callable[[], None]:
-    """For a new process: it ends with the controller, and the API goes before it."""
+    """A preexec function: the child dies with the controller and has a lower priority than the API."""
     dies = dying_with(controller)
 
     def prepare() -> None:
@@ -68,7 +68,7 @@ def _beneath(controller: int) -> Callable[[], None]:
 
 
 class ProcessMerger:
-    """Runs each merge in a process of its own; at most one at a time is asked for."""
+    """Runs each merge in a child process; the caller starts at most one at a time."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -76,11 +76,11 @@ class ProcessMerger:
         self._stopped = False
 
     def start(self, spec: MergeSpec, done: Callable[[MergeResult | None], None]) -> None:
-        """Begin; `done` is called once from another thread, with None if the merge failed."""
+        """Start a merge. `done` is called once from another thread, with None if the merge failed."""
         threading.Thread(target=self._run, args=(spec, done), name="merge", daemon=True).start()
 
     def stop(self) -> None:
-        """Kill a merge that is under way; it is done again after the next start."""
+        """Kill a running merge; it is repeated after the next start."""
         self._stopped = True
         process = self._process
         if process is not None and process.poll() is None:
@@ -105,8 +105,8 @@ class ProcessMerger:
             env=module_environment(),
             stderr=subprocess.PIPE,
             text=True,
-            # This thread waits for the process, so it lives as long. A merge that outlived a killed controller
-            # would write into the folder in which the next controller makes the same version.
+            # This thread waits for the child, so it lives as long. A merge that outlived a killed controller
+            # would write to the folder in which the next controller creates the same version.
             preexec_fn=_beneath(os.getpid()),
         )
         _, errors = self._process.communicate()
@@ -116,7 +116,7 @@ class ProcessMerger:
 
 
 def make_initial_weights(folder: Path, preset: str, model: str, seed: int, tokenizer: str, manifest: str) -> None:
-    """Fill `folder` with version 0. `model` is the configuration as JSON. Raises: CurtailError."""
+    """Create version 0 in `folder`. Args: model: the configuration as JSON. Raises: CurtailError."""
     spec = {
         "folder": str(folder),
         "preset": preset,

@@ -1,1 +1,1 @@
-"""Who asks: credentials, tokens, nonces, the certificate authority."""
+"""Authentication and authorisation: credentials, tokens, nonces, the certificate authority."""

@@ -1,10 +1,10 @@
-"""The controller's own authority, and the certificate it shows.
+"""The controller's certificate authority (CA) and its TLS server certificate.
 
-The authority is a P-256 key that is made at the first start and never leaves the
-folder; the hash of its public key is the pin in every token. It signs one kind
-of certificate only, for TLS servers, good for 90 days and renewed long before
-they end, also while the controller runs. A new certificate of the authority has
-the same key, so tokens and agents go on. Keys are readable by their owner only.
+The CA key (P-256) is generated at the first start and never leaves the folder. The
+hash of its public key is the pin in every token. The CA signs only TLS server
+certificates, valid for 90 days and renewed long before they expire, also while the
+controller runs. A renewed CA certificate has the same key, so tokens and agents
+stay valid. Only their owner can read the key files.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 AUTHORITY_DAYS, CERTIFICATE_DAYS = 3650, 90
 RENEW_DAYS = 30
-"""Days before its end from which a certificate is renewed."""
+"""A certificate is renewed this many days before it expires."""
 
 BACKDATE = timedelta(days=1)
-"""A certificate begins so long before it is made: the clocks of the sites may be behind."""
+"""How far the start of validity is backdated, because the clocks of the sites may be behind."""
 
 NAME = re.compile(r"[A-Za-z0-9._:-]{1,253}")
 """A host name or an address, IPv6 included."""
@@ -67,20 +67,20 @@ class Files:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who the controller is, over TLS."""
+    """The controller's TLS identity."""
 
     files: Files
-    authority: str  # certificate in PEM
-    pin: str  # SHA-256 of the authority's public key, 64 hex digits
-    names: tuple[str, ...]  # that the certificate holds
-    ends: float  # Unix time
+    authority: str  # the CA certificate in PEM
+    pin: str  # SHA-256 of the CA's public key, 64 hex digits
+    names: tuple[str, ...]  # names in the server certificate
+    ends: float  # when the server certificate expires, Unix time
 
 
 def ensure(home: Path, names: Iterable[str], now: float, disk: Disk) -> Identity:
-    """The identity of the controller whose folder is `home`; made, completed or renewed where needed.
+    """The TLS identity of the controller in `home`; created, completed or renewed as needed.
 
-    Args: names: further names and addresses at which it is reached, beside loopback. now: Unix time.
-    Raises: AuthError: the authority's key is gone or damaged. DiskError.
+    Args: names: names and addresses at which it is reached, besides loopback. now: Unix time.
+    Raises: AuthError: the CA key is missing or damaged. DiskError.
     """
     files = Files(home / TLS)
     moment = datetime.fromtimestamp(now, UTC)
@@ -99,7 +99,7 @@ def ensure(home: Path, names: Iterable[str], now: float, disk: Disk) -> Identity
 
 
 def own_names(advertised: Iterable[str], host: str) -> list[str]:
-    """Names and addresses of this machine: what is advertised, what it listens at, and what it calls itself."""
+    """Names and addresses of this machine: the advertised ones, the one it listens on, and its own host names."""
     found = [*advertised]
     if host not in ("", "0.0.0.0", "::"):
         found.append(host)
@@ -107,11 +107,11 @@ def own_names(advertised: Iterable[str], host: str) -> list[str]:
         return [name for name in dict.fromkeys(found) if _possible(name)]
     name = socket.gethostname()
     found += [name, socket.getfqdn()]
-    with contextlib.suppress(OSError):  # a name that does not resolve is no reason not to start
+    with contextlib.suppress(OSError):  # the controller starts even if a name does not resolve
         found += [str(entry[4][0]).partition("%")[0] for entry in socket.getaddrinfo(name, None)]
     for family, far in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
         with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as asking:
-            asking.connect((far, 9))  # nothing is sent: the system only says from which address it would be
+            asking.connect((far, 9))  # sends nothing: the system only chooses the source address
             found.append(str(asking.getsockname()[0]))
     return [name for name in dict.fromkeys(found) if _possible(name)]
 
@@ -124,14 +124,14 @@ def _possible(name: str) -> bool:
 
 
 def _authority(files: Files, now: datetime, disk: Disk) -> tuple[EllipticCurvePrivateKey, x509.Certificate]:
-    """The authority's key and certificate; a new certificate of the same key when the old one ends soon."""
+    """The CA's key and certificate; a new certificate with the same key if the old one expires soon."""
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     lost = AuthError(
-        f"{files.authority_key} is missing or damaged, and agents trust its certificate",
-        f"restore it from a backup; or delete {files.folder}, and every agent and viewer needs a new token",
+        f"{files.authority_key} is missing or damaged, but agents trust its certificate",
+        f"restore it from a backup; or delete {files.folder} and give every agent and viewer a new token",
     )
     if files.authority_key.exists():
         try:
@@ -170,11 +170,11 @@ def _authority(files: Files, now: datetime, disk: Disk) -> tuple[EllipticCurvePr
     return key, certificate
 
 
-# -- the certificate that is shown ------------------------------------------------
+# -- the server certificate -------------------------------------------------------
 
 
 def _kept(files: Files, authority: x509.Certificate, names: tuple[str, ...], now: datetime) -> x509.Certificate | None:
-    """The certificate on disk, if it will do: of this authority and key, for all `names`, and not near its end."""
+    """The certificate on disk, if it is of this CA and key, has all `names` and does not expire soon; else None."""
     from cryptography import x509
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -218,7 +218,7 @@ def _issue(
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False)
     )
     certificate = _sign(made, authority_key)
-    # The two files do not change at one moment; a pair that does not fit is made anew at the next start.
+    # The two files are not replaced atomically; a pair that does not match is replaced at the next start.
     disk.replace("TLS_KEY", files.key, _private(key), 0o600)
     disk.replace("TLS", files.certificate, _pem(certificate), 0o644)
     return certificate

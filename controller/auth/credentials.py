@@ -1,11 +1,11 @@
-"""Who asks: the credentials of machines, signed requests, and what each role may do.
+"""Authenticates callers: credentials of machines, replay protection in the store, and roles.
 
-A machine's identity is its key; its credential is a bearer that lives for a day
-and is replaced in a heartbeat once two thirds of that have passed. The new one
-counts from its first use on, and the one before stays good for a while, so that
-neither a lost answer nor a request under way locks anybody out. Secrets are 256
-random bits, stored only as SHA-256 (they need no slow hash) and compared in
-constant time. Times are Unix seconds.
+A machine's identity is its key. Its credential is a bearer token that is valid for
+a day; a heartbeat brings the next one after two thirds of that. The new one takes
+effect at its first use, and the previous one stays valid for a while, so that
+neither a lost reply nor a request under way locks a machine out. Secrets are 256
+random bits. They are stored only as SHA-256 (random secrets need no slow hash) and
+compared in constant time. Times are Unix seconds.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from curtail.security.signing import SKEW_S, Stamp
 from curtail.security.token import Token, parse_token
 
 LIFE_S = 24 * 3600.0
-"""How long a machine's credential is good for."""
+"""How long a machine's credential is valid."""
 
 RENEW_AFTER_S = 0.67 * LIFE_S
-"""Age from which a heartbeat brings the next one."""
+"""Age of a credential after which a heartbeat brings the next one."""
 
 OVERLAP_S = 600.0
-"""How long the credential before stays good once the next one was used: longer than any request takes."""
+"""How long the previous credential stays valid after the first use of the next: longer than any request takes."""
 
 
 class Forbidden(AuthError):
-    """Known here, but not allowed to do this."""
+    """The caller is authenticated, but not allowed to do this."""
 
 
 class Role(StrEnum):
-    """What a caller may do: `controller.http.routes` names the roles of each path."""
+    """The role of a caller; `controller.http.routes` names the roles for each path."""
 
     AGENT = "agent"
     VIEWER = "viewer"
@@ -46,33 +46,33 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whoever sent a request with a good credential."""
+    """The authenticated sender of a request."""
 
     role: Role
     name: str  # for the log: the site, or the token's note
     machine: MachineRow | None = None  # of an agent
 
     def need(self, *roles: Role) -> None:
-        """Raises: Forbidden: none of these is the caller's role."""
+        """Raises: Forbidden: the caller has none of these roles."""
         if self.role not in roles:
             raise Forbidden(
-                f"this needs the role {' or '.join(roles)}, the credential has the role {self.role}",
-                "an operator makes tokens with `curtail token create --role ROLE`",
+                f"this needs the role {' or '.join(roles)}, but the credential has the role {self.role}",
+                "an operator can create a token with `curtail token create --role ROLE`",
             )
 
 
 def new_token(pin: str | None = None) -> Token:
-    """A fresh token, which pins the authority with this key hash."""
+    """A new random token with this pin: the hash of the CA's public key."""
     return Token(secrets.token_hex(4), secrets.token_hex(32), pin)
 
 
 def new_credential() -> str:
-    """What an agent shows with every request after it joined."""
+    """A new random credential, which an agent sends with every request after its join."""
     return secrets.token_hex(32)
 
 
 def new_id() -> str:
-    """A name that nothing else has; no secret."""
+    """A new unique id; not secret."""
     return secrets.token_hex(4)
 
 
@@ -90,14 +90,14 @@ def matches(secret: str, stored: str) -> bool:
 
 
 def machine_of(tx: Transaction, credential: str, now: float) -> MachineRow:
-    """The machine a credential belongs to. One that is used for the first time replaces the one before.
+    """The machine of a credential. The first use of a next credential makes it the current one.
 
-    Raises: AuthError: it is not known, or has ended.
+    Raises: AuthError: the credential is unknown or has expired.
     """
     shown = hashed(credential)
     row = tx.machine_by_credential(shown) if credential else None
     if row is None:
-        raise AuthError("the credential is not known here", "join again with a join token")
+        raise AuthError("the controller does not know this credential", "join again with a join token")
     if hmac.compare_digest(shown, row.credential):
         _check_end(row.expires_wall, now)
     elif hmac.compare_digest(shown, row.next_credential):
@@ -121,11 +121,11 @@ def machine_of(tx: Transaction, credential: str, now: float) -> MachineRow:
 
 def _check_end(until: float, now: float) -> None:
     if now >= until:
-        raise AuthError("the credential has expired", "the agent gets a new one by itself, by its key")
+        raise AuthError("the credential has expired", "the agent gets a new one by itself, with its key")
 
 
 def next_credential(tx: Transaction, row: MachineRow, now: float) -> str | None:
-    """A new credential for the machine once the present one is old; None: not yet. It counts from its first use on."""
+    """A new credential if the present one is due for renewal, else None. It takes effect at its first use."""
     if now < row.expires_wall - LIFE_S + RENEW_AFTER_S:
         return None
     secret = new_credential()
@@ -134,7 +134,7 @@ def next_credential(tx: Transaction, row: MachineRow, now: float) -> str | None:
 
 
 def fresh_credential(tx: Transaction, row: MachineRow, now: float) -> str:
-    """A new credential for a machine that proved its key; it counts at once."""
+    """A new credential for a machine that proved its key; it takes effect at once."""
     secret = new_credential()
     tx.set_machine(
         row.site,
@@ -149,9 +149,9 @@ def fresh_credential(tx: Transaction, row: MachineRow, now: float) -> str:
 
 
 def first_time(tx: Transaction, key: str, stamp: Stamp, now: float) -> None:
-    """Remember a signed request whose signature was checked. Raises: AuthError: it came before."""
+    """Store the nonce of a request whose signature was checked. Raises: AuthError: it was seen before."""
     if not tx.see_nonce(key, stamp.nonce, stamp.time + SKEW_S + 1, now):
-        raise AuthError("this signed request came before", "somebody sends again what was sent once")
+        raise AuthError("this signed request was seen before", "it may be a replay attack")
 
 
 __all__ = [

@@ -1,12 +1,15 @@
-"""Signed requests that come often: each counts once, without a write to the disk.
+"""Nonce cache: rejects replays of signed requests, in memory, with a sliding window per signer.
 
-A signer numbers what it signs: its nonce is the name of its life (16 hex digits,
-drawn when its process starts) and a count. Kept in memory for each life are the
-highest count that came and which of the last ones did, as in RFC 4303, 3.4.3: threads
-of one process may overtake each other. What is not remembered any more is too old by
-its time. After a restart of the controller a request of the last `SKEW_S` seconds
-could be sent a second time, so what must never count twice (joins, commits) is kept in
-the store (`controller.auth.credentials.first_time`). Times are Unix seconds. No locks: one thread.
+A nonce is 16 hex digits that identify the signer's process, drawn at its start,
+and a counter. For each process the cache keeps the highest counter and a bit mask
+of the ones just below it, as in RFC 4303, section 3.4.3, because requests of
+several threads can arrive out of order. Requests older than the cache fail the
+check of their time. After a restart of the controller a request of the last
+`SKEW_S` seconds could be replayed. So requests that must never count twice (joins,
+commits) are also recorded in the store (`controller.auth.credentials.first_time`).
+Why requests are signed in this way, and not by RFC 9421 or with client
+certificates, is in `curtail.security.signing`. Times are Unix seconds. Not
+thread-safe.
 """
 
 from __future__ import annotations
@@ -18,25 +21,25 @@ from curtail.errors import AuthError
 from curtail.security.signing import SKEW_S, Stamp
 
 WINDOW = 64
-"""Counts below the highest one that may still come."""
+"""Size of the window: counters at most this far below the highest one may still arrive."""
 
 MOST_LIVES = 64
-"""Remembered of one key: its agent and its last jobs. Only the key's holder can make more; the oldest goes."""
+"""Processes remembered per key: its agent and latest jobs. Only the key's owner can add more; the oldest is dropped."""
 
 KEPT_S = 2 * SKEW_S + 1
-"""How long a life is remembered after its latest request: no longer than that is any stamp of it accepted."""
+"""How long a process is remembered after its latest request: after that, its time check refuses every old request."""
 
 
 @dataclass(slots=True)
 class Life:
-    """What came of one signer."""
+    """The counters seen from one signing process."""
 
     highest: int
-    seen: int  # bit n: `highest` - n came
+    seen: int  # bit n: counter `highest` - n was seen
     used: float
 
     def take(self, count: int) -> bool:
-        """Is this the first time of `count`, as far as that is known?"""
+        """Record `count`. Returns: False if it was seen before or is below the window."""
         ahead = count - self.highest
         if ahead > 0:
             self.seen = ((self.seen << min(ahead, WINDOW)) | 1) & ((1 << WINDOW) - 1)
@@ -51,15 +54,15 @@ class Life:
 
 @dataclass(slots=True)
 class Replays:
-    """Which signed requests came, of all keys."""
+    """The nonce cache of all keys."""
 
     _keys: OrderedDict[str, OrderedDict[str, Life]] = field(default_factory=OrderedDict)
 
     def take(self, key: str, stamp: Stamp, now: float) -> None:
-        """Remember a request whose signature and time were checked.
+        """Record the nonce of a request whose signature and time were checked.
 
         Args: key: the public key it is signed with.
-        Raises: AuthError: it came before, or so many after it that nobody can tell.
+        Raises: AuthError: it was seen before, or its counter is below the window.
         """
         self._forget(now)
         lives = self._keys.setdefault(key, OrderedDict())
@@ -74,10 +77,10 @@ class Replays:
         lives.move_to_end(name)
         life.used = max(life.used, now)
         if not life.take(count):
-            raise AuthError("this signed request came before", "somebody sends again what was sent once")
+            raise AuthError("this signed request was seen before", "it may be a replay attack")
 
     def _forget(self, now: float) -> None:
-        """Drop the keys that were not used for longest, and of each the lives."""
+        """Drop processes, and keys without any, that have not been used for `KEPT_S`."""
         while self._keys:
             key, lives = next(iter(self._keys.items()))
             while lives and now - next(iter(lives.values())).used > KEPT_S:
@@ -87,5 +90,5 @@ class Replays:
             del self._keys[key]
 
     def count(self) -> int:
-        """How many lives are remembered."""
+        """Number of processes that are remembered."""
         return sum(map(len, self._keys.values()))

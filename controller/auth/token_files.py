@@ -1,8 +1,9 @@
-"""The token files in the controller's folder: `join-token` for agents, `operator-token` for its own commands.
+"""The token files in the controller's folder: `join-token` for agents, `operator-token` for commands.
 
-Both are good without a limit until they are replaced; whoever can read the
-folder is trusted. A file that is gone, damaged or names another authority is
-made anew, and the token it held is revoked.
+The tokens have the form of kubeadm's bootstrap tokens plus the pin of the CA (see
+`curtail.security.token`). Unlike kubeadm's they do not expire: they are valid until
+they are replaced, and whoever can read the folder is trusted. A file that is
+missing, damaged, or pins another CA is replaced, and its old token is revoked.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ ROLE_OF = {JOIN: Role.AGENT, OPERATOR: Role.OPERATOR}
 
 
 def ensure(home: Path, store: Store, pin: str | None, now: float, disk: Disk) -> None:
-    """Make the files that are missing or no good. Args: now: Unix time. Raises: DiskError."""
+    """Create the files that are missing or invalid. Args: now: Unix time. Raises: DiskError."""
     for name, role in ROLE_OF.items():
         path = home / name
         held = read(path)
@@ -40,7 +41,7 @@ def ensure(home: Path, store: Store, pin: str | None, now: float, disk: Disk) ->
 
 
 def read(path: Path) -> Token | None:
-    """The token in a file; None: there is none. Raises: DiskError: the file cannot be read."""
+    """The token in a file; None if there is no valid one. Raises: DiskError: the file cannot be read."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -57,14 +58,14 @@ def read(path: Path) -> Token | None:
 def check_run(home: Path) -> None:
     """Raises: NotFound: there is no run in `home`."""
     if not (home / STORE).is_file():
-        raise NotFound(f"there is no run in {home}", "name the folder that was given to `curtail controller start`")
+        raise NotFound(f"there is no run in {home}", "give the folder that was given to `curtail controller start`")
 
 
 def reach(home: Path, absent: CurtailError) -> tuple[str, Token]:
-    """Address and operator's token of the controller that runs in `home` on this machine.
+    """The address and the operator token of the controller that runs in `home` on this machine.
 
-    Args: absent: raised where no controller has said that it listens.
-    Raises: NotFound: its token cannot be found. DiskError: nor read.
+    Args: absent: the error to raise if no controller runs there.
+    Raises: NotFound: there is no token. DiskError: it cannot be read.
     """
     try:
         url = str(json.loads((home / ADDRESS).read_text(encoding="utf-8"))["url"])
@@ -72,12 +73,12 @@ def reach(home: Path, absent: CurtailError) -> tuple[str, Token]:
         raise absent from None
     token = read(home / OPERATOR)
     if token is None:
-        raise NotFound(f"there is no token in {home / OPERATOR}", "the controller makes it when it starts")
+        raise NotFound(f"there is no token in {home / OPERATOR}", "the controller creates it when it starts")
     return url, token
 
 
 def write(path: Path, text: str, disk: Disk) -> None:
-    """Keep a token for the owner of the folder only. Raises: DiskError."""
+    """Write a token file that only its owner can read. Raises: DiskError."""
     disk.replace("JOIN_TOKEN", path, f"{text}\n".encode(), mode=0o600)
 
 

@@ -1,1 +1,1 @@
-"""The energy simulation: Vessim, panels and batteries, the replay clock."""
+"""The energy simulation: Vessim, solar panels and batteries, and the controller's clock."""

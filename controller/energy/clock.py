@@ -1,4 +1,4 @@
-"""The controller's clock: a trace's time at some speed, or real time."""
+"""The controller's clock: the time of a replayed trace, at some speed, or real time."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ class ReplayClock:
         self._origin = clock.monotonic()
 
     def now(self) -> float:
-        """The controller's clock, seconds."""
+        """The controller's time, in seconds."""
         return self.start + self.speed * (self._clock.monotonic() - self._origin)
 
 
 class LiveClock(ReplayClock):
-    """Real time, for live signals: never goes back, and never behind where the run stopped."""
+    """Real time, for live signals; monotonic, and never earlier than the time at which the run stopped."""
 
     def __init__(self, start: float, clock: Clock) -> None:
         super().__init__(max(start, clock.wall()), 1.0, clock)
         self._latest = self.start
 
     def now(self) -> float:
-        """Unix time; stands still while the machine's clock is set back."""
+        """Unix time; it stands still after the machine's clock was set back, until that has caught up."""
         self._latest = max(self._latest, self._clock.wall())
         return self._latest
 

@@ -1,10 +1,10 @@
-"""A region's microgrid as values: what stands in it, and what one step of the simulation says.
+"""A region's microgrid as values: its panels and battery, and the result of one simulation step.
 
-`controller.energy.simulation` builds it out of Vessim's parts; here is what the ledger and
-the status need to know of it. Own power covers the sites first and fills the
-battery then; the rest of a surplus leaves to the grid and earns nothing. The
-battery is never charged from the grid, so that each kWh of the grid is booked
-when it is drawn, at the MCI of that moment. Units: W, Wh, kWh, seconds.
+`controller.energy.simulation` builds the microgrid with Vessim. This module has
+what the ledger and the status need. Solar power supplies the sites first and then
+charges the battery; the rest is exported to the grid and credited nowhere. The
+battery is never charged from the grid, so each kWh from the grid is booked when it
+is drawn, at the MCI of that time. Units: W, Wh, kWh, seconds.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from controller.energy.solar import Course
 from curtail.config import RunConfig
 
 NEGLIGIBLE = 1e-9
-"""Shares of a draw nearer than this to none or to all are rounding."""
+"""Shares of a draw closer than this to 0 or 1 are treated as rounding errors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Battery:
-    """A battery as the run file describes it, with what it holds when the simulation begins."""
+    """A battery as the run file describes it, with its charge when the simulation starts."""
 
     capacity_wh: float
     stored_wh: float
@@ -32,7 +32,7 @@ class Battery:
 
 @dataclass(frozen=True, slots=True)
 class Plant:
-    """What stands behind a region's grid connection beside its sites."""
+    """The panels and the battery behind a region's grid connection."""
 
     solar: Course | None = None
     battery: Battery | None = None
@@ -45,23 +45,23 @@ class Supply:
     demand + export + charge = grid + solar + discharge.
     """
 
-    demand_w: float  # of the sites, with PUE
-    grid_w: float  # drawn from the grid
+    demand_w: float  # demand of the sites, with PUE
+    grid_w: float  # power from the grid
     export_w: float = 0.0
     solar_w: float | None = None  # None: no panels
-    battery_w: float | None = None  # above 0 it is charged, below it is discharged; None: no battery
-    stored_wh: float | None = None  # at the beginning of the step
-    soc: float | None = None  # the same, as a share of the capacity
+    battery_w: float | None = None  # above 0: charging, below 0: discharging; None: no battery
+    stored_wh: float | None = None  # at the start of the step
+    soc: float | None = None  # state of charge: stored energy as a share of the capacity
 
     @property
     def own_w(self) -> float:
-        """What the sites get from panels and battery."""
+        """Power that the sites get from panels and battery."""
         return max(0.0, self.demand_w - self.grid_w)
 
     def grid_share(self, draw_w: float) -> float:
-        """Part of a draw of `draw_w` that comes from the grid, from 0 to 1.
+        """The share of a draw of `draw_w` that comes from the grid, from 0 to 1.
 
-        The draw may have changed since the step began; what own power gives has not, so the grid makes up for it.
+        The draw may have changed since the step began. Own power has not, so the grid supplies the difference.
         """
         if draw_w <= 0 or self.own_w <= NEGLIGIBLE * draw_w:
             return 1.0
@@ -72,7 +72,7 @@ class Supply:
 def plants(config: RunConfig, courses: Mapping[str, Course], stored: Mapping[str, float]) -> dict[str, Plant]:
     """The plant of each region.
 
-    Args: stored: Wh in each battery that the run has used before.
+    Args: stored: region -> Wh in its battery, if the run has used it before.
     """
     found = {}
     for name, region in config.regions.items():

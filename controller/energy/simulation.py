@@ -1,12 +1,13 @@
 """The energy simulation: one Vessim microgrid per region, paced to the wall clock.
 
-The only module that imports vessim. Each region's sites are a consumer whose
-power the ledger supplies; panels and a battery stand beside it if the run file
-says so (`controller.energy.microgrid`), the grid connection balances the rest, and
-Vessim says how much came from where. Every simulation step calls back with the
-simulated time, which is the controller's clock. MCI never passes through here: Vessim has
-no word for "unknown", so the regime must not depend on one of its numbers.
-Power in W, time in seconds; `speed` simulated seconds pass per real second.
+The only module that imports vessim. The sites of a region are one consumer, whose
+power comes from the ledger. Panels and a battery are added if the run file has
+them (`controller.energy.microgrid`). The grid connection supplies the rest, and
+Vessim says how much power came from each. Every simulation step calls back with
+the simulated time, which is the controller's clock. MCI is not passed through
+Vessim, because Vessim cannot express "unknown", and the regime must not depend on
+such a number. Power in W, time in seconds; `speed` simulated seconds pass per
+real second.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from curtail.errors import CurtailError
 log = logging.getLogger("curtail.energy")
 
 Tick = Callable[[float, Mapping[str, Supply]], None]
-"""(controller clock, where each region's power comes from until the next step) after each step."""
+"""Called after each step with the controller's clock and the supply of each region until the next step."""
 
 
 def preload() -> None:
-    """Import vessim now: it takes seconds, which the clock of a replay should not lose."""
+    """Import vessim before the replay clock starts, because the import takes seconds."""
     import vessim  # noqa: F401
 
 
@@ -38,9 +39,9 @@ class EnergySimulation:
     Args:
         regions: names; one microgrid each.
         power: region -> present draw of its sites in W, with PUE; called in the simulation's thread.
-        tick: called after every step; what it raises is logged and does not end the simulation.
+        tick: called after every step; an exception is logged and does not end the simulation.
         step_s: wall seconds between steps.
-        plants: what stands in the microgrids beside the sites, by region.
+        plants: region -> its panels and battery.
     """
 
     def __init__(
@@ -65,11 +66,11 @@ class EnergySimulation:
         self._complaint = ""
 
     def start(self) -> None:
-        """Begin to simulate."""
+        """Start the simulation."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End after the present step and wait for it."""
+        """Stop after the current step, and wait for that."""
         self._stop.set()
         self._thread.join()
 
@@ -79,7 +80,7 @@ class EnergySimulation:
         except _Stopped:
             return
         except BaseException as error:
-            # Reported by the status and by /healthz; without ticks no permit is renewed, so nothing trains.
+            # The status and /healthz report it. Without ticks no permit is renewed, so nothing trains.
             self.failure = error
             log.exception("the energy simulation failed")
 
@@ -98,7 +99,7 @@ class EnergySimulation:
                 return max(0.0, simulation._power(self.region))
 
         class Panels(vessim.Signal):  # type: ignore[misc]
-            """What a region's panels give, W."""
+            """The power of a region's panels, W."""
 
             def __init__(self, course: Callable[[float], float]) -> None:
                 self.course = course
@@ -107,7 +108,7 @@ class EnergySimulation:
                 return self.course(simulation._replay.start + float(elapsed))
 
         class Pacer(vessim.Controller):  # type: ignore[misc]
-            """Holds the simulation to the replay clock and hands each step on."""
+            """Paces the simulation to the replay clock and passes each step on."""
 
             def step(self, now: datetime, microgrid_states: Mapping[str, Any]) -> None:
                 simulation._after_step(now.timestamp(), microgrid_states)
@@ -120,7 +121,7 @@ class EnergySimulation:
             actors: list[Any] = [vessim.Consumer(SITES, Draw(region))]
             if plant.solar is not None:
                 actors.append(vessim.Producer(SOLAR, Panels(plant.solar)))
-            # In this order: what the battery cannot take or give is the grid's.
+            # In this order, because the grid balances what the battery cannot take or supply.
             battery = [] if plant.battery is None else [_battery(plant.battery)]
             environment.add_microgrid(actors=actors, dispatchables=[*battery, vessim.GridConnection()], name=region)
         environment.add_controller(Pacer())
@@ -139,20 +140,20 @@ class EnergySimulation:
             self._complaint = ""
 
     def _complain(self, error: Exception) -> None:
-        """Log a failing step once: a full disk fails four steps a second until somebody frees space."""
+        """Log repeated failures once: with a full disk four steps a second fail until someone frees space."""
         if str(error) == self._complaint:
             return
         self._complaint = str(error)
         expected = isinstance(error, CurtailError)
-        log.error("a step failed: %s; every step tries again", error, exc_info=None if expected else error)
+        log.error("a step failed: %s; retrying at every step", error, exc_info=None if expected else error)
 
 
 SITES, SOLAR, BATTERY = "sites", "solar", "battery"
-"""Names of a microgrid's parts."""
+"""Names of a microgrid's components."""
 
 
 def _battery(battery: Battery) -> Any:
-    """Vessim's simple battery, with a limit of its own for each direction; Vessim's is one rate for both."""
+    """Vessim's simple battery with separate limits for charge and discharge; Vessim has one rate for both."""
     import vessim
 
     class Limited(vessim.SimpleBattery):  # type: ignore[misc]
@@ -168,7 +169,7 @@ def _battery(battery: Battery) -> Any:
 
 
 def _supply(state: Mapping[str, Any]) -> Supply:
-    """What Vessim says of one microgrid."""
+    """Convert Vessim's state of one microgrid."""
     flow, actors = float(state["p_grid"]), state["actor_states"]
     battery = state["dispatch_states"].get(BATTERY)
     return Supply(
@@ -183,8 +184,8 @@ def _supply(state: Mapping[str, Any]) -> Supply:
 
 
 _FOREVER = 100 * 365 * 86400
-"""Seconds; Vessim wants a horizon, a run ends when it is stopped."""
+"""Seconds. Vessim needs a horizon, but a run ends when it is stopped."""
 
 
 class _Stopped(Exception):
-    """Raised inside the simulation to end it: Vessim has no stop of its own."""
+    """Raised inside the simulation to end it, because Vessim cannot be stopped otherwise."""

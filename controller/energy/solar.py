@@ -1,10 +1,9 @@
-"""What a region's own panels give: from a recorded course, or from a sky without clouds.
+"""The power of a region's solar panels: from a recorded CSV file, or for a clear sky.
 
-A pure function of the time. The power is held for slots of five minutes, as
-readings of the grid are, so that the ledger is not cut finer than they are.
-Beyond the ends of a recorded course, and where it has no value, the panels give
-nothing: what is not known to come from them is drawn from the grid. Units: W,
-Unix seconds.
+A pure function of the time. The power is constant within slots of five minutes,
+like grid readings, so that it does not split the ledger's rows further. Outside
+of a recording, and where it has no value, the power is 0: energy that is not known
+to be solar counts as drawn from the grid. Units: W, Unix seconds.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ from curtail.errors import DataError, NotFound
 from curtail.grid.trace import stamped
 
 SLOT_S = 300.0
-"""For so long the power of a clear sky is held."""
+"""Length of a slot within which the power of a clear sky is constant."""
 
 Course = Callable[[float], float]
-"""Unix seconds -> W."""
+"""Power over time: Unix seconds -> W."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """Panels after a CSV file: `shares` of `peak` from each stamp on, for one period."""
+    """Panels from a CSV file: `shares` of `peak`, each valid until the next stamp; the last one for one period."""
 
     peak: float
     stamps: tuple[float, ...]
@@ -48,7 +47,7 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class ClearSky:
-    """Flat panels under a sky without clouds; an upper bound of what a place can give."""
+    """Horizontal panels under a clear sky; an upper bound of the power at a place."""
 
     peak: float  # at 1000 W/m2
     latitude: float  # degrees north
@@ -60,9 +59,9 @@ class ClearSky:
 
 
 def irradiance(now: float, latitude: float, longitude: float) -> float:
-    """W/m2 on flat ground without clouds.
+    """Clear-sky irradiance on a horizontal surface, W/m2.
 
-    Sun's place by Spencer's series (1971), global irradiance by Haurwitz (1945).
+    The sun's position is from Spencer's series (1971), the global irradiance from Haurwitz (1945).
     """
     moment = datetime.fromtimestamp(now, UTC)
     hour = moment.hour + moment.minute / 60 + moment.second / 3600
@@ -84,14 +83,14 @@ def irradiance(now: float, latitude: float, longitude: float) -> float:
 def open_courses(config: RunConfig) -> Mapping[str, Course]:
     """The panels of each region that has some.
 
-    Raises: NotFound, DataError: a recorded course cannot be used; says where.
+    Raises: NotFound, DataError: a recording cannot be used; the error names the file and line.
     """
     found = {name: (name, region.solar) for name, region in config.regions.items()}
     return {name: open_course(solar, name) for name, solar in found.values() if solar is not None}
 
 
 def open_course(solar: SolarSection, region: str) -> Course:
-    """What the panels of `region` give.
+    """The power of the panels of `region`.
 
     Raises: NotFound, DataError: as `open_courses`.
     """
@@ -102,21 +101,21 @@ def open_course(solar: SolarSection, region: str) -> Course:
 
 
 def load_course(path: Path, column: str, peak: float) -> Recorded:
-    """The course in the CSV file at `path`: `point_time` (ISO 8601 with offset) and columns of shares from 0 to 1.
+    """Load a CSV file with the column `point_time` (ISO 8601 with offset) and columns of shares from 0 to 1.
 
-    Raises: NotFound: no such file. DataError: no such column, a stamp out of order, or a value that is no share.
+    Raises: NotFound: no such file. DataError: no such column, a stamp out of order, or a value out of range.
     """
     try:
         rows = csv.reader(path.read_text(encoding="utf-8-sig").splitlines())
     except FileNotFoundError as error:
-        raise NotFound(f"there is no file {path} for the panels", "give the path in the region's [solar]") from error
+        raise NotFound(f"there is no file {path} for the panels", "correct the path in the region's [solar]") from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
     header = [name.strip() for name in next(rows, [])]
     if header[:1] != ["point_time"] or column not in header[1:]:
         raise DataError(
-            f"{path} has no column point_time, or none {column!r}",
-            "the first column must be point_time; name the other with `column` in the region's [solar]",
+            f"{path} has no column point_time or no column {column!r}",
+            "the first column must be point_time; name the other one with `column` in the region's [solar]",
         )
     place = header.index(column)
     stamps, shares = [], []
@@ -135,9 +134,9 @@ def _share(text: str, where: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise DataError(f"{where}: {text!r} is no number") from None
+        raise DataError(f"{where}: {text!r} is not a number") from None
     if not 0.0 <= value <= 1.0:  # also NaN
         raise DataError(
-            f"{where}: {text} is no share of the peak", "give numbers from 0 to 1: watts divided by the peak"
+            f"{where}: {text} is not a share of the peak", "give numbers from 0 to 1: watts divided by the peak"
         )
     return value

@@ -1,9 +1,8 @@
-"""How much room the controller's disk has, and when that is too little to train on.
+"""Measures free space on the controller's disk and stops training below a low-water mark.
 
-A full disk costs the round that runs into it. So nothing new is begun from a
-low-water mark on: what the jobs still hand in, and one more version, must fit.
-Below it there are no permits, each with this reason; above it, and a little
-more, training goes on by itself. Bytes.
+A full disk would cost the round that hits it. So below the low-water mark no
+permits are granted; the mark leaves space for the contributions under way and one
+more version. Training resumes by itself at `AGAIN` times the mark. Bytes.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ from nanochat.codecs import encoded_bytes
 from nanochat.presets import GPTConfig, weight_shapes
 
 AGAIN = 1.25
-"""Training goes on only with so many times the low-water mark, so that it does not stop and start with every file."""
+"""Hysteresis: training resumes at this multiple of the mark, so that it does not stop and start with every file."""
 
 MEGABYTE = 1_000_000
 
 
 class Room(Protocol):
-    """What the use cases need to know of the disk."""
+    """Free disk space, as the use cases see it."""
 
-    reason: str  # why nothing may train; "" while there is room
+    reason: str  # why nothing may train; "" while there is enough space
 
     def look(self, sites: int) -> None:
-        """Measure again; `sites` may hand in a contribution each."""
+        """Measure the free space; up to `sites` sites may each upload a contribution."""
         ...
 
 
@@ -43,23 +42,23 @@ class Unwatched:
     reason = ""
 
     def look(self, sites: int) -> None:
-        """Nothing is measured."""
+        """Measure nothing."""
 
 
 @dataclass(frozen=True)
 class FileSizes:
-    """Bytes of what a run keeps on the controller's disk."""
+    """Sizes of a run's files on the controller's disk, in bytes."""
 
-    weights: int  # exact ones, as a sole site hands them in
-    delta: int  # a contribution to a round of several sites
-    version: int  # weights and what belongs to them
+    weights: int  # exact weights, the contribution of a site that trains alone
+    delta: int  # the contribution of one of several sites: a pseudo-gradient
+    version: int  # the weights and the other files of a version
 
 
 def file_sizes(model: GPTConfig, rounds: RoundsSection) -> FileSizes:
-    """Sizes for a run's model and codecs, without the heads of the files.
+    """Sizes for a run's model and codecs, without file headers.
 
-    A version is its weights, the velocity of the outer step, its update as broadcast, and the residual of that,
-    which is kept as int8.
+    A version has its weights, the velocity of the outer step, the broadcast update, and the update's residual
+    as int8.
     """
     shapes = weight_shapes(model)
     weights, residual = encoded_bytes(shapes, "fp32"), encoded_bytes(shapes, "int8")
@@ -68,26 +67,26 @@ def file_sizes(model: GPTConfig, rounds: RoundsSection) -> FileSizes:
 
 
 def low_water(sizes: FileSizes, sites: int) -> int:
-    """Bytes below which nothing new is begun: the next version, a contribution of each site, and the store.
+    """The low-water mark in bytes: space for the next version, a contribution of each site, and the store.
 
-    Only one site at a time hands in exact weights; those of the others are deltas.
+    At most one site contributes exact weights; the others contribute pseudo-gradients.
     """
     return 2 * RESERVE + sizes.version + sizes.weights + sizes.delta * max(0, sites - 1)
 
 
 def judge(free: int, low: int, short: bool) -> str:
-    """Why nothing may train, "" if there is room; `short`: there was none before."""
+    """Why nothing may train; "" if there is enough space. Args: short: there was too little before."""
     needed = int(low * AGAIN) if short else low
     if free >= needed:
         return ""
     return (
-        f"the controller's disk has only {free // MEGABYTE:,} MB left, {-(-needed // MEGABYTE):,} MB are needed;"
+        f"the controller's disk has only {free // MEGABYTE:,} MB left, but needs {-(-needed // MEGABYTE):,} MB;"
         " free some space there"
     )
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes that this process may still write to the disk of `folder`. Raises: DiskError."""
+    """Free bytes for this process on the disk of `folder`. Raises: DiskError."""
     try:
         return shutil.disk_usage(folder).free
     except OSError as error:
@@ -97,7 +96,7 @@ def free_bytes(folder: Path) -> int:
 class DiskRoom:
     """The disk of one folder.
 
-    Args: sizes: of the run's files. free: measures; tests pass a fake.
+    Args: sizes: of the run's files. free: measures the free bytes; tests pass a fake.
     """
 
     def __init__(self, folder: Path, sizes: FileSizes, free: Callable[[Path], int] = free_bytes) -> None:
@@ -105,7 +104,7 @@ class DiskRoom:
         self.reason = ""
 
     def look(self, sites: int) -> None:
-        """Measure again. A disk that cannot be measured counts as full."""
+        """Measure the free space. A disk that cannot be measured counts as full."""
         try:
             free = self._free(self._folder)
         except DiskError as error:

@@ -1,10 +1,9 @@
-"""Large files go from the disk beside the thread that decides it.
+"""Deletes large files in a background thread, in small steps.
 
-Freeing the blocks of a gigabyte takes a disk a good part of a second, and the
-thread that decides what goes is the store's, on which every heartbeat waits. So
-a file or folder is renamed away at once, which makes its name free, and its
-blocks are freed by a thread, bit by bit. What a crash leaves is freed by the
-next process.
+Freeing a gigabyte can take a large part of a second, and the store's thread, on
+which every heartbeat waits, decides what is deleted. So it only renames the file
+or folder, which frees the name, and a background thread frees the blocks step by
+step. The next process deletes what a crash left.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from pathlib import Path
 log = logging.getLogger("curtail.disk")
 
 STEP = 64 * 1024 * 1024
-"""Bytes freed at a time: all of a file at once would hold up everybody else's fsync on that disk."""
+"""Bytes freed in one step: freeing a whole file at once would delay every other fsync on that disk."""
 
 PAUSE_S = 0.02
-"""Between two steps, for what else waits for the disk."""
+"""Pause between two steps, so that other processes can use the disk."""
 
 
 class Removals:
-    """The folder `folder`, which holds what is on its way out; same file system as what it takes."""
+    """The trash folder `folder`; it must be on the same file system as the files it takes."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -37,9 +36,9 @@ class Removals:
         self._thread: threading.Thread | None = None
 
     def take(self, path: Path) -> None:
-        """Make `path` disappear; a path that is not there is no error.
+        """Move `path` to the trash; a missing path is not an error.
 
-        A failure costs space and nothing else, so it is logged, not raised.
+        A failure only costs disk space, so it is logged and not raised.
         """
         taken = self._folder / f"{path.name}.{secrets.token_hex(4)}"
         try:
@@ -53,20 +52,20 @@ class Removals:
         self._free(taken)
 
     def resume(self) -> None:
-        """Free what an earlier process left here."""
+        """Delete what an earlier process left in the trash."""
         if self._folder.is_dir():
             for path in self._folder.iterdir():
                 self._free(path)
 
     def wait(self) -> None:
-        """Until all that was taken is freed."""
+        """Block until the trash is empty."""
         self._waiting.join()
 
     def _free(self, path: Path) -> None:
         self._waiting.put(path)
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
-                # A daemon: the end of the controller does not wait for it.
+                # A daemon thread, so that the controller can exit without waiting for it.
                 self._thread = threading.Thread(target=self._run, name="removals", daemon=True)
                 self._thread.start()
 
@@ -82,7 +81,7 @@ class Removals:
 
 
 def free(path: Path) -> None:
-    """Delete a file, or a folder of files, a `STEP` at a time. Raises: OSError."""
+    """Delete a file or a folder of files, `STEP` bytes at a time. Raises: OSError."""
     if path.is_dir() and not path.is_symlink():
         for inner in path.iterdir():
             free(inner)

@@ -1,9 +1,9 @@
-"""The global weights on disk: one folder for each version.
+"""The global weights on disk: one folder per version.
 
-`HOME/versions/v000012/` is a checkpoint as `curtail eval` reads it, with the
-broadcast delta and the outer velocity beside it. A version is made in a folder
-whose name starts with a dot and renamed when it is whole and durable; only then
-may the store speak of it. Old versions are deleted, the newest N stay.
+`HOME/versions/v000012/` is a checkpoint that `curtail eval` can read, with the
+broadcast update and the outer velocity. A version is written to a folder whose
+name starts with a dot. It is renamed when it is complete and durable; only then
+may the store refer to it. Old versions are deleted, the newest N are kept.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Versions:
         return self.folder / f"v{version:06d}"
 
     def prepare(self, version: int) -> Path:
-        """An empty folder in which to make `version`; what a crash left there is gone."""
+        """An empty folder in which to create `version`; the remains of a crash are deleted."""
         making = self.folder / f".making-v{version:06d}"
         SystemDisk().folder("VERSIONS", self.folder)
         try:
@@ -41,9 +41,9 @@ class Versions:
         return making
 
     def publish(self, version: int) -> Path:
-        """Rename the folder made for `version` to its place, durably.
+        """Rename the folder of `version` to its final name, durably.
 
-        A folder already there was renamed before a crash, without a row in the store: it is replaced.
+        An existing folder of that name was left by a crash before its row was written; it is replaced.
         """
         making, final = self.folder / f".making-v{version:06d}", self.path(version)
         try:
@@ -57,11 +57,11 @@ class Versions:
         return final
 
     def remove(self, version: int) -> None:
-        """Delete a version's folder; its room is free some time later."""
+        """Delete a version's folder; its disk space is freed some time later."""
         self._removals.take(self.path(version))
 
     def verify(self, version: int, digest: str) -> None:
-        """Read all of a version. Raises: CheckpointError: it is not what the store says."""
+        """Read a whole version and check its digest. Raises: CheckpointError: it does not match."""
         words, remedy = f"version {version} in {self.path(version)} is damaged", "restore the folder from a backup"
         try:
             _, found = checkpoint.read_checkpoint(self.path(version), verify=False)

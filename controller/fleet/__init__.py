@@ -1,1 +1,1 @@
-"""The soft state of sites and machines; switching machines off and on."""
+"""The in-memory state of sites and machines, crews, and switching machines off and on."""

@@ -1,12 +1,12 @@
-"""Which machines of a site form its torchrun job, and in which order. Pure.
+"""Chooses the machines that form a site's torchrun job (the crew), and their ranks; pure.
 
-A site is the GPUs behind one grid connection, on one or more machines, with an
-agent on each. Its *crew* is the list of machines that run one job together; the
-first, the lead, holds rank 0, speaks for the site, and lends its address for
-the rendezvous. A machine that falls silent makes a new crew of the rest; one
-that comes makes a larger crew; a job that ends anywhere ends its crew. So each
-crew runs one job, under an id of its own, and the remains of an older job never
-meet a newer one. Times: seconds of one clock.
+A site is the GPUs behind one grid connection, on one or more machines with an
+agent each. Its *crew* is the list of machines that run one job together. The first
+is the lead: it has rank 0, communicates with the controller for the site, and
+hosts the rendezvous. The crew is replaced when a machine becomes silent or joins,
+and when the job ends on any machine. So each crew runs one job under its own id,
+and processes of an older job cannot connect to a newer one. Times: seconds of one
+clock.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """One machine of a site, as its agent last described it."""
+    """One machine of a site, as its agent last reported it."""
 
     agent: str
     address: str  # where the site's other machines reach it
-    port: int  # free for the rendezvous, should it lead
-    order: int  # place in the order of joining
-    crew: str = ""  # id of the crew of its latest job, "" without one
-    alive: bool = False  # whether that job is alive
-    rank: int = 0  # its place in that crew
-    size: int = 1  # how many machines that crew has
+    port: int  # for the rendezvous, if it becomes the lead
+    order: int  # rank in the order of joining
+    crew: str = ""  # id of the crew of its latest job; "": none
+    alive: bool = False  # whether that job runs
+    rank: int = 0  # its rank in that crew
+    size: int = 1  # number of machines in that crew
 
     @property
     def endpoint(self) -> str:
-        """Where the others meet it as their lead; IPv6 addresses in brackets."""
+        """Address of the rendezvous if it is the lead, host:port; IPv6 addresses in brackets."""
         return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
 
     def runs(self, crew: str) -> bool:
-        """Is it in the job of that crew?"""
+        """Does it run the job of that crew?"""
         return self.alive and self.crew == crew
 
 
@@ -52,38 +52,37 @@ class Crew:
         return self.agents[0]
 
     def rank(self, agent: str) -> int | None:
-        """The machine's place, or None if it has none."""
+        """The machine's rank; None if it is not in the crew."""
         return self.agents.index(agent) if agent in self.agents else None
 
 
 @dataclass(frozen=True, slots=True)
 class Muster:
-    """What is remembered between two looks at a site's machines."""
+    """A site's crew, and since when machines wait to enter it."""
 
     crew: Crew | None = None
-    waiting_since: float | None = None  # since when machines are here that the crew lacks
+    waiting_since: float | None = None  # since when there are machines that are not in the crew
 
 
 def muster(before: Muster, heard: Iterable[Machine], expected: int, now: float, patience: float, new_id: str) -> Muster:
     """The crew at `now`.
 
-    A crew without one of its machines, or whose job ended at one of them, is
-    replaced at once: its job cannot make another step. Machines that came are
-    taken in when all `expected` are here, or when they have waited `patience`
-    seconds for the rest, so that machines that start together make one crew and
-    not several, one after the other.
+    If a machine of the crew is missing, or its job ended, the crew is replaced at
+    once, because the job cannot make another step. New machines enter when all
+    `expected` machines are present, or after they have waited for `patience`
+    seconds, so that machines that start together form one crew and not a series.
 
     Args:
-        heard: the machines heard from lately.
-        expected: how many machines the site says it has.
-        new_id: the id of a crew that has to be made now.
+        heard: the machines with recent heartbeats.
+        expected: the number of machines that the site reports.
+        new_id: the id for a crew that is formed now.
     """
     here = sorted(heard, key=lambda machine: machine.order)
     if not here:
         return Muster()
     crew = before.crew if before.crew is not None else _running(here)
     if crew is not None:
-        # One that left the crew is not taken in again before its job is over.
+        # A machine outside the crew that still runs a job can enter only after that job has ended.
         here = [machine for machine in here if machine.agent in crew.agents or not machine.alive]
     present = {machine.agent: machine for machine in here}
     over = crew is not None and _over(crew, present)
@@ -99,7 +98,7 @@ def muster(before: Muster, heard: Iterable[Machine], expected: int, now: float, 
 
 
 def _over(crew: Crew, present: dict[str, Machine]) -> bool:
-    """Can the crew's job not make another step, or not begin?"""
+    """Is the crew's job unable to start or to make another step?"""
     for agent in crew.agents:
         machine = present.get(agent)
         if machine is None or (machine.crew == crew.id and not machine.alive):
@@ -108,14 +107,14 @@ def _over(crew: Crew, present: dict[str, Machine]) -> bool:
 
 
 def _make(old: Crew | None, here: list[Machine], new_id: str) -> Crew:
-    """All that are here; the lead stays, because it has the weights and the optimizer's state at hand."""
+    """A crew of all present machines. The lead stays, because it has the weights and the optimizer state."""
     lead = next((machine for machine in here if old is not None and machine.agent == old.lead), here[0])
     rest = tuple(machine.agent for machine in here if machine is not lead)
     return Crew(new_id, (lead.agent, *rest), lead.endpoint)
 
 
 def _running(here: list[Machine]) -> Crew | None:
-    """The crew whose job these machines say they run: after a restart of the controller it simply goes on."""
+    """The crew whose job these machines report, so that it continues after a restart of the controller."""
     running = sorted((machine for machine in here if machine.alive and machine.crew), key=lambda machine: machine.rank)
     crews = {(machine.crew, machine.size) for machine in running}
     if len(crews) != 1 or [machine.rank for machine in running] != list(range(running[0].size)):

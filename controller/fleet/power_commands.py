@@ -1,9 +1,9 @@
-"""Runs the commands of the run file on the controller's machine: on_pause and on_resume of a site.
+"""Runs a site's on_pause and on_resume commands from the run file, on the controller's machine.
 
-Decides nothing; `controller.fleet.power_states` says when. A command gets its own session
-and a time limit, and goes on if the controller ends: half of a machine's shutdown
-would be worse. Its output lies in a log for each site and command, of the latest
-run only. Nothing here blocks: commands are begun, and looked at later.
+`controller.fleet.power_states` decides when. A command has its own session and a
+timeout. It continues if the controller ends, because half of a machine's shutdown
+would be worse. Each site and command has a log file with the output of the latest
+run. Nothing here blocks: commands are started, and polled later.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from curtail.system.clock import Clock, SystemClock
 from curtail.system.disk import last_line
 
 LAST_LINE = 300
-"""Characters of the last line of a command's output that are told."""
+"""Most characters of the last line of a command's output that are reported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +33,14 @@ class Ended:
 
 
 class Runner(Protocol):
-    """Where commands are run; tests pass one that starts none."""
+    """Runs commands; tests pass a fake."""
 
     def begin(self, site: str, hook: str, command: str, env: Mapping[str, str], limit_s: float) -> None:
-        """Start a command; what goes wrong here is told by `ended`."""
+        """Start a command. `ended` reports an error of the start, like any other end."""
         ...
 
     def ended(self, site: str) -> Ended | None:
-        """How the site's command ended, once; None while it runs, or if none was begun."""
+        """How the site's command ended, reported once; None while it runs, or if none was started."""
         ...
 
 
@@ -55,9 +55,9 @@ class _Running:
 
 
 class SystemRunner:
-    """Commands as processes of this machine; for the store's thread.
+    """Runs commands as processes of this machine; used from the store's thread only.
 
-    Args: folder: for the logs, made if missing.
+    Args: folder: for the logs; created if missing.
     """
 
     def __init__(self, folder: Path, clock: Clock | None = None, inherited: Mapping[str, str] | None = None) -> None:

@@ -1,8 +1,9 @@
-"""Switches machines off and on with the commands of the run file, and remembers which are off.
+"""Switches machines off and on with the run file's commands, and stores which are off.
 
-`controller.fleet.power_states` decides, `controller.fleet.power_commands` runs. A state is in the store
-before its command is begun, so that no on_resume is forgotten whenever the
-controller ends. Methods run inside a transaction on the store's thread.
+`controller.fleet.power_states` decides, `controller.fleet.power_commands` runs the
+commands. A state is stored before its command starts, so that on_resume is never
+skipped, whenever the controller ends. Methods run inside a transaction on the
+store's thread.
 """
 
 from __future__ import annotations
@@ -32,18 +33,18 @@ from curtail.policy.rules import Verdict
 
 @dataclass(frozen=True, slots=True)
 class Now:
-    """One moment, on all three clocks, and what holds for all sites."""
+    """The time on all three clocks, and whether the run is finished."""
 
     clock: float  # the controller's
     wall: float
     mono: float
-    finished: bool  # the run: nothing is switched any more
+    finished: bool  # the run is finished: nothing is switched any more
 
 
 class Switches:
     """The machines of all sites that have commands.
 
-    Args: runner: None: no command can be run, nothing is switched.
+    Args: runner: None: commands cannot be run, so nothing is switched.
     """
 
     def __init__(self, config: RunConfig, runner: Runner | None, event: Event) -> None:
@@ -51,10 +52,10 @@ class Switches:
         self._rows: dict[str, SwitchedRow] = {}
         self._paused_since: dict[str, float] = {}  # controller clock
         self._silent: set[str] = set()  # since they were switched off
-        self._woken: set[str] = set()  # heard from again, and no job began since
+        self._woken: set[str] = set()  # heard from again, and no job has started since
 
     def restore(self, tx: Transaction, now: Now) -> None:
-        """Take up what the store holds."""
+        """Restore the state from the store."""
         for row in tx.switched():
             state = Power(row.state)
             if state in AFTER_RESTART:
@@ -63,25 +64,25 @@ class Switches:
             self._rows[row.site] = row
 
     def state(self, site: str) -> Power:
-        """What is known of the site's machines."""
+        """The power state of the site's machines."""
         row = self._rows.get(site)
         return Power.ON if row is None else Power(row.state)
 
     def away(self, site: str) -> bool:
-        """Are they switched off, or on their way? Then their agent's silence is no fault."""
+        """Are they switched off or being switched? Then a silent agent is not an error."""
         return self.state(site) is not Power.ON
 
     def going_down(self, site: str) -> bool:
-        """Are they being switched off? A job that starts now would be cut off."""
+        """Are they being switched off? A job that starts now would be killed."""
         return self.state(site) in (Power.SWITCHING_OFF, Power.OFF)
 
     def step(
         self, tx: Transaction, live: LiveSite, now: Now, verdict: Verdict, forecast: Forecast | None,
         price: float | None = None,
     ) -> None:  # fmt: skip
-        """Look what is due for a site, do it, and show the site as what it is.
+        """Do what is due for a site, and set its energy phase.
 
-        Args: price: gCO2/kWh in force, where a deadline or a budget leaves the choice.
+        Args: price: the clearing price in gCO2/kWh, if a deadline or a budget sets one.
         """
         section = self._config.sites.get(live.site)
         if (section is not None and section.on_pause and self._runner is not None) or live.site in self._rows:
@@ -91,12 +92,12 @@ class Switches:
         self._show(live, now)
 
     def horizon(self, site: str) -> float:
-        """Seconds of forecast that `step` wants for the site; 0: none."""
+        """Seconds of forecast that `step` needs for the site; 0: none."""
         section = self._config.sites.get(site)
         return section.off_after if section is not None and section.on_pause else 0.0
 
     def left(self, live: LiveSite, agent: str) -> bool:
-        """An agent says goodbye: does it, because its machine is being switched off? Then the site stays in the run."""
+        """An agent leaves: is it because its machine is being switched off? Then the site stays in the run."""
         if self.state(live.site) not in (Power.SWITCHING_OFF, Power.OFF):
             return False
         machine = live.machines.get(agent)
@@ -107,7 +108,7 @@ class Switches:
         return True
 
     def forget(self, tx: Transaction, site: str) -> None:
-        """The site left the run for good."""
+        """Forget a site that left the run."""
         self._paused_since.pop(site, None)
         if site in self._rows:
             self._forget_row(tx, site)
@@ -117,10 +118,10 @@ class Switches:
     def _expected(
         self, live: LiveSite, now: Now, verdict: Verdict, forecast: Forecast | None, price: float | None
     ) -> bool | None:
-        """Is a start expected within the site's `off_after`, as far as the forecast says?"""
+        """Does the forecast expect a start within the site's `off_after`?"""
         threshold = self._config.threshold(live.region)
         if verdict.curtailed and price is None:
-            return True  # within a window it is only a matter of the policy's patience
+            return True  # the region is in a window, so only the policy's delays are left
         limit = threshold if price is None else min(threshold, price)
         return start_expected(forecast, limit, now.clock, self.horizon(live.site))
 
@@ -131,12 +132,12 @@ class Switches:
         row = self._rows.get(live.site)
         granted = verdict.granted and not now.finished
         if row is not None and Power(row.state) is Power.ON and granted:
-            self._forget_row(tx, live.site)  # another pause may try on_pause again
+            self._forget_row(tx, live.site)  # the next pause may try on_pause again
             row = None
         facts = self._facts(live, row, now, granted, expected)
         state = self.state(live.site)
         if state is Power.OFF and not self._can_resume(live.site):
-            facts = replace(facts, granted=False)  # until somebody switches it on by hand
+            facts = replace(facts, granted=False)  # until someone switches it on by hand
         ended = self._ended(live.site, state)
         if ended is not None:
             facts = replace(facts, hook_failed=ended.failed)
@@ -194,14 +195,14 @@ class Switches:
             row = replace(row, note=ended.words)
         elif event is PowerEvent.STILL_HEARD:
             row = replace(
-                row, note=f"on_pause did not switch it off: its agent reports after {section.wake_limit:.0f} s"
+                row, note=f"on_pause did not switch it off: its agent still reports after {section.wake_limit:.0f} s"
             )
             text = f"{live.site}: {row.note}"
         elif event in (PowerEvent.HOOK_FAILED, PowerEvent.OVERDUE):
             words = ended.words if ended is not None else f"no agent reports {section.wake_limit:.0f} s after on_resume"
             failures = before.failures + 1
             row = replace(row, failures=failures, retry_wall=now.wall + retry_s(failures), note=words)
-            text = f"{live.site}: {words}; on_resume is run again in {retry_s(failures):.0f} s"
+            text = f"{live.site}: {words}; on_resume runs again in {retry_s(failures):.0f} s"
         elif event is PowerEvent.HOOK_DONE and state is Power.OFF:
             row = replace(row, failures=0, retry_wall=0.0, note="")
         elif event is PowerEvent.HEARD:
@@ -212,14 +213,14 @@ class Switches:
             self._forget_row(tx, live.site)
         else:
             tx.put_switched(row)
-            # Before the command, which is begun after the commit too: without the one there is not the other.
+            # The command starts after the commit, too, so this is registered first: the state changes before it.
             tx.after_commit.append(lambda: self._rows.update({row.site: row}))
         if event in (PowerEvent.OFF_DUE, PowerEvent.ON_DUE):
             self._begin(tx, live, section, hook, verdict.reason)
 
     def _begin(self, tx: Transaction, live: LiveSite, section: SiteSection, hook: str, reason: str) -> None:
         runner = self._runner
-        assert runner is not None, "without one nothing becomes due"
+        assert runner is not None, "without a runner nothing becomes due"
         command = section.on_pause if hook == "on_pause" else section.on_resume
         env = {
             "CURTAIL_HOOK": hook,
@@ -243,18 +244,18 @@ class Switches:
     # -- showing ---------------------------------------------------------------
 
     def _show(self, live: LiveSite, now: Now) -> None:
-        """The energy phase of a site whose agent is not heard from, because its machines are off or on their way."""
+        """Set the energy phase of a site whose agent is silent because its machines are off or being switched."""
         if live.heard(now.mono, self._config.fleet.lost_after):
             self.still_starting(live)
             return
         state = self.state(live.site)
         if state in (Power.SWITCHING_ON, Power.WAKING):
-            live.phase = "start"  # what waking costs is part of the start
+            live.phase = "start"  # waking up is part of the cost of a start
         elif state in (Power.SWITCHING_OFF, Power.OFF):
             live.phase = "off" if state is Power.OFF else "paused"
 
     def still_starting(self, live: LiveSite) -> None:
-        """A woken site that may train is in its start until its job has begun: waking is part of what it costs."""
+        """Set a woken site that may train to the phase start until its job has started."""
         if self.state(live.site) is not Power.WAKING and live.site not in self._woken:
             return
         if live.job is None and live.permit.granted:
@@ -263,9 +264,9 @@ class Switches:
             self._woken.discard(live.site)
 
     def reason(self, site: str, otherwise: str, verdict: str, now_wall: float) -> str:
-        """Why the site waits, if it has to do with its machines.
+        """Why the site waits, with regard to switching its machines.
 
-        Args: otherwise: the reason without that; verdict: that of its region.
+        Args: otherwise: the reason apart from that. verdict: the reason in its region's verdict.
         """
         row = self._rows.get(site)
         if row is None:
@@ -274,10 +275,10 @@ class Switches:
         if state is Power.ON:
             return f"{otherwise}; {row.note}"
         if state is Power.WAKING:
-            return f"on_resume ended {now_wall - row.since_wall:.0f} s ago, its agent is not heard from yet"
+            return f"on_resume ended {now_wall - row.since_wall:.0f} s ago; its agent has not reported yet"
         if state is Power.OFF and not self._can_resume(site):
-            return "switched off by on_pause, and the run file has no on_resume for it: switch it on by hand"
+            return "switched off by on_pause; the run file has no on_resume for it, so switch it on by hand"
         if state is Power.OFF and row.note:
-            return f"{row.note}; on_resume is run again in {max(0.0, row.retry_wall - now_wall):.0f} s"
+            return f"{row.note}; on_resume runs again in {max(0.0, row.retry_wall - now_wall):.0f} s"
         runs = {Power.SWITCHING_OFF: "on_pause runs", Power.SWITCHING_ON: "on_resume runs"}
         return runs.get(state, f"switched off by on_pause; {verdict}")

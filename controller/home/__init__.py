@@ -1,1 +1,1 @@
-"""The controller's folder: begin a run, back it up, restore it, keep it in order."""
+"""The controller's folder: create a run, back it up, restore it, maintain it."""

@@ -1,9 +1,9 @@
-"""The form of a backup: a folder, or one tar file, of named files and a manifest with their hashes.
+"""Reads and writes backup archives: a folder or tar file of files, and a manifest with their hashes.
 
-Decides which names a backup can hold, so that a hostile one cannot write
-elsewhere; that it is written beside its place and renamed when it is whole and
-durable; and that nothing which is read from it counts before its hash was
-compared. What belongs into a backup is decided by `controller.home.backup`.
+Only certain names are allowed in a backup, so that a malicious one cannot write
+elsewhere. A backup is written under a temporary name and renamed when it is
+complete and durable. Files read from it are used only after their hashes were
+checked. `controller.home.backup` decides what a backup contains.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from curtail.system.disk import disk_error, fsync_folder
 FORMAT = "curtail-backup-1"
 MANIFEST = "manifest.json"
 MANIFEST_LIMIT = 16 * 1024 * 1024
-"""Bytes; a manifest that is longer is none of ours."""
+"""Largest manifest, in bytes."""
 
 NAME = re.compile(
     r"state\.db|versions/v\d{6,}/[a-z_]{1,64}\.(safetensors|json)|blobs/[0-9a-f]{64}"
     r"|secrets/(tls/)?[a-z][\w.-]{0,63}"
 )
-"""The files of a backup. No part begins with a dot."""
+"""The file names allowed in a backup. No component begins with a dot."""
 
 PIECE = 1024 * 1024
 
@@ -48,28 +48,28 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a backup says of itself."""
+    """The manifest of a backup."""
 
     created: str  # ISO 8601, UTC
-    curtail: str  # version that made it
+    curtail: str  # version that created it
     run: str
     name: str
-    version: int  # the latest
+    version: int  # the latest version of the weights
     tokens: int
     secrets: bool
     files: dict[str, Entry]
 
 
 class Sink(Protocol):
-    """Where a backup is written."""
+    """Writes the files of a backup."""
 
     def add(self, name: str, size: int, source: IO[bytes]) -> Entry:
-        """Take exactly `size` bytes from `source` as the file `name`. Raises: OSError; DataError: there are fewer."""
+        """Write exactly `size` bytes of `source` as the file `name`. Raises: OSError. DataError: there are fewer."""
         ...
 
 
 class _Hashing:
-    """A file that is read, and hashed on the way."""
+    """Hashes a file while it is read."""
 
     def __init__(self, source: IO[bytes]) -> None:
         self._source, self.hash = source, hashlib.sha256()
@@ -93,7 +93,7 @@ class _Folder:
             fsync_folder(folder)
 
     def close(self) -> None:
-        """Nothing is open between two files."""
+        """Do nothing: no file is open between two calls."""
 
 
 class _Tar:
@@ -114,7 +114,7 @@ class _Tar:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # the error that came before is the one to report
+        with contextlib.suppress(OSError):  # an earlier error is the one to report
             self._file.close()
 
 
@@ -123,9 +123,9 @@ def _private(path: str, flags: int) -> int:
 
 
 def write_file(path: Path, size: int, source: IO[bytes]) -> Entry:
-    """Write exactly `size` bytes of `source` to the new file `path`, durably, mode 0600.
+    """Write exactly `size` bytes of `source` to the new file `path`, durably and with mode 0600.
 
-    Raises: OSError. DataError: there are fewer.
+    Raises: OSError. DataError: `source` has fewer bytes.
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     hashing, left = _Hashing(source), size
@@ -142,15 +142,15 @@ def write_file(path: Path, size: int, source: IO[bytes]) -> Entry:
 
 
 def check_target(target: Path) -> None:
-    """Raises: UsageError, Refused: nothing can be written there, or something is there already."""
+    """Raises: UsageError: the parent folder does not exist. Refused: `target` exists already."""
     if os.path.lexists(target):
-        raise Refused(f"{target} is there already", "give a new name; a backup never overwrites another one")
+        raise Refused(f"{target} exists already", "give a new name; a backup never overwrites another one")
     if not target.absolute().parent.is_dir():
         raise UsageError(f"the folder {target.absolute().parent} does not exist", "create it first")
 
 
 def write(target: Path, fill: Callable[[Sink], Contents]) -> Contents:
-    """Make the backup `target`, a tar file if it is called so, else a folder: whole, durable, or not at all.
+    """Write the backup `target` durably and atomically: a tar file if its name says so, else a folder.
 
     Raises: DiskError; what `fill` raises.
     """
@@ -179,12 +179,12 @@ def _discard(path: Path) -> None:
 
 
 def unpack(source: Path, folder: Path) -> Contents:
-    """Copy the backup `source` into the empty `folder`; every file is what the manifest says.
+    """Copy the backup `source` into the empty `folder`, and check every file against the manifest.
 
-    Raises: NotFound: there is no backup. DataError: it is damaged, or none of ours. DiskError.
+    Raises: NotFound: there is no backup. DataError: it is damaged, or not a backup of curtail. DiskError.
     """
     if not source.exists():
-        raise NotFound(f"there is no backup {source}", "name the file or folder that `curtail controller backup` made")
+        raise NotFound(f"there is no backup {source}", "give the file or folder that `curtail controller backup` wrote")
     found: dict[str, Entry] = {}
     manifest = b""
     try:
@@ -194,7 +194,7 @@ def unpack(source: Path, folder: Path) -> Contents:
                     raise DataError(f"{source} has a manifest of {size} bytes", "use another backup")
                 manifest = file.read(size)
             elif not NAME.fullmatch(name) or name in found:
-                raise DataError(f"{source} holds {name!r}, which no backup has", "use another backup")
+                raise DataError(f"{source} contains {name!r}, which is not allowed in a backup", "use another backup")
             else:
                 found[name] = write_file(folder / name, size, file)
     except (tarfile.TarError, EOFError) as error:
@@ -209,13 +209,13 @@ def unpack(source: Path, folder: Path) -> Contents:
 def _compare(source: Path, wanted: dict[str, Entry], found: dict[str, Entry]) -> None:
     for name in sorted({*wanted, *found}):
         if name not in found:
-            raise DataError(f"{source} lacks {name}", "use another backup")
+            raise DataError(f"{name} is missing in {source}", "use another backup")
         if wanted.get(name) != found[name]:
-            raise DataError(f"{name} in {source} is damaged: it is not what the manifest says", "use another backup")
+            raise DataError(f"{name} in {source} is damaged: it does not match the manifest", "use another backup")
 
 
 def _files(source: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
-    """Name, size and bytes of every file; the bytes are to be read at once."""
+    """Name, size and content of every file; read the content before the next file."""
     if source.is_dir():
         for path in sorted(source.rglob("*")):
             if path.is_symlink() or not (path.is_dir() or path.is_file()):
@@ -228,7 +228,7 @@ def _files(source: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
         for info in tar:
             content = tar.extractfile(info) if info.isreg() else None
             if content is None:
-                raise DataError(f"{source} holds {info.name!r}, which is no plain file", "use another backup")
+                raise DataError(f"{source} contains {info.name!r}, which is not a regular file", "use another backup")
             yield info.name, info.size, content
 
 
@@ -241,4 +241,6 @@ def parse(source: Path, text: bytes) -> Contents:
         files = {str(name): Entry(str(e["sha256"]), int(e["size"])) for name, e in value.pop("files").items()}
         return Contents(**value, files=files)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"{source} has no manifest of a backup", "use what `curtail controller backup` made") from error
+        raise DataError(
+            f"{source} has no valid manifest of a backup", "use what `curtail controller backup` wrote"
+        ) from error

@@ -1,9 +1,9 @@
-"""`curtail controller backup`: a run as it was at one moment, also while its controller goes on.
+"""`curtail controller backup`: a consistent snapshot of a run, also while its controller runs.
 
-First the store is copied, then the files that the copy names. They never change
-once a row names them, but the controller may remove them meanwhile; so each is
-held by a second name (a hard link) before any is read, and when one is gone
-already the store is copied anew. Secrets stay out unless they are asked for.
+First the store is copied, then the files that the copy refers to. These never
+change, but the controller may delete them meanwhile. So each file gets a hard link
+before any is read. If one is gone already, the store is copied again. Secrets are
+included only on request.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from curtail.system.home_files import JOIN_TOKEN, STORE, TLS, UPDATE_FILE, VERSI
 from nanochat.checkpoint import META_FILE, MODEL_FILE
 
 HOLDING = "backup"
-"""Folder of the home with the second names; a backup that was killed leaves it, the next one clears it."""
+"""Folder in the home for the hard links. A killed backup leaves it; the next one deletes it."""
 
 TRIES = 10
-"""How often a version may be removed between the copy of the store and the second name of its files."""
+"""Attempts, if a version is deleted between the copy of the store and the links to its files."""
 
 MARGIN = 16 * 1024 * 1024
-"""Bytes that a backup needs beside its files."""
+"""Bytes that a backup needs in addition to its files."""
 
 SECRETS = (JOIN_TOKEN, f"{TLS}/*")
-"""Where a controller's home holds secrets: who has them can let sites in, or pass for the controller."""
+"""Files with secrets in a controller's home. Their owner can admit sites, or impersonate the controller."""
 
 Files = dict[str, str | None]
-"""Name below the home -> SHA-256 that the store knows, or None."""
+"""Name below the home -> SHA-256 in the store, or None."""
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """The run in a copy of the store."""
+    """The state of the run in a copy of the store."""
 
     run: RunRow
     latest: VersionRow
@@ -56,14 +56,14 @@ class Moment:
 
 
 def backup(home: Path, target: Path, secrets: bool) -> Contents:
-    """Write the run in `home` to `target`, a folder or a tar file; returns what it holds.
+    """Back up the run in `home` to `target`, a folder or a tar file. Returns: the backup's manifest.
 
-    Raises: NotFound: no run there. Refused: `target` exists. UsageError: it lies in `home`.
-        DiskError: no room. DataError: a file of the run is damaged.
+    Raises: NotFound: there is no run. Refused: `target` exists. UsageError: it lies in `home`.
+        DiskError: no space. DataError: a file of the run is damaged.
     """
     check_target(target)
     if target.absolute().parent.resolve().is_relative_to(home.resolve()):
-        raise UsageError(f"{target} lies in the folder that it is to save", "give a place on another disk")
+        raise UsageError(f"{target} lies inside the folder to back up", "choose a place on another disk")
     with _holding(home) as held:
         moment = hold(home, held)
         names: dict[str, Path] = {name: held / name for name in moment.files}
@@ -79,17 +79,17 @@ def backup(home: Path, target: Path, secrets: bool) -> Contents:
 
 
 def wanted(tx: Transaction, home: Path) -> Moment:
-    """What the rows name below `home`, and what lies beside it in the folders of kept versions.
+    """The files below `home` that the rows refer to, and all files in the folders of kept versions.
 
-    Raises: NotFound: the store holds no run.
+    Raises: NotFound: the store has no run.
     """
     run = tx.run()
     if run is None:
-        raise NotFound(f"the store in {home} holds no run yet", "start its controller first")
+        raise NotFound(f"the store in {home} has no run yet", "start its controller first")
     files: Files = {}
     for version in tx.kept_versions():
         folder = Versions(home / VERSIONS).path(version.version).relative_to(home)
-        with contextlib.suppress(OSError):  # what is gone meanwhile is missed below
+        with contextlib.suppress(OSError):  # a file that was deleted meanwhile is detected below
             names = [(folder / name).as_posix() for name in os.listdir(home / folder)]
             files |= {name: None for name in names if NAME.fullmatch(name)}
         files |= {(folder / META_FILE).as_posix(): None, (folder / MODEL_FILE).as_posix(): version.weights}
@@ -100,9 +100,9 @@ def wanted(tx: Transaction, home: Path) -> Moment:
 
 
 def hold(home: Path, held: Path) -> Moment:
-    """A copy of the store and second names of all its files, in the empty folder `held`.
+    """Copy the store, and link all files that it refers to, into the empty folder `held`.
 
-    Raises: DataError: a file that the store names is not there, however often it is asked.
+    Raises: DataError: a file that the store refers to is missing in every attempt.
     """
     missing = ""
     for _ in range(TRIES):
@@ -118,13 +118,13 @@ def hold(home: Path, held: Path) -> Moment:
 
 
 def _second_name(path: Path, held: Path) -> bool:
-    """Give `path` the second name `held`; False if it is gone. Raises: DiskError."""
+    """Create the hard link `held` to `path`. Returns: False if `path` is gone. Raises: DiskError."""
     try:
         held.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(path, held)
         except FileExistsError:
-            return True  # in an earlier try: files never change
+            return True  # linked in an earlier attempt: files never change
         except OSError as error:
             if error.errno not in (errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS):
                 raise
@@ -137,15 +137,15 @@ def _second_name(path: Path, held: Path) -> bool:
 
 
 def secret_files(home: Path) -> list[Path]:
-    """The files below `home` that hold secrets."""
+    """The files with secrets below `home`."""
     return [path for pattern in SECRETS for path in sorted(home.glob(pattern)) if path.is_file()]
 
 
 @contextlib.contextmanager
 def _holding(home: Path) -> Iterator[Path]:
-    """The empty folder for second names, while the block runs. Raises: NotFound, Refused, DiskError."""
+    """The empty folder for hard links, while the block runs. Raises: NotFound, Refused, DiskError."""
     if not (home / STORE).is_file():
-        raise NotFound(f"there is no store in {home}", "name the folder that was given to `curtail controller start`")
+        raise NotFound(f"there is no store in {home}", "give the folder that was given to `curtail controller start`")
     folder = home / HOLDING
     try:
         lock = open(home / f"{HOLDING}.lock", "w")  # noqa: SIM115 (held while the block runs)
@@ -155,7 +155,7 @@ def _holding(home: Path) -> Iterator[Path]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise Refused(f"another backup of {home} is being made", "wait for it") from None
+            raise Refused(f"another backup of {home} is running", "wait for it") from None
         try:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(mode=0o700)
@@ -167,9 +167,9 @@ def _holding(home: Path) -> Iterator[Path]:
 
 
 def clear_holding(home: Path) -> None:
-    """Drop the second names that a killed backup left: they would keep files that the run has long removed."""
+    """Delete the hard links that a killed backup left, because they keep deleted files on the disk."""
     if (home / HOLDING).is_dir():
-        with contextlib.suppress(Refused), _holding(home):  # refused: a backup is being made
+        with contextlib.suppress(Refused), _holding(home):  # refused: a backup is running
             pass
 
 
@@ -181,7 +181,7 @@ def _check_room(target: Path, names: dict[str, Path]) -> None:
         raise disk_error("measure", target, error) from error
     if free < size + MARGIN:
         raise DiskError(
-            f"the backup needs {size + MARGIN:,} bytes, {target.absolute().parent} has {free:,} left",
+            f"the backup needs {size + MARGIN:,} bytes, but {target.absolute().parent} has only {free:,}",
             "free some space there or choose another folder",
         )
 
@@ -191,7 +191,7 @@ def _add(sink: Sink, name: str, path: Path, moment: Moment) -> Entry:
         entry = sink.add(name, os.fstat(file.fileno()).st_size, file)
     expected = moment.files.get(name)
     if expected is not None and entry.sha256 != expected:
-        raise DataError(f"{name} is damaged: it is not what the store says", "use an older backup of it")
+        raise DataError(f"{name} is damaged: it does not match the store", "use an older backup of it")
     return entry
 
 
@@ -209,7 +209,7 @@ def _contents(moment: Moment, files: dict[str, Entry], secrets: bool) -> Content
 
 
 def run_backup(home: Path, target: Path, secrets: bool) -> int:
-    """Make a backup and say what it holds; returns the exit code. Raises: CurtailError."""
+    """Make a backup and print what it contains. Returns: the exit code. Raises: CurtailError."""
     made = backup(home, target, secrets)
     size = sum(entry.size for entry in made.files.values())
     print(
@@ -217,7 +217,7 @@ def run_backup(home: Path, target: Path, secrets: bool) -> int:
         f" {len(made.files)} files, {size} bytes"
     )
     if secrets:
-        print("it holds secrets: keep it where only you can read it")
+        print("the backup contains secrets: keep it where only you can read it")
     else:
-        print("it holds no secrets: a restored controller makes a new join token and a new certificate authority")
+        print("the backup has no secrets: a restored controller creates a new join token and certificate authority")
     return 0

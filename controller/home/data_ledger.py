@@ -1,8 +1,8 @@
-"""`curtail ledger check`: does the data ledger of a controller's store balance?
+"""`curtail ledger check`: checks the data ledger's invariants and the files of all versions.
 
-Reads the store at one moment, also while its controller runs, and never writes.
-The invariants are the store's; here is what they need beside SQL: that every
-version's files are what the store says.
+Reads a snapshot of the store, also while its controller runs, and never writes.
+The store checks the invariants with SQL. This module also checks that every
+version's files match the store.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from curtail.system.home_files import STORE, UPDATE_FILE, VERSIONS
 from nanochat.checkpoint import MODEL_FILE
 
 Finding = tuple[str, str | None]
-"""What should hold, and its first violation or None."""
+"""An invariant, and its first violation or None."""
 
 
 def check(home: Path, weights: bool) -> int:
-    """Print what holds, one line each; returns the exit code.
+    """Print one line for each invariant. Returns: the exit code.
 
-    Args: weights: hash the files of all kept versions, too.
+    Args: weights: also hash the files of all kept versions.
     Raises: CurtailError: names the first violation. NotFound: `home` has no store.
     """
     findings = look(home, weights)
@@ -37,17 +37,17 @@ def check(home: Path, weights: bool) -> int:
 
 
 def look(home: Path, weights: bool) -> list[Finding]:
-    """Every invariant with its first violation, of the store as it is now.
+    """Every invariant with its first violation, in the present state of the store.
 
     Raises: NotFound, CurtailError: there is no store, or it cannot be read.
     """
     with reading(home / STORE) as tx:
         if tx.run() is None:
-            raise NotFound(f"the store in {home} holds no run yet", "start its controller first")
+            raise NotFound(f"the store in {home} has no run yet", "start its controller first")
         findings: list[Finding] = list(tx.ledger())
         kept = tx.kept_versions()
     if weights:
-        findings += [(f"version {row.version} is on disk as in the store", _files(home, row)) for row in kept]
+        findings += [(f"version {row.version} on disk matches the store", _files(home, row)) for row in kept]
     return findings
 
 
@@ -65,7 +65,7 @@ def _files(home: Path, row: VersionRow) -> str | None:
 
 
 def _cleared(home: Path, row: VersionRow) -> bool:
-    """Did a running controller clear the version away meanwhile?"""
+    """Did a running controller delete the version meanwhile?"""
     with reading(home / STORE) as tx:
         return row.version not in [other.version for other in tx.kept_versions()]
 

@@ -1,7 +1,7 @@
-"""The controller's folder: one run, one process, and what is needed to begin or continue it.
+"""Creates or continues the run in a controller's folder, and locks the folder.
 
-Decides whether a folder holds this run, another one or none; makes version 0;
-checks that run file, data and model fit together.
+Decides whether the folder has this run, another one or none, creates version 0,
+and checks that run file, data and model fit together.
 Layout: state.db, versions/, blobs/, merge/, tls/, data (link), join-token, operator-token, controller.json.
 """
 
@@ -34,7 +34,7 @@ from nanochat.recipe import Recipe, recipe_of
 FIRST = "v000000"
 
 FIXED = ("run", "model", "training")
-"""Sections of the run file that cannot change once a run has begun; data may move but not change."""
+"""Sections of the run file that cannot change after a run has started; data may move but not change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +47,13 @@ class Data:
 
 
 def lock(home: Path) -> IO[str]:
-    """Hold the folder for this process; keep the result.
+    """Lock the folder for this process, as long as the returned file is open.
 
-    Raises: Refused: another controller runs there. CurtailError: its store is lost. DiskError.
+    Raises: Refused: another controller runs there. CurtailError: its store is missing. DiskError.
     """
     SystemDisk().folder("HOME", home, 0o700)
     try:
-        file = open(home / "lock", "w")  # noqa: SIM115 (held open for the life of the process)
+        file = open(home / "lock", "w")  # noqa: SIM115 (stays open until the process ends)
     except OSError as error:
         raise disk_error("use the folder", home, error) from error
     try:
@@ -72,10 +72,10 @@ def lock(home: Path) -> IO[str]:
 
 
 def check_store_is_there(home: Path) -> None:
-    """Refuse a folder that has versions of a run, but no store that knows them.
+    """Refuse a folder that has versions of a run, but no store with them.
 
-    A run that began anew there would, in time, replace what is left of the old one. Version 0
-    alone is what a first start leaves that was killed before its row was written.
+    A new run there would overwrite the remains of the old one. Version 0 alone is allowed: a first start
+    that was killed before its row was written leaves it.
     Raises: CurtailError.
     """
     store = home / STORE
@@ -84,17 +84,17 @@ def check_store_is_there(home: Path) -> None:
     orphans = sorted(path.name for path in (home / VERSIONS).glob("v*") if path.name != FIRST)
     if orphans:
         state = "empty" if store.is_file() else "missing"
-        raise CurtailError(f"{home} holds {orphans[-1]} of a run, but its store {store} is {state}", RESTORE)
+        raise CurtailError(f"{home} has {orphans[-1]} of a run, but its store {store} is {state}", RESTORE)
 
 
 def load_data(config: RunConfig) -> Data:
-    """The run's data. Raises: NotFound, DataError: no manifest there, or a file is missing or has another size."""
+    """The run's data. Raises: NotFound, DataError: no manifest, or a file is missing or has a wrong size."""
     folder = Path(config.data.path)
     manifest = Manifest.load(folder)
     manifest.check_files(folder)
     if manifest.samples("train") < config.training.batch_samples:
         raise DataError(
-            f"the data in {folder} hold {manifest.samples('train')} samples, a batch needs"
+            f"the data in {folder} have {manifest.samples('train')} samples, but a batch needs"
             f" {config.training.batch_samples}",
             "import more text, or lower [training] batch_samples",
         )
@@ -108,12 +108,12 @@ def model_for(config: RunConfig, manifest: Manifest) -> presets.GPTConfig:
 
 
 def recipe_for(config: RunConfig) -> Recipe:
-    """The hyperparameters of the run. Raises: ConfigError: no such recipe, or a number that it cannot have."""
+    """The hyperparameters of the run. Raises: ConfigError: no such recipe, or a value that is not allowed."""
     training = config.training
     settings = list(training.overrides)
     if training.warmdown_fraction is not None:
         if any(setting.startswith("warmdown_fraction=") for setting in settings):
-            raise ConfigError("[training] gives warmdown_fraction by its key and in overrides", "keep one of them")
+            raise ConfigError("[training] gives warmdown_fraction twice, as a key and in overrides", "keep one of them")
         settings.append(f"warmdown_fraction={training.warmdown_fraction!r}")
     try:
         return recipe_of(training.recipe, settings)
@@ -130,11 +130,11 @@ def begin_or_continue(
     start: float,
     clock: Clock,
 ) -> RunRow:
-    """The run in `home`, made now if there is none.
+    """The run in `home`; created if there is none.
 
     Args:
-        start: the controller's clock at the beginning of a new run.
-    Raises: ConfigError: the folder holds another run. CheckpointError: its weights are damaged.
+        start: the controller's clock at the start of a new run.
+    Raises: ConfigError: the folder has another run. CheckpointError: its weights are damaged.
         CurtailError: its data ledger does not balance.
     """
     run = store.call(lambda tx: tx.run())
@@ -216,18 +216,18 @@ def _check_same(home: Path, config: RunConfig, data: Data, run: RunRow) -> None:
             old, new = before[section].get(key), now[section].get(key)
             if old != new:
                 raise ConfigError(
-                    f"{home} holds a run with [{section}] {key} = {old!r}, the run file says {new!r}",
+                    f"{home} has a run with [{section}] {key} = {old!r}, but the run file has {new!r}",
                     "restore the run file, or choose another --home for a new run",
                 )
     if data.sha256 != run.manifest:
         raise ConfigError(
-            f"{home} holds a run on other data than {data.folder}",
+            f"the run in {home} uses other data than {data.folder}",
             "restore [data] path, or choose another --home for a new run",
         )
 
 
 def _facts(config: RunConfig) -> dict[str, Any]:
-    """The run file as plain values, with the defaults of keys that it leaves to the recipe."""
+    """The run file as plain values, with the recipe's defaults for the keys that it omits."""
     values = dataclasses.asdict(config)
     values["training"]["warmdown_fraction"] = recipe_for(config).warmdown_fraction
     return values
@@ -237,8 +237,8 @@ def _check_regions(home: Path, config: RunConfig, store: Store) -> None:
     for site in store.call(lambda tx: tx.sites()):
         if site.region not in config.regions:
             raise ConfigError(
-                f"{home} has accounts of the site {site.site} in region {site.region}, which the run file lacks",
-                f"put [regions.{site.region}] back",
+                f"{home} has ledger rows of site {site.site} in region {site.region}, which is not in the run file",
+                f"add [regions.{site.region}] again",
             )
 
 
@@ -249,7 +249,7 @@ def _check_ledger(home: Path, store: Store) -> None:
 
 
 def relocate(tx: Transaction, home: Path, versions: Versions) -> None:
-    """Say where the run's files are now: the folder may have been moved, or come from a backup."""
+    """Update the paths of the run's files, because the folder may have been moved or restored from a backup."""
     now: dict[str, list[str]] = {}
     for version in tx.kept_versions():
         now.setdefault(version.weights, []).append(str(versions.path(version.version) / MODEL_FILE))
@@ -271,7 +271,7 @@ def _data_blobs(data: Data) -> list[BlobRow]:
 
 
 def _link_data(home: Path, folder: Path) -> None:
-    """HOME/data leads to the data, so that `curtail eval HOME/versions/...` finds tokenizer and text."""
+    """Link HOME/data to the data, so that `curtail eval HOME/versions/...` finds tokenizer and text."""
     link, temp = home / "data", home / f".data.{os.getpid()}.tmp"
     try:
         temp.unlink(missing_ok=True)

@@ -1,9 +1,9 @@
-"""What keeps a controller's folder in order while it runs for months.
+"""Maintains a controller's folder: deletes old events, watches the write-ahead log, detects a crash.
 
-Deletes the oldest lines of the log, a few at a time, and says so when the
-store's write-ahead log cannot be cut back because something else reads the
-store for too long. Also: was the controller before this one ended in order?
-Readings and the energy ledger are accounts and are never deleted.
+Deletes the oldest events, a few at a time. Reports when the store's write-ahead
+log cannot be truncated because another program reads the store for too long.
+Detects that the previous controller did not shut down cleanly. Readings and the
+energy ledger are records for accounting, so they are never deleted.
 """
 
 from __future__ import annotations
@@ -22,29 +22,28 @@ log = logging.getLogger("curtail.controller")
 
 EVERY_S = 30.0
 LOG_ALARM_BYTES = 1024 * 1024 * 1024
-"""A write-ahead log that large is not the work of a few seconds."""
+"""A write-ahead log of this size is reported; a few seconds of writing do not reach it."""
 
-"""There while a controller runs; an orderly end removes it."""
 
-CHECKED = "the controller before did not end in order; the store was checked as a whole and is sound"
+CHECKED = "the previous controller did not shut down cleanly; the whole store was checked and is sound"
 
 
 def was_killed(home: Path) -> bool:
-    """Did the controller that ran in `home` last end without putting things in order? Only while none runs there."""
+    """Did the last controller in `home` end without a clean shutdown? Call only while none runs there."""
     return (home / ADDRESS).exists()
 
 
 def warn_of_sqlite() -> None:
-    """One line in the log if this SQLite has a known bug; when all else has started, since it is no error."""
+    """Log a warning if this SQLite has a known bug; call it after the start, because it is not an error."""
     fit = fitness(sqlite_version())
     if fit.level == "warn":
         log.warning("%s; %s", fit.text, fit.remedy)
 
 
 class Upkeep:
-    """A thread that looks after the store from time to time.
+    """A thread that maintains the store at intervals.
 
-    Args: path: of the store. tell: notes one line in the event log: (kind, text).
+    Args: path: of the store. tell: adds a line to the event log: (kind, text).
     """
 
     def __init__(self, store: Store, path: Path, tell: Callable[[str, str], None]) -> None:
@@ -55,16 +54,16 @@ class Upkeep:
         self._large = False
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End, and wait for it."""
+        """Stop the thread and wait for it."""
         self._stop.set()
         self._thread.join()
 
     def look(self) -> None:
-        """One round of it. Raises: CurtailError: the disk is full, say; the next one tries again."""
+        """Maintain the store once. Raises: CurtailError: for example a full disk; the next call retries."""
         while self._store.call(lambda tx: tx.prune_events(EVENTS_KEPT, EVENTS_STEP)) == EVENTS_STEP:
             if self._stop.is_set():
                 return
@@ -81,11 +80,11 @@ class Upkeep:
             except CurtailError as error:
                 if str(error) != self._complaint:
                     self._complaint = str(error)
-                    log.error("the upkeep of the store failed: %s; it is tried again", error)
+                    log.error("maintenance of the store failed: %s; retrying", error)
 
 
 def _words(size: int) -> str:
     return (
-        f"the store's write-ahead log has {size // 1_000_000:,} MB: another program reads the store for too long;"
-        " end it, and the log is cut back"
+        f"the store's write-ahead log has {size // 1_000_000:,} MB, because another program reads the store for too"
+        " long; when that program ends, the log is truncated"
     )

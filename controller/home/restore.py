@@ -1,10 +1,10 @@
-"""`curtail controller restore`: a backup becomes the folder of a run.
+"""`curtail controller restore`: restores a backup to a new controller folder.
 
-Nothing counts before everything was checked: each file's hash, the store as
-SQLite sees it, the data ledger, and that every version is what the store says.
-All of it happens beside the new folder, which appears as a whole. What happened
-after the backup is not in the restored ledger: samples that were merged later
-are trained anew, and what the sites hand in from that time is refused.
+First everything is checked: each file's hash, the SQLite file, the data ledger, and
+that every version matches the store. This happens in a temporary folder, which is
+renamed at the end. What happened after the backup is not in the restored ledger:
+samples that were merged later are trained again, and contributions that sites made
+after the backup are refused.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from curtail.system.disk import SystemDisk, disk_error, fsync_folder
 from curtail.system.home_files import STORE
 
 EVENT = "restore"
-"""Kind of the event that says so."""
+"""Kind of the event for a restore."""
 
 
 def restore(source: Path, home: Path, clock: Clock) -> Contents:
-    """Make the backup `source` the new folder `home` of a run; returns what it holds.
+    """Restore the backup `source` to the new folder `home`. Returns: the backup's manifest.
 
     Raises: Refused: `home` is not empty. NotFound: no backup. DataError, CurtailError: it is damaged. DiskError.
     """
     if home.is_symlink() or (home.exists() and (not home.is_dir() or any(home.iterdir()))):
-        raise Refused(f"{home} is not empty", "give a new folder; move the old one away if the run is to have its name")
+        raise Refused(f"{home} is not empty", "give a new folder, or move the old one away to reuse its name")
     beside = home.absolute().with_name(f".{home.absolute().name}.{os.getpid()}.restoring")
     SystemDisk().folder("RESTORED_BESIDE", beside.parent, 0o700)
     try:
@@ -52,7 +52,7 @@ def restore(source: Path, home: Path, clock: Clock) -> Contents:
 
 
 def check(source: Path, folder: Path) -> None:
-    """Is what was unpacked from `source` into `folder` a sound run?
+    """Check the run that was unpacked from `source` to `folder`.
 
     Raises: DataError: a file is missing, or the ledger is broken. CurtailError: the store is damaged.
     """
@@ -62,7 +62,7 @@ def check(source: Path, folder: Path) -> None:
     with reading(folder / STORE) as tx:
         missing = [name for name in wanted(tx, folder).files if not (folder / name).is_file()]
     if missing:
-        raise DataError(f"{source} lacks {missing[0]}, which its store names", "use another backup")
+        raise DataError(f"{missing[0]} is missing in {source}, but its store refers to it", "use another backup")
     for what, problem in look(folder, weights=True):
         if problem is not None:
             raise DataError(f"the ledger in {source} is broken: {what}: {problem}", "use another backup")
@@ -77,12 +77,12 @@ def _place_secrets(folder: Path) -> None:
 
 
 def _tell(folder: Path, contents: Contents, clock: Clock) -> None:
-    """An event for everybody who looks at the run later, at the run's own time."""
+    """Add an event at the run's own time, so that the restore is visible later."""
     store = Store(folder / STORE)
     store.open()
     text = (
         f"restored from the backup of {_when(contents.created)} at version {contents.version}, {contents.tokens}"
-        " tokens; what came after it is not in this ledger and is trained anew"
+        " tokens; what came later is not in this ledger and is trained again"
     )
     try:
         run = store.call(lambda tx: tx.run())
@@ -106,13 +106,13 @@ def _publish(beside: Path, home: Path) -> None:
 
 
 def run_restore(source: Path, home: Path) -> int:
-    """Restore a backup and say how to go on; returns the exit code. Raises: CurtailError."""
+    """Restore a backup and print the next steps. Returns: the exit code. Raises: CurtailError."""
     contents = restore(source, home, SystemClock())
     print(
         f"{home}: run {contents.name} at version {contents.version}, {contents.tokens} tokens, as of {contents.created}"
     )
-    print("all hashes, the store and the data ledger are as they should be")
+    print("checked: all hashes, the store and the data ledger are sound")
     if not contents.secrets:
-        print("the backup held no secrets: give the agents the new join token of this folder")
-    print(f"go on with: curtail controller start RUN_FILE --home {home}")
+        print("the backup had no secrets: give the agents the new join token of this folder")
+    print(f"next: curtail controller start RUN_FILE --home {home}")
     return 0

@@ -1,1 +1,1 @@
-"""Writes the energy ledger and settles it with later values."""
+"""Writes the energy ledger, and settles it with later values of the source."""

@@ -1,11 +1,12 @@
-"""The always-on comparison of a run that goes on, brought up to date instead of computed anew.
+"""Computes the always-on comparison of a live run incrementally.
 
-The figure is that of `curtail.carbon.accounting.always_on_kg`: the same training done without
-waiting. It rests on every reading from the run's start to a moment that mostly moves on,
-so what was summed of a region's readings is kept, and only those after it are read. The
-moment moves back when a site joins, and a reading may come late: then what is kept goes
-back to a mark before it, and the rest is read again. Methods run inside one transaction
-on the store's thread. Units: seconds of the controller's clock, gCO2/kWh, W, kg.
+The result equals `curtail.carbon.accounting.always_on_kg`: the carbon of the same
+training without waiting. It depends on all readings from the run's start to a time
+that usually moves forward. So the sums over a region's readings are kept, and only
+later readings are read. The time moves back when a site joins, and a reading may
+arrive late. Then the sums go back to a mark before it, and the rest is read again.
+Methods run inside one transaction on the store's thread. Units: seconds of the
+controller's clock, gCO2/kWh, W, kg.
 """
 
 from __future__ import annotations
@@ -18,22 +19,22 @@ from controller.store import Transaction
 from curtail.grid.reading import JOULES_PER_KWH
 
 MARKS = 256
-"""Most marks of a region that are kept to go back to; beyond it every second one is dropped."""
+"""Most marks per region; beyond that, every second one is dropped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A known reading that was passed, and what those before it come to."""
+    """A known reading that was included, and the integral up to it."""
 
-    number: int  # 0, 1, 2, ... among the region's known readings
-    point: float  # moment it is for
+    number: int  # index among the region's known readings: 0, 1, 2, ...
+    point: float  # time of the reading
     mci: float
-    since: float  # from when it holds: never before the run's start, the first one from there on
+    since: float  # when it takes effect: not before the run's start; the first one exactly then
     total: float  # integral of the readings from the run's start to `since`, gCO2/kWh x s
 
 
 class Course:
-    """The integral of one region's readings from `started` on, each held until the next."""
+    """The integral of one region's readings from `started` on; each reading holds until the next."""
 
     def __init__(self, started: float) -> None:
         self._started = started
@@ -42,16 +43,16 @@ class Course:
 
     @property
     def last(self) -> float:
-        """The moment of the last reading passed; before all others if there is none."""
+        """The time of the last included reading; before all others if there is none."""
         return self._marks[-1].point if self._marks else -inf
 
     def back(self, point: float) -> None:
-        """Forget readings for `point` and later."""
+        """Drop the readings for `point` and later."""
         while self._marks and self._marks[-1].point >= point:
             self._marks.pop()
 
     def on(self, readings: Iterable[tuple[float, float]], stop: float) -> None:
-        """Pass those of `readings` before `stop`, and the first one in any case; they come after `last`, ascending."""
+        """Include the `readings` before `stop`, and the first one always. They are after `last`, ascending."""
         to_come = iter(readings)
         if not self._marks:
             first = next(to_come, None)
@@ -60,7 +61,7 @@ class Course:
             self._marks.append(Mark(0, *first, self._started, 0.0))
         last = self._marks.pop()
         number, point, mci, since, total = last.number, last.point, last.mci, last.since, last.total
-        for following, value in to_come:  # after a restart a whole run: a mark is made only where it is kept
+        for following, value in to_come:  # may be a whole run, after a restart, so only marks that are kept are made
             if following >= stop:
                 break
             if number % self._every == 0:
@@ -71,7 +72,7 @@ class Course:
         self._marks.append(Mark(number, point, mci, since, total))
 
     def until(self, stop: float) -> float | None:
-        """The integral up to `stop`, which is after the last reading passed; None if none is known."""
+        """The integral up to `stop`, which is after the last included reading; None without readings."""
         if not self._marks:
             return None
         last = self._marks[-1]
@@ -85,23 +86,23 @@ class Course:
 
 
 class AlwaysOn:
-    """The comparison, for a run that began at `started`."""
+    """The comparison for a run that started at `started`."""
 
     def __init__(self, started: float) -> None:
         self._started = started
         self._courses: dict[str, Course] = {}
-        self._noted: int | None = None  # number of the last reading that was there at the last look
+        self._noted: int | None = None  # id of the newest reading at the last call
 
     def kg(self, tx: Transaction, train_seconds: float, regions: Mapping[str, tuple[int, float]]) -> float | None:
         """kgCO2 of the same training without waiting.
 
-        Args: regions: how many sites each has, and the power of one in W with PUE.
-        Returns: None if nothing was trained or a region has no known reading.
+        Args: regions: region -> number of its sites, and the power of one in W with PUE.
+        Returns: None if nothing was trained, or a region has no known reading.
         """
         sites = sum(count for count, _ in regions.values())
         if train_seconds <= 0 or not sites:
             return None
-        tx.after_rollback.append(self._forget)  # what was read may not be true then
+        tx.after_rollback.append(self._forget)  # the rows that were read may be rolled back
         self._late(tx)
         stop, total = self._started + train_seconds / sites, 0.0
         for region, (count, watts) in regions.items():
@@ -118,7 +119,7 @@ class AlwaysOn:
         return course.until(stop)
 
     def _late(self, tx: Transaction) -> None:
-        """Go back to before the readings that were noted since the last look, where those after them were passed."""
+        """Go back to before readings that were added since the last call, if later ones are already included."""
         if self._noted is None:
             self._noted = tx.last_noted()
         for number, region, point in tx.noted_after(self._noted):

@@ -1,8 +1,8 @@
-"""What each source says later of the past, for settling accounts and for nothing else.
+"""Historical values of each signal source, for settlement only.
 
-WattTime revises its historical values; a trace says what it always said; a constant
-is itself; Electricity Maps gives averages of the last day. A plug-in settles if its
-feed has a method `historical(region, start, stop)` that gives a
+WattTime revises its historical values. A trace and a constant do not change.
+Electricity Maps has averages of the last day. A plug-in can settle if its feed has a
+method `historical(region, start, stop)` that returns a
 `controller.ledger.settlement.History`. Units: Unix seconds, gCO2/kWh.
 """
 
@@ -20,7 +20,7 @@ from curtail.config import RunConfig
 from curtail.grid.trace import Trace
 
 MARGIN_S = 3600.0
-"""More of the past than is needed, so that the value that holds at the beginning is there."""
+"""Requests start this much earlier, so that they include the value that is valid at the start."""
 
 AVERAGE_PERIOD_S = 3600.0
 
@@ -39,7 +39,7 @@ class TraceHistory:
         if column is None:
             return None
         values = zip(self._trace.stamps, self._trace.values[column], strict=True)
-        # an unknown value ends the one before it: a value holds for one period at most
+        # Unknown values are left out: each value holds for at most one period, so the gap stays unknown.
         points = [(at, mci) for at, mci in values if mci is not None]
         return History(points, self._trace.period, f"trace {self._trace.name}")
 
@@ -58,7 +58,7 @@ class ConstantHistory:
 
 
 class WattTimeHistory:
-    """WattTime's historical values. Args: names: region -> WattTime's name of it. Not for several threads at once."""
+    """WattTime's historical values. Not thread-safe. Args: names: region -> WattTime's name for it."""
 
     basis = MARGINAL
 
@@ -66,7 +66,7 @@ class WattTimeHistory:
         self._feed, self._names = feed, dict(names)
 
     def history(self, region: str, start: float, stop: float) -> History | None:
-        """What is said now of the time around [start, stop). Raises: SignalError."""
+        """The present values for [start, stop) and a margin. Raises: SignalError."""
         name = self._names.get(region)
         if name is None:
             return None
@@ -75,7 +75,7 @@ class WattTimeHistory:
 
 
 class PluginHistory:
-    """A plug-in's feed that has historical values. Args: names: region -> the feed's name of it."""
+    """A plug-in's feed with historical values. Args: names: region -> the feed's name for it."""
 
     basis = MARGINAL
 
@@ -83,13 +83,13 @@ class PluginHistory:
         self._feed, self._names = feed, dict(names)
 
     def history(self, region: str, start: float, stop: float) -> History | None:
-        """What the feed says. Raises: SignalError."""
+        """The feed's historical values. Raises: SignalError."""
         found: History | None = self._feed.historical(self._names[region], start - MARGIN_S, stop)
         return found
 
 
 class AverageHistory:
-    """Average intensities of the last day. Args: zones: region -> zone. Not for several threads at once."""
+    """Average intensities of the last day. Not thread-safe. Args: zones: region -> zone."""
 
     basis = AVERAGE
 
@@ -97,7 +97,7 @@ class AverageHistory:
         self._source, self._zones = source, dict(zones)
 
     def history(self, region: str, start: float, stop: float) -> History | None:
-        """The hours of the last day that the source knows. Raises: SignalError."""
+        """The hourly averages of the last day. Raises: SignalError."""
         zone = self._zones.get(region, "")
         if not zone:
             return None
@@ -108,9 +108,9 @@ class AverageHistory:
 
 
 def open_historians(config: RunConfig, around: Surroundings, trace: Trace | None) -> list[Historian]:
-    """Everything that the run can be settled by.
+    """All sources with which the run can be settled.
 
-    Args: trace: that was replayed; None: the signal is live.
+    Args: trace: the trace that was replayed; None: the signal is live.
     Raises: ConfigError, AuthError, NotFound.
     """
     out: list[Historian] = []

@@ -1,21 +1,18 @@
-"""From the energy counters of a site's machines to what a ledger row adds up.
+"""Turns machines' energy reports into ledger energy, and counts each job's steps once; pure.
 
-A machine reports what its meter has counted since it was begun. Between two
-reports its power is taken to be what it was in the last one; the next report says
-what it truly drew, and the difference corrects the open row. So no energy is
-counted twice or lost, whatever reports are lost or repeated. A meter that was
-begun anew counts from zero; time without samples is filled from the run's model.
-Reports are in real seconds and J; the ledger's clock may run faster, and its
-energy with it. No clock, no store.
+`SiteMeter`: a machine reports a running total of its meter. Between two reports its
+power is assumed to be that of the last one. The next report contains the actual
+energy, and the difference corrects the open row. So lost or repeated reports neither
+lose energy nor count it twice. A restarted meter counts from zero. Time without
+samples is filled from the run's model. Reports are in real seconds and J; the
+ledger's clock may run faster, and its energy grows accordingly.
 
-What the sites of each region draw together, kept up as single sites change. No clock, no store.
+`Drawn`: the present draw of each region's sites together.
 
-How much a job has trained, from what it says of its rounds: no step counts twice.
-
-A job counts steps from the beginning of a round, and those made ahead while a
-contribution travels first as further ones of the old round, then as the first ones of
-the next. So its count is what it committed before a round, and what it says of that
-round; what grows is counted. Steps that are dropped and made again count once.
+`Trained`: a job reports steps from the start of a round. Overlapped steps first count
+as further steps of the old round, then as the first steps of the next. So the job's
+total is what it committed before a round plus what it reports of that round, and only
+the growth of the total is counted. Steps that are dropped and repeated count once.
 """
 
 from __future__ import annotations
@@ -28,15 +25,15 @@ from curtail.carbon.accounting import Draw
 from curtail.wire import Power
 
 JITTER_S = 3.0
-"""Real seconds by which the samples may lag behind the reports without being taken as missing."""
+"""Real seconds by which samples may lag behind the reports without counting as missing."""
 
 CONSTANT, METER = "constant", "meter"
-"""Methods: power by the run file, because nothing is measured; and power that a machine tells without a counter."""
+"""Methods: power from the run file because nothing is measured, and power that a machine reports without a counter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """Energy in J over some time, or power in W; and for how much of the time there are samples."""
+    """Energy in J over some time, or power in W, and the part of the time that has samples."""
 
     joules: float = 0.0
     gpu: float = 0.0
@@ -44,7 +41,7 @@ class Flow:
     sampled: float = 0.0
 
     def plus(self, other: Flow, times: float = 1.0) -> Flow:
-        """The sum, `other` counted `times` times."""
+        """This flow plus `times` times `other`."""
         return Flow(
             self.joules + times * other.joules,
             self.gpu + times * other.gpu,
@@ -55,23 +52,23 @@ class Flow:
 
 @dataclass(slots=True)
 class Machine:
-    """One machine: its last report, and what was booked for it since the last samples."""
+    """One machine: its last report, and the energy booked for it since the last samples."""
 
     power: Power
-    rate: Flow | None = None  # W by the latest samples; None: there are none yet
+    rate: Flow | None = None  # power in W by the latest samples; None: none yet
     assumed: Flow = Flow()
     lag_s: float = 0.0  # of the ledger's clock, without samples and not filled
-    steady: bool = False  # all of it was booked by this machine's own rate
-    apart: bool = False  # and its GPUs apart
+    steady: bool = False  # all of it was booked with this machine's own rate
+    apart: bool = False  # and its GPUs separately
 
 
 @dataclass(frozen=True, slots=True)
 class Metered:
-    """What a site draws now."""
+    """The present draw of a site."""
 
     watts: float
     method: str
-    draw: Draw | None  # None: nothing beside the sum is known
+    draw: Draw | None  # None: only the sum is known
 
 
 @dataclass(slots=True)
@@ -79,21 +76,21 @@ class SiteMeter:
     """The meters of one site."""
 
     machines: dict[str, Machine] = field(default_factory=dict)
-    at: float | None = None  # up to when it is booked
-    measured: bool = False  # is the site booked by its machines' own rates?
-    apart: bool = False  # are its GPUs booked apart?
+    at: float | None = None  # time up to which it is booked
+    measured: bool = False  # is the site booked with its machines' own rates?
+    apart: bool = False  # are its GPUs booked separately?
 
     def copy(self) -> SiteMeter:
-        """All of it as it is now."""
+        """A copy of the present state."""
         return replace(self, machines={agent: replace(machine) for agent, machine in self.machines.items()})
 
     def book(self, reports: Mapping[str, Power | None], now: float, speed: float, model_w: float) -> Flow:
-        """Take in what the machines say at `now`; the correction of what was booked before.
+        """Process the machines' reports at `now`. Returns: the correction of the energy booked before.
 
         Args:
-            reports: agent -> its latest report, the machines of the site; an old one may come again.
-            speed: seconds of the ledger's clock in a real one.
-            model_w: what the run's model gave the whole site up to now, W.
+            reports: agent -> its latest report, for all machines of the site; reports may repeat.
+            speed: seconds of the ledger's clock per real second.
+            model_w: the run model's power of the whole site up to now, W.
         """
         seconds = 0.0 if self.at is None else max(0.0, now - self.at)
         self.at = now if self.at is None else max(now, self.at)
@@ -117,7 +114,7 @@ class SiteMeter:
         return replace(total, sampled=total.sampled / max(1, len(reports)))
 
     def present(self, expected: int, model_w: float, heard: bool) -> Metered:
-        """What the site draws now: measured if all of its machines are and it is heard from, else by the model."""
+        """The site's present draw: measured if all its machines are and it is not silent, else from the model."""
         machines = [(machine.power, machine.rate) for machine in self.machines.values() if machine.rate is not None]
         complete = heard and len(machines) == len(self.machines) >= max(1, expected)
         gpu = _sum([None if power.gpu_joules is None else rate.gpu for power, rate in machines]) if complete else None
@@ -132,7 +129,7 @@ class SiteMeter:
 
 
 def _report(machine: Machine, power: Power, speed: float, share: float) -> Flow:
-    """Take in a new report of a machine; by how much it differs from what was booked since the last samples."""
+    """Process a machine's new report. Returns: its difference to the energy booked since the last samples."""
     spent = difference(machine.power, power)
     machine.power = power
     if spent is None:
@@ -140,7 +137,7 @@ def _report(machine: Machine, power: Power, speed: float, share: float) -> Flow:
         return Flow()
     sampled, allowed = spent.sampled * speed, JITTER_S * speed
     if sampled <= 0.0 and machine.lag_s <= allowed:
-        return Flow()  # asked again too soon: nothing new
+        return Flow()  # no new samples since the last report
     machine.lag_s = max(-allowed, machine.lag_s - sampled)
     filled = machine.lag_s if machine.lag_s > allowed else 0.0
     machine.lag_s -= filled
@@ -157,7 +154,7 @@ def _report(machine: Machine, power: Power, speed: float, share: float) -> Flow:
 
 
 def difference(before: Power, after: Power) -> Flow | None:
-    """What was counted between two reports; a meter begun anew has counted from zero. None: it makes no sense."""
+    """The energy between two reports; a restarted meter has counted from zero. None: the reports are inconsistent."""
     old: tuple[float | None, ...] = (before.joules, before.gpu_joules, before.host_joules)
     new, since = (after.joules, after.gpu_joules, after.host_joules), before.seconds
     if after.meter != before.meter:
@@ -169,17 +166,16 @@ def difference(before: Power, after: Power) -> Flow | None:
 
 
 def _sum(parts: Sequence[float | None]) -> float | None:
-    """The sum of what is known, None if a part is not or there is none."""
+    """The sum of `parts`; None if one is unknown or there are none."""
     known = [part for part in parts if part is not None]
     return sum(known) if known and len(known) == len(parts) else None
 
 
 class Drawn:
-    """Present draw in W by site, and its sums by region.
+    """The present draw of each site in W, and the sums by region.
 
-    A sum is made anew from its sites when one of them changes, never added to: so
-    it has no drift, and costs nothing while nobody changes. One thread writes;
-    `of` may be asked by any.
+    When a site changes, the sum is recomputed from all sites of the region, so it
+    does not accumulate rounding errors. One thread writes; any thread may call `of`.
     """
 
     def __init__(self) -> None:
@@ -188,7 +184,7 @@ class Drawn:
         self._sums: dict[str, float] = {}
 
     def put(self, site: str, region: str, watts: float) -> None:
-        """The site draws so much now, in this region."""
+        """Set the present draw of a site in a region."""
         known = self._region_of.get(site)
         if known == region and self._sites[region][site] == watts:
             return
@@ -199,14 +195,14 @@ class Drawn:
         self._sum(region)
 
     def drop(self, site: str) -> None:
-        """The site is gone."""
+        """Remove a site."""
         region = self._region_of.pop(site, None)
         if region is not None:
             del self._sites[region][site]
             self._sum(region)
 
     def of(self, region: str) -> float:
-        """W that the region's sites draw together; 0.0 without sites."""
+        """Total draw of the region's sites in W; 0.0 without sites."""
         return self._sums.get(region, 0.0)
 
     def _sum(self, region: str) -> None:
@@ -215,18 +211,18 @@ class Drawn:
 
 @dataclass(slots=True)
 class Trained:
-    """Steps and tokens of one job."""
+    """The counted steps and tokens of one job."""
 
     round: int = 0  # of its latest commit
-    steps_before: int = 0  # committed in earlier rounds than that one
+    steps_before: int = 0  # committed in rounds before that one
     tokens_before: int = 0
-    steps_committed: int = 0  # with that one
+    steps_committed: int = 0  # committed up to and including that one
     tokens_committed: int = 0
     steps: int = 0  # counted
     tokens: int = 0
 
     def said(self, number: int, steps: int, tokens: int) -> tuple[int, int]:
-        """The job has made so many in round `number`; by how much the count grows."""
+        """The job reports these totals of round `number`. Returns: by how much the counts grow."""
         if number < self.round:
             return 0, 0
         if number == self.round:
@@ -234,7 +230,7 @@ class Trained:
         return self._grow(self.steps_committed + steps, self.tokens_committed + tokens)
 
     def committed(self, number: int, steps: int, tokens: int) -> tuple[int, int]:
-        """It committed so many of round `number`; by how much the count grows. A repeat is passed over."""
+        """The job committed these totals of round `number`. Returns: by how much the counts grow; 0 for a repeat."""
         if number <= self.round:
             return 0, 0
         self.round = number
@@ -249,10 +245,10 @@ class Trained:
         return more
 
     def kept(self) -> list[int]:
-        """What the store keeps of it."""
+        """The state as the store keeps it."""
         return list(astuple(self))
 
     @staticmethod
     def of(kept: Sequence[int]) -> Trained:
-        """The count that was kept."""
+        """The inverse of `kept`."""
         return Trained(*kept)

@@ -1,9 +1,9 @@
-"""Settlement: what a source says later of the time of each ledger row, as revisions that are only added.
+"""Settlement: adds the source's later values for ledger rows as append-only revisions.
 
-A row's settled MCI is the mean of the source's later values over its time, each held
-until the next and for one period at most. A row whose time is not known completely
-waits. What a source says differently another day is a further revision; what it says
-again adds nothing. `mean`, `revisions` and `settled_entries` are pure; `settle` asks one
+A row's settled MCI is the mean of the source's later values over the row's time. Each
+value holds until the next, but for at most one period. A row waits while some of its
+time has no value. A changed value adds another revision; an unchanged one adds
+nothing. `mean`, `revisions` and `settled_entries` are pure; `settle` queries one
 source and writes. Units: seconds of the controller's clock, gCO2/kWh, kg.
 """
 
@@ -27,12 +27,12 @@ MARGINAL, AVERAGE = "marginal", "average"
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What a source says now of the past of one region."""
+    """A source's present values for the past of one region."""
 
     points: Sequence[tuple[float, float]]  # (start of validity, gCO2/kWh), ascending
-    period: float  # s that a value holds at most
+    period: float  # longest validity of a value, s
     source: str
-    model: str = ""  # date of the source's model, or what else it says of the values
+    model: str = ""  # date of the source's model, or another remark on the values
 
 
 class Call(Protocol):
@@ -42,29 +42,29 @@ class Call(Protocol):
 
 
 class Historian(Protocol):
-    """Where later values come from."""
+    """A source of later values."""
 
     basis: str  # marginal, or average
 
     def history(self, region: str, start: float, stop: float) -> History | None:
-        """What is said of [start, stop); None: the region has no such source. Raises: SignalError."""
+        """The values for [start, stop); None if the region has no such source. Raises: SignalError."""
         ...
 
 
 @dataclass(slots=True)
 class Settlement:
-    """What came of asking one source."""
+    """The result of settling with one source."""
 
     basis: str
-    rows: int = 0  # that were looked at
+    rows: int = 0  # rows that were checked
     first: int = 0  # settled for the first time
     revised: int = 0
-    waiting: int = 0  # whose time the source does not know completely
+    waiting: int = 0  # rows with time for which the source has no value
     problems: list[str] = field(default_factory=list)
 
 
 def mean(history: History, start: float, stop: float) -> float | None:
-    """The mean over [start, stop), None where it is not known completely."""
+    """The mean over [start, stop); None if some of that time has no value."""
     points, total, at = history.points, 0.0, start
     index = bisect_right(points, start, key=lambda point: point[0]) - 1
     if index < 0:
@@ -103,7 +103,7 @@ def revisions(
 
 
 def settle(call: Call, historian: Historian, asked: float, since: float = -inf) -> Settlement:
-    """Ask `historian` about all rows that ended after `since` (by default all rows) and add what is new.
+    """Settle all rows that ended after `since` (by default all rows) with `historian`'s values.
 
     Args: asked: Unix time.
     """
@@ -125,7 +125,7 @@ def settle(call: Call, historian: Historian, asked: float, since: float = -inf) 
 
 def _add(call: Call, report: Settlement, group: list[tuple[int, Entry]], history: History, asked: float) -> None:
     def write(tx: Transaction) -> None:
-        # compared inside the transaction that writes, since a person and the controller may settle at once
+        # Compared inside the writing transaction, because a command and the controller may settle at the same time.
         known = tx.settled(report.basis, min(number for number, _ in group))
         new, waiting = revisions(group, known, history, report.basis, asked)
         for row in new:
@@ -139,9 +139,9 @@ def _add(call: Call, report: Settlement, group: list[tuple[int, Entry]], history
 
 
 def settled_entries(rows: Sequence[tuple[int, Entry]], settled: Mapping[int, SettledRow]) -> list[Entry]:
-    """The rows with the settled MCI in place of that at the decision; rows without one stay as they are.
+    """The rows with their settled MCI in place of the MCI at the decision; rows without one are unchanged.
 
-    A row is then inside a window if its settled MCI is below its threshold, and nobody ordered it.
+    A row then counts as inside a window if its settled MCI is below its threshold and no order was in force.
     """
     out = []
     for number, entry in rows:

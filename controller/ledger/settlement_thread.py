@@ -1,7 +1,7 @@
-"""Settles the ledger while the controller runs: once an hour, in a thread of its own.
+"""Settles the ledger once an hour in a background thread of the controller.
 
-Only live sources change their past, so only these are asked again. A source that
-fails is asked in the next hour; nothing waits for this thread but the store.
+Only live sources revise their past, so only these are queried. If a source fails, it
+is queried again in the next hour. Nothing waits for this thread.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ log = logging.getLogger("curtail.settle")
 
 EVERY_S = 3600.0
 BACK_S = 7 * 86400.0
-"""How far back the hourly settlement looks for revised values; `curtail ledger settle` looks at all rows."""
+"""How far back the hourly settlement checks for revised values; `curtail ledger settle` checks all rows."""
 
 STOP_S = 2.0
-"""Longest wait for the thread at the end; one that hangs in the network dies with the process."""
+"""Longest wait for the thread at shutdown; a thread that hangs in the network ends with the process."""
 
 
 def live_settler(call: Call, config: RunConfig, chosen: Signal, around: Surroundings) -> Settler:
-    """The settler of a run; it has nothing to do where a trace is replayed, which stays as it is."""
+    """The settler of a run; with a replayed trace, which never changes, it does nothing."""
     historians: list[Historian] = []
     if chosen.trace is None:
         try:
             historians = open_historians(config, around, None)
-        except CurtailError as error:  # training does not need it, and a person can settle later
+        except CurtailError as error:  # training does not need settlement, and it can be done later by a command
             log.warning("the ledger is not settled while this controller runs: %s", error)
     return Settler(call, historians, around.clock)
 
 
 class Settler:
-    """Asks every historian, writes what is new. Args: call: runs a function in a transaction of the store."""
+    """Queries all historians and writes new revisions. Args: call: runs a function in a transaction of the store."""
 
     def __init__(self, call: Call, historians: Sequence[Historian], clock: Clock, every: float = EVERY_S) -> None:
         self._call, self._historians, self._clock, self._every = call, tuple(historians), clock, every
@@ -47,12 +47,12 @@ class Settler:
         self._thread = threading.Thread(target=self._run, name="settle", daemon=True)
 
     def start(self) -> None:
-        """Begin; the first time after one interval."""
+        """Start the thread; the first settlement is after one interval."""
         if self._historians:
             self._thread.start()
 
     def stop(self) -> None:
-        """Ask no more; an answer under way is not waited for."""
+        """Stop, without waiting for a request under way."""
         self._end.set()
         if self._thread.is_alive():
             self._thread.join(STOP_S)
@@ -63,10 +63,10 @@ class Settler:
             now = self._clock.wall()
             try:
                 report = settle(self._call, historian, now, now - BACK_S)
-            except CurtailError as error:  # the store has no room; the next hour tries again
+            except CurtailError as error:  # for example a full disk; retried in the next hour
                 log.error("settling failed: %s", error)
                 continue
-            except Exception:  # a plug-in may raise anything; training must not end by it
+            except Exception:  # a plug-in may raise anything, which must not end the training
                 log.exception("settling failed")
                 continue
             for problem in report.problems:

@@ -1,1 +1,1 @@
-"""Rounds: their life cycle, sample leases, commits, publication of a version."""
+"""Rounds: life cycle, sample leases, commits, and the publication of a version."""

@@ -1,7 +1,7 @@
-"""A contribution becomes durable: what is checked, and what the commit makes true.
+"""Checks a contribution and commits it durably; idempotent.
 
-Everything happens in one transaction on the store's thread, so a receipt that
-was sent is in the store. A repeat gets the first receipt.
+Everything happens in one transaction on the store's thread, so a receipt that was
+sent is in the store. A repeated commit gets the first receipt.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from curtail.wire import CommitRequest, Receipt
 
 
 class Commits:
-    """Checks and books contributions."""
+    """Checks and commits contributions."""
 
     def __init__(self, config: RunConfig, members: Members) -> None:
         self._config = config
@@ -29,12 +29,12 @@ class Commits:
     def commit(self, tx: Transaction, request: CommitRequest, now: float) -> Receipt:
         """Make a contribution durable.
 
-        Raises: Refused: wrong round, base, fence, counts or a blob that is not here; nothing changes then.
+        Raises: Refused: wrong round, base, fencing token or counts, or a missing blob; then nothing changes.
         """
         row = tx.round(request.round)
         member = None if row is None else tx.member(request.round, request.site)
         if row is None or member is None:
-            raise Refused(f"this site has no part in round {request.round}", "check out again")
+            raise Refused(f"this site is not a member of round {request.round}", "check out again")
         if member.receipt and member.blob == request.blob:
             return Receipt(member.receipt, row.round, member.site, member.tokens, True)
         self._check(tx, row, member, request)
@@ -68,24 +68,24 @@ class Commits:
         batch = self._config.training.batch_samples
         where = f"the commit of round {row.round}"
         if not _takes_commits(Round(row.state), Member(member.state)):
-            raise Refused(f"{where} comes too late: {member.reason or 'the round has ended'}", "check out again")
+            raise Refused(f"{where} is too late: {member.reason or 'the round has ended'}", "check out again")
         if member.fence != request.fence or member.job != request.job:
-            raise Refused(f"{where} comes from another job than the one that holds the lease", "check out again")
+            raise Refused(f"{where} is from another job than the one that has the lease", "check out again")
         if (request.base_version, request.base_digest) != (base.version, base.digest):
             raise Refused(f"{where} starts from other weights than version {base.version}", "check out again")
         if request.codec != member.codec:
-            raise Refused(f"{where} is coded as {request.codec}, {member.codec} was asked for", "check out again")
+            raise Refused(f"{where} has the codec {request.codec} instead of {member.codec}", "check out again")
         if not 0 < request.samples <= member.lease_stop - member.lease_start:
-            raise Refused(f"{where} claims {request.samples} samples, outside of its lease")
+            raise Refused(f"{where} has {request.samples} samples, more than its lease")
         if request.samples != request.steps * batch or request.tokens != request.samples * run.sequence_len:
-            raise Refused(f"{where}: steps, samples and tokens do not belong together")
+            raise Refused(f"{where}: the numbers of steps, samples and tokens do not match")
         if request.keep and not lifecycle.may_keep(Kind(row.kind), self._config.rounds.overlap):
-            raise Refused(f"{where} keeps samples, this run's federated rounds do not overlap", "commit without keep")
+            raise Refused(f"{where} keeps samples, but federated rounds of this run do not overlap", "do not keep any")
         if request.keep and tx.kept(member.site) is not None:
-            raise Refused(f"{where} keeps samples, and the site keeps others already", "commit without keep")
+            raise Refused(f"{where} keeps samples, but the site already keeps others", "do not keep any")
         blob = tx.blob(request.blob)
         if blob is None or (blob.kind == "contribution" and blob.site not in ("", member.site)):
-            raise Refused(f"{where} names a file that was not uploaded", "upload it, then commit again")
+            raise Refused(f"{where} refers to a file that was not uploaded", "upload it, then commit again")
 
 
 def _takes_commits(round_state: Round, state: Member) -> bool:

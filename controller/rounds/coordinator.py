@@ -1,9 +1,9 @@
 """The use cases of a round: checkout, progress, commit, end, merge, publish.
 
-Every method runs inside one transaction on the store's thread; what it answers
-is durable when the answer leaves. Decisions are in `controller.rounds.lifecycle` and
-`controller.store.sample_pool`; leases, commits and merges are booked by `members`,
-`commits` and `merging`. `now` is Unix time, because deadlines survive a restart.
+Every method runs inside one transaction on the store's thread; a reply is sent only
+after the commit. `controller.rounds.lifecycle` and `controller.store.sample_pool`
+make the decisions; `leases`, `commits` and `publish` write them to the store. `now`
+is Unix time, because deadlines survive a restart.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from curtail.wire import (
 )
 
 RETRY_S = 0.25
-"""How soon a waiting job asks again; the wait is for a merge or the end of a round."""
+"""How soon a job that waits for a merge or the end of a round asks again."""
 
 ARRIVALS = 20
-"""Recent contributions from which the grace is taken."""
+"""Number of recent contributions from which the grace is computed."""
 
-NOTHING_LEFT = "all samples of the token budget are given out; waiting for their commits"
+NOTHING_LEFT = "all samples of the token budget are leased; waiting for their commits"
 
 
 class RoundKeeper:
-    """All that happens to rounds.
+    """Coordinates rounds: admits members, ends rounds, starts merges.
 
     Args:
-        event: notes one line in the event log: (transaction, kind, text).
+        event: adds a line to the event log: (transaction, kind, text).
         merged: called after a merge failed or ended, in the merger's thread, with the spec and result.
     """
 
@@ -69,26 +69,26 @@ class RoundKeeper:
     # -- checkout ------------------------------------------------------------
 
     def checkout(self, tx: Transaction, request: CheckoutRequest, now: float, ready: frozenset[str]) -> CheckoutReply:
-        """Work for a site that may train; `ready` are the sites that could train now, this one among them.
+        """Assign work to a site that may train. Args: ready: all sites that could train now, including this one.
 
-        A job that closes gets work only on the samples it kept, and waits only for a merge; else it is told to leave.
+        A closing job gets only the samples that it kept, and may wait only for a merge; otherwise it must leave.
         """
         row = tx.live_round()
         if row is not None and Round(row.state) is Round.OPEN:
             mine = tx.member(row.round, request.site)
             if mine is not None and Member(mine.state) is Member.TRAINING and mine.job == request.job:
-                return self._reply(tx, row, mine, request, now, len(ready))  # the answer was lost
+                return self._reply(tx, row, mine, request, now, len(ready))  # the first reply was lost
         self._members.release_site(tx, request.site, "another job or other work of the site took over", request.job)
         if row is not None and Round(row.state) is Round.OPEN:
             row = self._end_if_due(tx, row, now)
         kept = tx.kept(request.site)
         if request.closing and kept is None:
-            return CheckoutReply("leave", "there is nothing left to hand in", 0.0, None)
+            return CheckoutReply("leave", "there is nothing left to contribute", 0.0, None)
         why = self._closed(tx, row, request, now, ready)
         if why is None:
             row = row or self._open(tx, ready, now)
             member = self._members.lease(tx, row, request, ready)
-            assert member is not None, "that something is left was checked"
+            assert member is not None, "`_closed` checked that samples are left"
             lifecycle.advance_round(Round(row.state), RoundEvent.MEMBER_JOINED)
             return self._reply(tx, row, member, request, now, len(ready))
         live = tx.live_round()
@@ -101,22 +101,22 @@ class RoundKeeper:
     ) -> str | None:
         """Why the site cannot enter a round now; None if it can."""
         if row is None and len(ready) <= 1:
-            # Exact weights of a sole site would leave no place for what came late to an earlier round.
+            # Late contributions are merged first: a LOCAL round publishes exact weights and cannot include them.
             row = self._merging.collect(tx, now)
         if row is not None and Round(row.state) is Round.MERGING:
             return f"round {row.round} is being merged"
         if row is not None and tx.member(row.round, request.site) is not None:
-            return f"round {row.round} goes on without this site until the others commit"
+            return f"round {row.round} continues without this site until the others commit"
         if row is not None and not self._may_enter(row, request, now):
             if Kind(row.kind) is Kind.LOCAL and not row.cut and not request.closing:
                 tx.set_round(row.round, cut=1)
-            return f"entering at the end of round {row.round}"
+            return f"waiting for the end of round {row.round}"
         if tx.pool().size == 0 and tx.kept(request.site) is None:
             return NOTHING_LEFT
         return None
 
     def _may_enter(self, row: RoundRow, request: CheckoutRequest, now: float) -> bool:
-        if request.closing:  # it needs no time, what it hands in is trained
+        if request.closing:  # it needs no time to train, because its contribution is finished
             return Kind(row.kind) is Kind.FEDERATED and now < row.deadline_wall
         return lifecycle.may_enter(Kind(row.kind), row.opened_wall, row.deadline_wall, now)
 
@@ -169,7 +169,7 @@ class RoundKeeper:
     ) -> tuple[str, str]:
         last = tx.last_part(request.site, member.round) if keep else None
         if last is not None and last.job == request.job and Member(last.state) is Member.REFUSED:
-            # What the job trained beyond that contribution rests on weights that never became true.
+            # The job's further steps build on weights that were never published.
             return "weights", base.weights
         if request.held_digest == base.digest:
             return "none", ""
@@ -187,15 +187,15 @@ class RoundKeeper:
             return ProgressReply(True, f"round {progress.round} has ended")
         member = tx.member(progress.round, progress.site)
         if member is None or Member(member.state) is not Member.TRAINING:
-            return ProgressReply(True, f"this site is no member of round {progress.round} any more")
+            return ProgressReply(True, f"this site is no longer a member of round {progress.round}")
         if row.cut:
             return ProgressReply(True, "another site waits to enter")
         return ProgressReply(False, "")
 
     def commit(self, tx: Transaction, request: CommitRequest, now: float) -> Receipt:
-        """Make a contribution durable. A repeat gets the first receipt.
+        """Commit a contribution. A retry gets the first receipt.
 
-        Raises: Refused: wrong round, base, fence, counts or a blob that is not here.
+        Raises: Refused: wrong round, base, fencing token or counts, or a missing blob.
         """
         receipt = self._commits.commit(tx, request, now)
         row = tx.live_round()
@@ -206,7 +206,7 @@ class RoundKeeper:
     # -- the end of a round ----------------------------------------------------
 
     def sweep(self, tx: Transaction, now: float, gone: Gone) -> None:
-        """Take back what jobs held that are gone, and end, merge or collect what is due.
+        """Release the samples of jobs that are gone. End the round, or start a merge, if that is due.
 
         Args: gone: says whether a job that should be training is gone, and why.
         """
@@ -220,9 +220,9 @@ class RoundKeeper:
             self._end_if_due(tx, row, now)
 
     def resume(self, tx: Transaction, now: float, least: float) -> None:
-        """After a restart: the open round ends in `least` seconds at the earliest, in its whole length at the latest.
+        """After a restart, set the open round's deadline between `least` seconds and its full length from now.
 
-        The latter matters only where the machine's clock was set back meanwhile.
+        The upper limit matters only if the machine's clock was set back meanwhile.
         """
         row = tx.live_round()
         if row is not None:
@@ -230,14 +230,14 @@ class RoundKeeper:
             tx.set_round(row.round, deadline_wall=min(max(row.deadline_wall, now + least), latest))
 
     def release_site(self, tx: Transaction, site: str, now: float, reason: str) -> None:
-        """The site joined anew or left: all that its jobs hold goes back."""
+        """Release all samples that the site's jobs hold, because it left or joined again."""
         self._members.release_site(tx, site, reason)
         row = tx.live_round()
         if row is not None and Round(row.state) is Round.OPEN:
             self._end_if_due(tx, row, now)
 
     def _end_if_due(self, tx: Transaction, row: RoundRow, now: float) -> RoundRow | None:
-        """The round after looking whether it ends; None if it is over."""
+        """End the round if that is due. Returns: the open round, or None if it has ended."""
         settings = self._config.rounds
         members = tx.members(row.round)
         event = lifecycle.ending(
@@ -264,5 +264,5 @@ class RoundKeeper:
         return row
 
     def grace(self, tx: Transaction, row: RoundRow) -> float:
-        """Seconds that the round waits after its deadline, from how late contributions of its kind came."""
+        """The round's grace in seconds, from the lateness of recent contributions of its kind."""
         return lifecycle.grace(tx.lateness(row.kind, ARRIVALS), self._config.rounds.grace)

@@ -1,9 +1,9 @@
-"""The life cycle of a round and of its members, as tables, and when a round ends.
+"""State tables of rounds and members, and when a round ends; pure.
 
-A round has a base version, members that train from it, and ends in one merge.
-LOCAL is a round with one member, which sends its exact weights; FEDERATED
-rounds merge deltas. Nothing here touches the store or a clock: times are
-arguments, in seconds of Unix time (they must survive a restart).
+A round has a base version and members that train from it, and ends with one merge.
+A LOCAL round has one member, which sends its exact weights. FEDERATED rounds merge
+pseudo-gradients. Times are arguments, in Unix seconds, because they must survive a
+restart.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from enum import StrEnum
 from curtail.errors import RefusedTransition
 
 SPREADS = 4.0
-"""Median absolute deviations that the adaptive grace lies above the median lateness."""
+"""The adaptive grace is the median lateness plus this many median absolute deviations."""
 
 FEW = 5
-"""Arrivals below which nothing is concluded from them."""
+"""With fewer arrivals the adaptive grace is not used."""
 
 LEAST_GRACE_S = 5.0
-"""The adaptive grace is never shorter: a heartbeat, a pause of the disk and a retry fit into it."""
+"""Shortest adaptive grace; long enough for a heartbeat, a slow disk and a retry."""
 
 MOMENTUM_SHARE = 0.9
-"""Share of the budget after which the outer momentum is off."""
+"""Fraction of the token budget after which the outer momentum is off."""
 
 
 class Kind(StrEnum):
     """What the members of a round send."""
 
-    LOCAL = "LOCAL"  # the sole member's exact weights
-    FEDERATED = "FEDERATED"  # deltas from the base, averaged
+    LOCAL = "LOCAL"  # the exact weights of the only member
+    FEDERATED = "FEDERATED"  # pseudo-gradients, which are averaged
 
 
 class Round(StrEnum):
     """State of a round."""
 
     OPEN = "OPEN"  # members train and commit
-    MERGING = "MERGING"  # contributions are fixed, the next version is being made
-    MERGED = "MERGED"  # the next version is true
+    MERGING = "MERGING"  # contributions are fixed; the next version is being computed
+    MERGED = "MERGED"  # the next version is published
     ABANDONED = "ABANDONED"  # ended without any contribution
 
 
@@ -68,12 +68,12 @@ class Member(StrEnum):
     """State of one site in one round."""
 
     TRAINING = "TRAINING"  # holds a lease
-    LATE = "LATE"  # its round went on without it; it holds its lease and may still contribute, at a discount
+    LATE = "LATE"  # its round ended without it; it keeps its lease and may still contribute, at a discount
     COMMITTED = "COMMITTED"  # its contribution is durable and waits for a merge
     MERGED = "MERGED"  # its contribution is part of a version
-    REFUSED = "REFUSED"  # its contribution was not usable; its samples went back
-    RETURNED = "RETURNED"  # it left without a contribution; its samples went back
-    LOST = "LOST"  # it fell silent or came too late; its samples went back
+    REFUSED = "REFUSED"  # its contribution was unusable; its samples returned to the pool
+    RETURNED = "RETURNED"  # it left without a contribution; its samples returned to the pool
+    LOST = "LOST"  # it became silent or was too late; its samples returned to the pool
 
 
 class MemberEvent(StrEnum):
@@ -121,9 +121,9 @@ def advance_member(state: Member, event: MemberEvent) -> Member:
 def ending(members: Iterable[Member], now: float, closes: float, last: float, quorum: int = 1) -> RoundEvent | None:
     """Why an open round with members in these states ends at `now`, or None.
 
-    It ends when nobody trains any more; at `closes` (deadline and grace) if at
-    least `quorum` contributions are there; at `last` in any case. A round nobody
-    contributed to is abandoned, so that no version is made of nothing.
+    It ends when no member is training; at `closes` (deadline plus grace) if there
+    are at least `quorum` contributions; at `last` in any case. A round without
+    contributions is abandoned and makes no version.
     """
     states = list(members)
     committed = states.count(Member.COMMITTED)
@@ -135,12 +135,12 @@ def ending(members: Iterable[Member], now: float, closes: float, last: float, qu
 
 
 def grace(lateness: Sequence[float], most: float) -> float:
-    """Seconds that a round waits after its deadline: as late as contributions use to come.
+    """Seconds that a round waits after its deadline, adapted to how late contributions usually are.
 
-    The median of the recent `lateness` (seconds after the deadline, 0 for those
-    before it, `most` for those that were not waited for) and `SPREADS` median
-    absolute deviations more, within `LEAST_GRACE_S` and `most`. Few arrivals say
-    nothing: then it is `most`. Source: hivemind issue 676 (lowcomm 5.3).
+    The median of the recent `lateness` (seconds after the deadline; 0 for those
+    before it, `most` for those that missed the grace) plus `SPREADS` median
+    absolute deviations, limited to `LEAST_GRACE_S` and `most`. With fewer than
+    `FEW` arrivals it is `most`. Source: hivemind issue 676 (lowcomm 5.3).
     """
     if len(lateness) < FEW:
         return most
@@ -150,38 +150,38 @@ def grace(lateness: Sequence[float], most: float) -> float:
 
 
 def may_enter(kind: Kind, opened: float, deadline: float, now: float) -> bool:
-    """May a further site enter the open round, or should it wait for the next boundary?
+    """May another site enter the open round, or must it wait for the next one?
 
-    A FEDERATED round takes it while half of its time is left: less would not be
-    worth the download. A LOCAL round takes nobody: its member sends exact weights.
+    A FEDERATED round admits it while half of its time is left; with less the download
+    is not worth it. A LOCAL round admits none, because its member sends exact weights.
     """
     return kind is Kind.FEDERATED and deadline - now >= 0.5 * (deadline - opened)
 
 
 def may_keep(kind: Kind, overlap: bool) -> bool:
-    """May a job train on beyond what it commits? A sole site always: its weights are the next version."""
+    """May a job make overlapped steps? In a LOCAL round always, because its weights are the next version."""
     return kind is Kind.LOCAL or overlap
 
 
 def overdue(kind: Kind, staleness_discount: float) -> MemberEvent:
-    """What missing the deadline means. Exact weights of a LOCAL round fit no other base, so they cannot come late."""
+    """The event of a missed deadline. Exact weights (LOCAL) fit no other base, so they cannot be merged late."""
     return MemberEvent.OVERDUE if kind is Kind.FEDERATED and staleness_discount > 0 else MemberEvent.DEADLINE_PASSED
 
 
 def discount(staleness_discount: float, staleness: int) -> float:
-    """What a contribution counts whose base is `staleness` versions old."""
+    """The weight of a contribution whose base is `staleness` versions old."""
     return 1.0 if staleness == 0 else float(staleness_discount**staleness)
 
 
 def inner_factors(sites: int, lr_scaling: float, momentum_scaling: float) -> tuple[float, float]:
-    """What the inner learning rates and the steps that Muon remembers are multiplied by; 1 and 1 of a sole site."""
+    """Factors for the inner learning rates and for Muon's momentum length, in steps; 1 and 1 with a single site."""
     together = float(max(1, sites))
     return together**lr_scaling, together**momentum_scaling
 
 
 def momentum_off(tokens: int, budget: int) -> bool:
-    """Is the outer momentum off after `tokens` of `budget`? In the last tenth.
+    """Is the outer momentum off after `tokens` of `budget`? It is in the last tenth.
 
-    The velocity would carry the model on while the learning rate falls to zero (lowcomm 5.4).
+    Otherwise the velocity would keep moving the model while the learning rate falls to zero (lowcomm 5.4).
     """
     return tokens >= MOMENTUM_SHARE * budget

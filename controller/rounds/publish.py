@@ -1,8 +1,8 @@
-"""Contributions become a version: which are merged, and what the merge makes true.
+"""Starts merges of contributions, and publishes the result as a new version.
 
-The arithmetic runs beside, through `Merger`, and comes back as `publish`. The
-files of the next version are durable before the one transaction that makes
-version, tokens, samples and receipts true; a crash in between repeats the merge.
+`Merger` does the arithmetic in another process; its result is passed to `publish`.
+The files of the version are durable before the single transaction that records
+version, tokens, samples and receipts. A crash in between repeats the merge.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from curtail.system.home_files import UPDATE_FILE
 from nanochat.checkpoint import MODEL_FILE
 
 MERGE_RETRY_S = 5.0
-"""How soon a merge that failed (a full disk, say) is tried again."""
+"""Pause before a failed merge (for example after a full disk) is retried."""
 
 
 DOUBTFUL = 3
-"""Refusals in a row after which the norms of earlier rounds say nothing any more. Else a sole site whose rates
-were raised would train the same round for ever."""
+"""Refusals in a row after which the norms of earlier rounds are ignored. Otherwise a single site whose learning
+rates were raised would repeat the same round forever."""
 
 
 class Merger(Protocol):
-    """Runs a merge beside the API and reports once: the result, or None if it failed."""
+    """Runs a merge in the background and reports once: the result, or None if it failed."""
 
     def start(self, spec: MergeSpec, done: Callable[[MergeResult | None], None]) -> None: ...
 
 
 class Merging:
-    """Merges, one at a time.
+    """Starts merges, one at a time, and publishes versions.
 
     Args: merged: called after a merge failed or ended, in the merger's thread, with the spec and result.
     """
@@ -71,14 +71,14 @@ class Merging:
     # -- before ------------------------------------------------------------------
 
     def retry(self, tx: Transaction, row: RoundRow, now: float) -> None:
-        """After a restart, or some time after a merge failed, begin it again."""
+        """Restart a merge after a restart of the controller, or some time after it failed."""
         if now >= self._retry_at:
             self.start(tx, row)
 
     def collect(self, tx: Transaction, now: float) -> RoundRow | None:
-        """A round of nobody that merges contributions which came late; None if there are none.
+        """Start a round without members that merges late contributions; None if there are none.
 
-        Only while no round is live.
+        Call only while no round is live.
         """
         if not tx.waiting(Member.COMMITTED.value):
             return None
@@ -89,7 +89,7 @@ class Merging:
         return row
 
     def start(self, tx: Transaction, row: RoundRow) -> None:
-        """Begin the merge of a round that is MERGING, once this transaction is durable."""
+        """Start the merge of a round that is MERGING after this transaction is committed."""
         if self._merging == row.round:
             return
         run = tx.run()
@@ -98,7 +98,7 @@ class Merging:
 
         def begin() -> None:
             if self._merging == row.round:
-                return  # one transaction ended the round and looked after it again: one merge is enough
+                return  # this transaction has already started the merge
             self._merging = row.round
             self._merger.start(spec, lambda result: self._merged(spec, result))
 
@@ -107,7 +107,7 @@ class Merging:
     def _spec(self, tx: Transaction, run: RunRow, row: RoundRow) -> MergeSpec:
         settings = self._config.rounds
         number = tx.latest_version().version + 1
-        # When one contribution after the other is refused, what is usual has changed.
+        # After several refusals in a row the usual norm has probably changed.
         recent = tx.recent_norms(USUAL_OF) if tx.refused_in_a_row() < DOUBTFUL else []
         usual_norm, usual_tokens = usual(recent)
         return MergeSpec(
@@ -126,7 +126,7 @@ class Merging:
         )
 
     def _contributions(self, tx: Transaction, row: RoundRow) -> list[MemberRow]:
-        """What this round merges: its own, and in a FEDERATED one those that came late to others."""
+        """The contributions to merge: the round's own, and in a FEDERATED round late ones of earlier rounds."""
         waiting = tx.waiting(Member.COMMITTED.value)
         return [m for m in waiting if m.round == row.round or Kind(row.kind) is Kind.FEDERATED]
 
@@ -144,14 +144,14 @@ class Merging:
     # -- after ---------------------------------------------------------------------
 
     def publish(self, tx: Transaction, spec: MergeSpec, result: MergeResult | None, now: float) -> None:
-        """Make the merged version true: weights, tokens, leases and receipts in one transaction."""
+        """Publish the merged version: weights, tokens, leases and receipts in one transaction."""
         self._merging = None
         row = tx.round(spec.round)
         if row is None or Round(row.state) is not Round.MERGING:
             return
         if result is None:
             self._retry_at = now + MERGE_RETRY_S
-            self._event(tx, "merge", f"merging round {row.round} failed, trying again; see the controller's log")
+            self._event(tx, "merge", f"merging round {row.round} failed, retrying; see the controller's log")
             return
         parts = {part.site for part in spec.parts}
         members = [m for m in self._contributions(tx, row) if part_name(row, m) in parts]
@@ -183,16 +183,16 @@ class Merging:
         self._prune(tx)
 
     def _refuse(self, tx: Transaction, row: RoundRow, member: MemberRow, reason: str) -> None:
-        """Its consumed samples go back; what its job kept stays with it and is trained anew."""
+        """Return the samples of a refused contribution; those that its job kept stay with it and are trained again."""
         state = lifecycle.advance_member(Member.COMMITTED, MemberEvent.REFUSE)
         tx.set_member(member.round, member.site, state=state.value, reason=reason)
         self._members.give_back(tx, Range(member.lease_start, member.lease_start + member.samples))
-        self._event(tx, "member", f"round {row.round}: {part_name(row, member)} was refused, {reason}")
+        self._event(tx, "member", f"round {row.round}: {part_name(row, member)} was refused: {reason}")
 
     def _accept(
         self, tx: Transaction, row: RoundRow, accepted: list[MemberRow], version: int, result: MergeResult
     ) -> tuple[int, float | None]:
-        """Book the merged contributions; their tokens and mean loss."""
+        """Record the merged contributions. Returns: their tokens and mean loss."""
         state = lifecycle.advance_member(Member.COMMITTED, MemberEvent.MERGE)
         for member in accepted:
             norm = result.norms.get(part_name(row, member))
@@ -203,9 +203,9 @@ class Merging:
         return sum(m.tokens for m in accepted), mean_loss((m.tokens, m.loss_mean) for m in accepted)
 
     def _drop_contributions(self, tx: Transaction, members: list[MemberRow]) -> None:
-        """Forget uploads that nothing can use any more: those of this merge, and those that came too late."""
+        """Delete uploads that are no longer needed: those of this merge, and those that came too late."""
         waiting = {m.blob for m in tx.waiting(Member.COMMITTED.value)} - {m.blob for m in members}
-        late = bool(tx.waiting(Member.LATE.value))  # they may have sent their file and not committed yet
+        late = bool(tx.waiting(Member.LATE.value))  # they may have uploaded their file without a commit yet
         merged = {m.blob for m in members}
         for blob in tx.blobs_of_kind("contribution"):
             if blob.sha256 not in waiting and (blob.sha256 in merged or not late):
@@ -244,5 +244,5 @@ class Merging:
 
 
 def part_name(row: RoundRow, member: MemberRow) -> str:
-    """What a contribution is called in the merge of `row`; a site may have one that came late besides its own."""
+    """The name of a contribution in the merge of `row`; a site can have a late one besides its current one."""
     return member.site if member.round == row.round else f"{member.site}, late from round {member.round}"

@@ -1,10 +1,10 @@
-"""What a live source of grid signals answers, and whether that can be believed.
+"""The interface of a live grid signal (a feed), and the validation of its answers.
 
-A feed fetches; it may block, fail, lie and raise. `controller.signals.polling`
-calls it in a thread of its own and gives the controller readings. What an answer
-must fulfil is decided here, for built-in feeds and for plug-ins alike: marginal
-intensity, a known unit, plausible numbers, points in order, a first point of now.
-Units: seconds of Unix time; intensity in the unit that the answer names.
+A feed may block, raise, or return wrong values. `controller.signals.polling` calls
+it in a separate thread and turns its answers into readings. This module validates
+the answers of built-in feeds and plug-ins: marginal intensity, a known unit,
+plausible numbers, points in order, a first point that is current. Units: Unix
+seconds; intensity in the unit that the answer names.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ from curtail.grid.forecast import Forecast
 from curtail.grid.reading import UNITS, Reading, check_value, to_g_per_kwh
 
 DAY_OF_ZEROS_S = 23 * 3600.0
-"""A forecast that is exactly 0 for so long, and for all it knows, is an outage of its source."""
+"""A forecast that is exactly 0 at all its points, for at least this long, counts as an outage of its source."""
 
 RENEWAL_S = 120.0
-"""How late a new value may be. A zero counts only while it is renewed in time, and sources publish with some delay:
-without this a region that is truly at 0 would stop at the end of every period."""
+"""How late a new value may be. A zero counts only while it is renewed in time, and sources publish with some delay.
+Without this margin a region that really is at 0 would stop at the end of every period."""
 
 
 class SignalError(Exception):
-    """Why a feed has no answer: one sentence without a full stop, without secrets. What was known ages on.
+    """A feed has no answer. The last known value stays and becomes older.
 
-    Args: retry_s: do not ask again before so many seconds have passed; None: as always after a failure.
+    Args:
+        reason: one sentence without a full stop and without secrets.
+        retry_s: wait at least this many seconds before the next attempt; None: the usual backoff.
     """
 
     def __init__(self, reason: str, retry_s: float | None = None) -> None:
@@ -37,60 +39,60 @@ class SignalError(Exception):
 
 
 class Unbelievable(SignalError):
-    """There was an answer, and it cannot be true: what was known before is not believed any more, either."""
+    """An answer is implausible. The last known value is discarded, too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a feed knows of one region."""
+    """A feed's values for one region."""
 
     points: tuple[tuple[float, float], ...]  # (start of validity, value), ascending; the first is the live value
     unit: str  # one of `curtail.grid.reading.UNITS`; never guessed
-    period: float  # s that the first value holds
+    period: float  # s for which the first value is valid
     made: float | None = None  # when the source computed it
     basis: str = "marginal"  # anything else is refused
 
 
 class Feed(Protocol):
-    """A source of live values; plug-ins of the entry point group `curtail.signals` make one."""
+    """A source of live values; plug-ins of the entry point group `curtail.signals` create one."""
 
-    name: str  # for people: "watttime"
+    name: str  # for messages, e.g. "watttime"
 
     def fetch(self, region: str, now: float) -> Answer:
-        """What is known of `region`, by the source's own name for it.
+        """The current values of `region`, which is the source's name for it.
 
-        Raises: SignalError: the reason; anything else counts as a failure, too.
+        Raises: SignalError: the reason; any other exception counts as a failure, too.
         """
         ...
 
 
 class Plugin(Protocol):
-    """What an entry point of the group `curtail.signals` leads to."""
+    """The callable that an entry point of the group `curtail.signals` refers to."""
 
     def __call__(self, regions: Mapping[str, str], options: Mapping[str, Any]) -> Feed:
-        """The feed.
+        """Create the feed.
 
         Args:
             regions: region of the run -> the source's name for it.
             options: `[signal.options]` of the run file.
-        Raises: ConfigError: the options make no sense.
+        Raises: ConfigError: the options are wrong.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """An answer that can be believed: the live value, and a forecast where there is more than that."""
+    """A validated answer: the live value, and a forecast if the answer has more points."""
 
     reading: Reading
     forecast: Forecast | None
 
 
 def believe(region: str, source: str, answer: Answer, now: float, max_age: float) -> Known:
-    """`answer` as a reading and a forecast in gCO2/kWh.
+    """Validate `answer` and convert it to a reading and a forecast in gCO2/kWh.
 
-    Args: max_age: s; an answer that was made or is for longer ago says nothing of now.
-    Raises: Unbelievable: why it cannot be believed.
+    Args: max_age: the oldest usable value, in seconds.
+    Raises: Unbelievable: why the answer is implausible.
     """
     if answer.basis != "marginal":
         raise Unbelievable(f"the values are {answer.basis}, not marginal: they do not say what is curtailed")
@@ -99,14 +101,14 @@ def believe(region: str, source: str, answer: Answer, now: float, max_age: float
     if not answer.points:
         raise Unbelievable("the answer has no values")
     if not 1.0 <= answer.period <= max_age:
-        raise Unbelievable(f"a value that holds {answer.period:.0f} s cannot be used; 1 to {max_age:.0f} s can")
+        raise Unbelievable(f"the values are valid for {answer.period:.0f} s, not for 1 to {max_age:.0f} s")
     points = tuple((at, to_g_per_kwh(value, answer.unit)) for at, value in answer.points)
     for _, value in points:
         problem = check_value(value)
         if problem:
             raise Unbelievable(problem)
     if any(after[0] <= before[0] for before, after in pairwise(points)):
-        raise Unbelievable("the points of the answer are not in order of time")
+        raise Unbelievable("the points of the answer are not in chronological order")
     _check_times(points[0][0], answer, now, max_age)
     at, value = points[0]
     reading = Reading(region, value, at, at + answer.period + RENEWAL_S, source)
@@ -121,8 +123,8 @@ def _check_times(first: float, answer: Answer, now: float, max_age: float) -> No
     if first > now + answer.period:
         raise Unbelievable(f"the value is for {first - now:.0f} s in the future; check the clocks")
     if now - first > max_age:
-        raise Unbelievable(f"the value is {now - first:.0f} s old, at most {max_age:.0f} s are allowed")
+        raise Unbelievable(f"the value is {now - first:.0f} s old; at most {max_age:.0f} s are allowed")
     if answer.made is not None and now - answer.made > max_age:
-        raise Unbelievable(f"the values were made {now - answer.made:.0f} s ago and are not renewed")
+        raise Unbelievable(f"the values were computed {now - answer.made:.0f} s ago and are not renewed")
     if answer.made is not None and answer.made > now + answer.period:
-        raise Unbelievable(f"the values were made {answer.made - now:.0f} s in the future; check the clocks")
+        raise Unbelievable(f"the values were computed {answer.made - now:.0f} s in the future; check the clocks")

@@ -1,9 +1,9 @@
-"""Electricity Maps: average carbon intensity of grid zones, for accounts and for nothing else.
+"""Electricity Maps: average carbon intensity of grid zones, for accounting only.
 
-The values are flow-traced averages (gCO2e/kWh); marginal ones were given up in
-2024. An average does not fall to zero when renewable power is thrown away, so it
-cannot say what is curtailed: these values are `Average`s, which no decision
-takes, and `[signal] source` refuses this source by name.
+The values are flow-traced averages (gCO2e/kWh); the provider dropped marginal
+ones in 2024. An average does not fall to zero when renewable power is curtailed,
+so it cannot show curtailment. Therefore no decision accepts an `Average`, and
+`[signal] source` refuses this source by name.
 Source: portal.electricitymaps.com, API v3.
 """
 
@@ -28,18 +28,18 @@ NAMES = ("ELECTRICITYMAPS_TOKEN",)
 
 @dataclass(frozen=True, slots=True)
 class Average:
-    """The average intensity of a zone in the hour from `at` on. Never a ground for training."""
+    """The average intensity of a zone in the hour that starts at `at`. Never used for decisions."""
 
     zone: str
     at: float  # Unix time
     g_per_kwh: float  # gCO2e/kWh
-    estimated: bool  # by the source, where it has no measurement yet
+    estimated: bool  # the source estimated it, because it has no measurement yet
     basis: str = "average"
     source: str = "electricitymaps"
 
 
 class ElectricityMaps:
-    """The averages of zones. Not for several threads at once."""
+    """Fetches the averages of zones. Not thread-safe."""
 
     name = "electricitymaps"
 
@@ -62,16 +62,16 @@ class ElectricityMaps:
     def _ask(self, path: str, zone: str) -> dict[str, Any]:
         answer = webs.ask(self._web, self._clock, path, {"zone": zone}, {"auth-token": self._token})
         if answer.get("zone") != zone:
-            raise Unbelievable(f"the zone of the answer is {str(answer.get('zone'))[:40]}, not {zone}")
+            raise Unbelievable(f"the answer is for zone {str(answer.get('zone'))[:40]}, not {zone}")
         return answer
 
 
 def _average(zone: str, row: object) -> Average:
     if not isinstance(row, Mapping):
-        raise Unbelievable("the answer has another form than documented")
+        raise Unbelievable("the answer does not have the documented form")
     value = row.get("carbonIntensity")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise Unbelievable(f"the value of the answer is no number: {str(value)[:40]}")
+        raise Unbelievable(f"the value of the answer is not a number: {str(value)[:40]}")
     problem = check_value(float(value))
     if problem:
         raise Unbelievable(problem)

@@ -1,8 +1,9 @@
-"""One HTTP question to a signal source, as JSON, with an end whatever the other side does.
+"""HTTP GET of JSON from a signal source, with timeouts and a size limit.
 
-Decides timeouts, limits and how failures become a `SignalError`. A source that
-sends a byte now and then is cut off, too. Redirects are not followed: they would
-carry the credential elsewhere. Reasons name the status, never a header or a body.
+Decides the timeouts, the limits, and which failure becomes which `SignalError`. A
+source that sends a byte now and then is cut off by the total timeout. Redirects
+are not followed, because they would send the credential to another host. Error
+messages contain the status, never a header or a body.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from curtail.errors import ConfigError
 from curtail.system.clock import Clock
 
 CONNECT_S, SILENCE_S, WHOLE_S = 5.0, 10.0, 30.0
-"""Longest waits: for a connection, for the next bytes, for the whole answer."""
+"""Timeouts: for the connection, for the next bytes, for the whole response."""
 
 LARGEST = 32 * 1024 * 1024
-"""Bytes of an answer."""
+"""Largest response, in bytes."""
 
 
 class Unauthorised(SignalError):
-    """Status 401: the credential or the token is not accepted."""
+    """Status 401: the credential or the token was refused."""
 
 
 def check_address(address: str, name: str) -> str:
@@ -40,9 +41,9 @@ def check_address(address: str, name: str) -> str:
     except httpx.InvalidURL:
         url = httpx.URL("")
     if url.scheme not in ("http", "https") or not url.host:
-        raise ConfigError(f"{name} = {address!r} is no URL", "write for example https://api.watttime.org")
+        raise ConfigError(f"{name} = {address!r} is not a URL", "write for example https://api.watttime.org")
     if url.scheme == "http" and not _is_loopback(url.host):
-        raise ConfigError(f"{name} = {address!r} would send the credential in clear", "use https")
+        raise ConfigError(f"{name} = {address!r} would send the credential unencrypted", "use https")
     return address.rstrip("/")
 
 
@@ -54,7 +55,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def open_web(address: str, transport: httpx.BaseTransport | None = None) -> httpx.Client:
-    """The connections to the source at `address`."""
+    """An HTTP client for the source at `address`."""
     return httpx.Client(
         base_url=address,
         timeout=httpx.Timeout(SILENCE_S, connect=CONNECT_S),
@@ -71,7 +72,7 @@ def ask(
 ) -> dict[str, Any]:  # fmt: skip
     """The JSON object at `path`.
 
-    Raises: Unauthorised: status 401. SignalError: anything else that is no answer.
+    Raises: Unauthorised: status 401. SignalError: any other failure.
     """
     began = clock.monotonic()
     body = bytearray()
@@ -81,21 +82,21 @@ def ask(
             for part in reply.iter_bytes():
                 body += part
                 if len(body) > LARGEST:
-                    raise Unbelievable(f"the answer of {path} is larger than {LARGEST >> 20} MiB")
+                    raise Unbelievable(f"the response of {path} is larger than {LARGEST >> 20} MiB")
                 if clock.monotonic() - began > WHOLE_S:
-                    raise SignalError(f"the answer of {path} was not complete after {WHOLE_S:.0f} s")
+                    raise SignalError(f"the response of {path} was not complete after {WHOLE_S:.0f} s")
     except httpx.TimeoutException:
-        raise SignalError(f"no answer from {path} within {clock.monotonic() - began:.0f} s") from None
+        raise SignalError(f"no response from {path} within {clock.monotonic() - began:.0f} s") from None
     except httpx.HTTPError as error:
         raise SignalError(f"cannot be reached ({type(error).__name__}: {error})") from None
     if not body:
-        raise Unbelievable(f"the answer of {path} was empty")
+        raise Unbelievable(f"the response of {path} was empty")
     try:
         value = json.loads(body)
     except ValueError:
-        raise Unbelievable(f"the answer of {path} is no JSON") from None
+        raise Unbelievable(f"the response of {path} is not JSON") from None
     if not isinstance(value, dict):
-        raise Unbelievable(f"the answer of {path} has another form than documented")
+        raise Unbelievable(f"the response of {path} does not have the documented form")
     return value
 
 
@@ -105,7 +106,7 @@ def _check_status(reply: httpx.Response, path: str) -> None:
         return
     reason = f"status {status} ({reply.reason_phrase or 'no reason'}) for {path}"
     if status == 401:
-        raise Unauthorised(f"{reason}: the credential is not accepted")
+        raise Unauthorised(f"{reason}: the credential was refused")
     if status == 403:
         raise SignalError(f"{reason}: the account has no access to this region or these data")
     wait = reply.headers.get("Retry-After", "")

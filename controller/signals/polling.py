@@ -1,11 +1,10 @@
-"""A live feed as the controller's source of readings: polled in a thread of its own.
+"""Polls a live feed in a separate thread and serves its last valid answer as readings.
 
-The controller's steps never wait for the network: they see the last answer that
-could be believed, with its own point in time, so that it ages while the feed is
-silent. Decides when to ask again (exponentially rarer after failures, for each
-region on its own), and what is said meanwhile: an old value keeps its age, and
-once it is too old the reason of the failure takes its place. After an answer that
-cannot be true nothing is believed until the next good one. Seconds of Unix time.
+The controller's steps never wait for the network. They see the last valid answer
+with its own time, so that it ages while the feed does not answer. Each region has
+its own exponential backoff after failures. Once the last value is too old, the
+reading is unknown, with the failure as the reason. An implausible answer discards
+the last value until the next valid one. Unix seconds.
 """
 
 from __future__ import annotations
@@ -23,24 +22,24 @@ from curtail.system.clock import Clock
 log = logging.getLogger("curtail.signal")
 
 FIRST_RETRY_S, LONGEST_RETRY_S = 5.0, 300.0
-"""Pause after the first failure; it doubles with every further one, up to the longest."""
+"""First and longest pause after failures; the pause doubles with each failure."""
 
 STOP_S = 2.0
-"""Longest wait for the thread at the end; one that hangs in the network dies with the process."""
+"""Longest wait for the thread at shutdown; a thread that hangs in the network ends with the process."""
 
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """What is known of one region; replaced as a whole, so that readers need no lock."""
+    """The state of one region; replaced as a whole, so that readers need no lock."""
 
     known: Known | None = None
-    problem: str = ""  # of the last attempt; empty if it succeeded
+    problem: str = ""  # why the last attempt failed; empty if it succeeded
     failures: int = 0  # in a row
-    due: float = float("-inf")  # next attempt
+    due: float = float("-inf")  # time of the next attempt
 
 
 def pause_after(failures: int) -> float:
-    """Seconds until the next attempt after so many failures in a row."""
+    """Seconds until the next attempt after this many failures in a row."""
     return min(LONGEST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(failures - 1, 10))
 
 
@@ -49,7 +48,7 @@ class PolledSource:
 
     Args:
         names: region of the run -> the feed's name for it.
-        poll: s between answers of a region.
+        poll: s between two answers for a region.
         max_age: s after which a value counts as unknown.
     """
 
@@ -64,10 +63,10 @@ class PolledSource:
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="signal", daemon=True)
 
-    # -- the controller's side ---------------------------------------------------
+    # -- called by the controller ------------------------------------------------
 
     def reading(self, region: str, now: float) -> Reading:
-        """What is known of `region` at `now`."""
+        """The reading of `region` at `now`; unknown, with a reason, if there is no valid one."""
         state, source = self._states[region], self._source(region)
         known = state.known
         if known is not None and now - known.reading.point_time <= self._max_age:
@@ -75,18 +74,18 @@ class PolledSource:
         return unknown(region, now, source, self._silence(region, state, known, now))
 
     def forecast(self, region: str, now: float, horizon: float) -> Forecast | None:
-        """What the last usable answer expects; None once that is too old."""
+        """The forecast in the last valid answer; None once that is too old."""
         known = self._states[region].known
         if known is None or now - known.reading.point_time > self._max_age:
             return None
         return known.forecast
 
     def second(self, region: str, now: float) -> Reading | None:
-        """None: nobody else is asked."""
+        """None: there is no second source."""
         return None
 
     def ended(self, now: float) -> bool:
-        """Never: a live feed may come back."""
+        """False: a live feed may answer again."""
         return False
 
     def _silence(self, region: str, state: _State, known: Known | None, now: float) -> str:
@@ -97,25 +96,25 @@ class PolledSource:
         if state.problem:
             return f"{self._feed.name}: {state.problem}{age}; next attempt in {max(0.0, state.due - now):.0f} s"
         if known is not None and asking is not None:
-            return f"{self._feed.name} keeps {asking[0]} waiting for {now - asking[1]:.0f} s{age}"
+            return f"{self._feed.name} has not answered for region {asking[0]} for {now - asking[1]:.0f} s{age}"
         return f"{self._feed.name} has not answered yet{age}"
 
     def _source(self, region: str) -> str:
         return f"{self._feed.name} {self._names[region]}"
 
-    # -- the thread's side -------------------------------------------------------
+    # -- the polling thread ------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to poll."""
+        """Start polling."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Ask no more; an answer under way is not waited for."""
+        """Stop polling, without waiting for a request under way."""
         self._end.set()
         self._thread.join(STOP_S)
 
     def poll(self) -> float:
-        """Ask for every region that is due; returns the seconds until the next one is."""
+        """Poll every region that is due. Returns: seconds until the next one is due."""
         for region, state in self._states.items():
             if self._end.is_set():
                 break
@@ -138,7 +137,7 @@ class PolledSource:
         except SignalError as error:
             problem, least = str(error), error.retry_s or 0.0
             kept = None if isinstance(error, Unbelievable) else kept
-        except Exception as error:  # a plug-in may raise anything; its region is unknown then, with this reason
+        except Exception as error:  # a plug-in may raise anything; then the region is unknown for this reason
             problem = f"failed with {type(error).__name__}: {error}"
         else:
             if state.problem:

@@ -1,4 +1,4 @@
-"""Sources of readings that need no network: a recorded trace, and a constant."""
+"""The interface of a source of readings, and two sources without a network: a trace and a constant."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ class Source(Protocol):
     """Where readings come from."""
 
     def reading(self, region: str, now: float) -> Reading:
-        """What is known of `region` at `now`; never raises."""
+        """The reading of `region` at `now`; never raises."""
         ...
 
     def forecast(self, region: str, now: float, horizon: float) -> Forecast | None:
-        """What is expected within `horizon` seconds, or as far as is known; or None."""
+        """The forecast for at most the next `horizon` seconds; None if there is none."""
         ...
 
     def second(self, region: str, now: float) -> Reading | None:
-        """What another source says, which can confirm a zero that looks like an outage; or None."""
+        """The reading of a second source, which can confirm a zero that looks like an outage; None if there is none."""
         ...
 
     def ended(self, now: float) -> bool:
-        """Will no reading come any more?"""
+        """Has the source no more readings?"""
         ...
 
 
@@ -36,7 +36,7 @@ class TraceSource:
 
     Args:
         columns: region -> column of the trace.
-        foresight: use the trace's own future as a (perfect) forecast.
+        foresight: use the trace's future as a perfect forecast.
     """
 
     def __init__(self, trace: Trace, columns: Mapping[str, str], foresight: bool) -> None:
@@ -50,10 +50,10 @@ class TraceSource:
         return self._trace.reading(self._columns[region], region, now)
 
     def forecast(self, region: str, now: float, horizon: float) -> Forecast | None:
-        """What is expected within `horizon` seconds, or None without foresight."""
+        """The forecast for the next `horizon` seconds; None without foresight."""
         if not self._foresight:
             return None
-        if horizon == inf:  # asked for at every step: the whole course, made once
+        if horizon == inf:  # requested at every step, so the forecast to the end of the trace is cached
             if region not in self._whole:
                 start = self._trace.start
                 self._whole[region] = self._trace.forecast(self._columns[region], region, start, inf)
@@ -61,7 +61,7 @@ class TraceSource:
         return self._trace.forecast(self._columns[region], region, now, horizon)
 
     def second(self, region: str, now: float) -> Reading | None:
-        """None: nobody else is asked."""
+        """None: there is no second source."""
         return None
 
     def ended(self, now: float) -> bool:
@@ -70,9 +70,9 @@ class TraceSource:
 
 
 class ConstantSource:
-    """The same MCI everywhere and always: for grids without a signal, and to try things out.
+    """The same MCI for all regions at all times: for grids without a signal, and for tests.
 
-    Args: mci: gCO2/kWh. It is as fresh as the moment of asking.
+    Args: mci: gCO2/kWh; its readings are always current.
     """
 
     def __init__(self, mci: float, period: float = 300.0) -> None:
@@ -80,16 +80,16 @@ class ConstantSource:
         self._period = period
 
     def reading(self, region: str, now: float) -> Reading:
-        """The constant, from the beginning of the present period on."""
+        """The constant, valid from the start of the current period."""
         point = now - now % self._period
         return Reading(region, self._mci, point, point + self._period, "constant")
 
     def forecast(self, region: str, now: float, horizon: float) -> Forecast | None:
-        """None: a constant is set by a person, who may change it."""
+        """None: a constant has no forecast, because the user may change it."""
         return None
 
     def second(self, region: str, now: float) -> Reading | None:
-        """The constant itself: a person wrote it, so that a 0 is no outage."""
+        """The constant: the user set it, so a 0 is not an outage."""
         return self.reading(region, now)
 
     def ended(self, now: float) -> bool:

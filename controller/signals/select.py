@@ -1,9 +1,9 @@
-"""Which source of readings a run has: from the run file, or a plug-in's.
+"""Creates the source of readings that the run file names: built-in, trace or plug-in.
 
-Decides what each `[signal] source` needs and refuses what makes no sense before
-anything starts. A plug-in is an entry point of the group `curtail.signals`; what
-it makes is a `controller.signals.answer.Feed`, polled and checked like the built-in
-ones. Averages can be shown and booked, never decided on.
+Checks the keys that each `[signal] source` needs before anything starts. A plug-in
+is an entry point of the group `curtail.signals`. It creates a
+`controller.signals.answer.Feed`, which is polled and validated like the built-in
+ones. Averages are for display and accounting, never for decisions.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ class Signal:
 
     name: str
     source: Source
-    trace: Trace | None = None  # replayed; None: live, by this machine's clock
-    polled: PolledSource | None = None  # to be started and stopped
+    trace: Trace | None = None  # the trace that is replayed; None: live, with this machine's clock
+    polled: PolledSource | None = None  # must be started and stopped
 
     def start(self) -> None:
-        """Begin to poll, if it is polled."""
+        """Start polling, if the source is polled."""
         if self.polled is not None:
             self.polled.start()
 
     def stop(self) -> None:
-        """Poll no more."""
+        """Stop polling."""
         if self.polled is not None:
             self.polled.stop()
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a source needs of the world; tests pass fakes."""
+    """The injected dependencies of a source; tests pass fakes."""
 
     clock: Clock
     environ: Mapping[str, str]
@@ -76,16 +76,16 @@ def columns(config: RunConfig) -> dict[str, str]:
 
 
 def names(config: RunConfig) -> dict[str, str]:
-    """Region -> what a live source calls it."""
+    """Region -> a live source's name for it."""
     return {region: section.signal or region for region, section in config.regions.items()}
 
 
 def open_signal(config: RunConfig, around: Surroundings, or_else: str = "") -> Signal:
-    """The source that the run file names; nothing is polled yet.
+    """The source that the run file names; polling has not started yet.
 
-    Args: or_else: what the command takes instead of one, for a person; begins with a comma.
-    Raises: ConfigError: no such source, or a key that it needs or cannot have. AuthError: no credentials.
-        NotFound, DataError: no trace, or a bad one. UsageError: the run file names none.
+    Args: or_else: alternatives to add to the remedy if the run file names no signal; begins with a comma.
+    Raises: ConfigError: no such source, or a missing or a wrong key. AuthError: no credentials.
+        NotFound, DataError: no trace, or a bad one. UsageError: the run file names no signal.
     """
     name = config.signal.source
     _check_keys(config, name)
@@ -103,7 +103,7 @@ def open_signal(config: RunConfig, around: Surroundings, or_else: str = "") -> S
 
 
 def open_feed(config: RunConfig, around: Surroundings) -> Feed:
-    """The live source that the run file names, to be asked directly.
+    """The live source that the run file names, for direct calls without polling.
 
     Raises: ConfigError: there is none, or it cannot be used. AuthError: no credentials. NotFound.
     """
@@ -115,8 +115,8 @@ def _check_keys(config: RunConfig, name: str) -> None:
     section = config.signal
     if name in AVERAGES:
         raise ConfigError(
-            f"[signal] source = {name!r}: its values are averages, which do not say what is curtailed",
-            f"use one of {', '.join(DECIDING)} or a plug-in; averages are for accounts: average = {name!r}",
+            f"[signal] source = {name!r}: its values are averages, which do not show curtailment",
+            f"use one of {', '.join(DECIDING)} or a plug-in; averages are for accounting: average = {name!r}",
         )
     if section.average and section.average not in AVERAGES:
         raise ConfigError(f"[signal] average = {section.average!r} is not known", f"use {', '.join(AVERAGES)}")
@@ -163,7 +163,7 @@ def _file(config: RunConfig) -> Path | None:
 
 
 def installed() -> Mapping[str, Callable[[], Any]]:
-    """The plug-ins that are installed: name -> loads it."""
+    """The installed plug-ins: name -> function that loads it."""
     return {point.name: point.load for point in entry_points(group=GROUP)}
 
 
@@ -178,10 +178,12 @@ def _plugin(config: RunConfig, name: str, around: Surroundings) -> Feed:
         feed: Feed = known[name]()(names(config), dict(config.signal.options or {}))
     except CurtailError:
         raise
-    except Exception as error:  # strangers' code: whatever it raises, the controller does not start with it
+    except Exception as error:  # third-party code may raise anything; then the controller does not start
         raise ConfigError(
-            f"the plug-in {name} cannot be used: {type(error).__name__}: {error}", "see its own documents"
+            f"the plug-in {name} cannot be used: {type(error).__name__}: {error}", "see the plug-in's documentation"
         ) from error
     if not callable(getattr(feed, "fetch", None)) or not isinstance(getattr(feed, "name", None), str):
-        raise ConfigError(f"the plug-in {name} makes no feed", "it must have a name and a method fetch(region, now)")
+        raise ConfigError(
+            f"the plug-in {name} did not return a feed", "a feed must have a name and a method fetch(region, now)"
+        )
     return feed

@@ -1,10 +1,10 @@
-"""WattTime v3: marginal emissions of grid regions, live, forecast and afterwards.
+"""WattTime v3: marginal emissions of grid regions: live, forecast and historical.
 
-The live value is the first point of `/v3/forecast`: only this one is promised to
-be of now. `/v3/signal-index` is never used; it is a percentile. `/v3/historical`
-may change later: it is for settling accounts, not for decisions. Every answer
-must name the region, the signal and the unit that were asked for; pounds per MWh
-become grams per kWh exactly. Source: docs.watttime.org.
+The live value is the first point of `/v3/forecast`: only that one is documented to
+be current. `/v3/signal-index` is not used, because it is a percentile.
+`/v3/historical` may be revised later, so it is used for settlement and not for
+decisions. Every response must name the requested region, signal and unit. Pounds
+per MWh are converted to grams per kWh exactly. Source: docs.watttime.org.
 """
 
 from __future__ import annotations
@@ -26,38 +26,38 @@ from curtail.system.clock import Clock
 
 ADDRESS = "https://api.watttime.org"
 NAMES = ("WATTTIME_USER", "WATTTIME_PASSWORD")
-"""The environment variables of its own Python package."""
+"""The environment variables that WattTime's own Python package uses."""
 
 SIGNAL, WIRE_UNIT, UNIT = "co2_moer", "lbs_co2_per_mwh", "lb/MWh"
 
 TOKEN_S = 25 * 60.0
-"""A token lives for 30 minutes; it is renewed before."""
+"""Age at which a token is renewed; it expires after 30 minutes."""
 
 LOGIN_PAUSE_S = 60.0
-"""After a refused login: `/login` allows 100 in 5 minutes, all regions together."""
+"""Pause after a refused login. `/login` allows 100 requests in 5 minutes for all regions together."""
 
 CHUNK_S = 30 * 86400.0
-"""Most of the past in one question."""
+"""Longest historical period in one request."""
 
 LONGEST_FORECAST_H = 72
 
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What the source says of the past, at the moment of asking; it may say something else later."""
+    """Historical values at the time of the request; the source may revise them later."""
 
     region: str
     points: tuple[tuple[float, float], ...]  # (start of validity, gCO2/kWh)
-    period: float  # s
-    model: str  # date of the source's model, empty if it names none
-    asked: float  # Unix time
+    period: float  # s for which each value is valid
+    model: str  # date of the source's model; "": it names none
+    asked: float  # Unix time of the request
     basis: str = "marginal"
 
 
 class WattTime:
-    """A feed. Not for several threads at once.
+    """WattTime as a feed. Not thread-safe.
 
-    Args: horizon: s of forecast that are asked for, at most 72 h.
+    Args: horizon: length of the requested forecast in seconds, at most 72 h.
     """
 
     name = "watttime"
@@ -68,8 +68,8 @@ class WattTime:
         self._clock = clock
         self._hours = min(LONGEST_FORECAST_H, max(0, ceil(horizon / 3600.0)))
         self._token: str | None = None
-        self._renew = 0.0  # monotonic
-        self._refused = float("-inf")  # monotonic
+        self._renew = 0.0  # when to renew the token, monotonic
+        self._refused = float("-inf")  # when the last login was refused, monotonic
 
     def fetch(self, region: str, now: float) -> Answer:
         """The live value of `region` and its forecast. Raises: SignalError."""
@@ -79,7 +79,7 @@ class WattTime:
         return Answer(points, UNIT, _period(meta, points), None if made is None else _moment(made, "generated_at"))
 
     def historical(self, region: str, start: float, stop: float) -> Settled:
-        """What is said now of [start, stop), for settling accounts. Raises: SignalError."""
+        """The present values for [start, stop), for settlement. Raises: SignalError."""
         found: dict[float, float] = {}
         meta: Mapping[str, Any] = {}
         at = start
@@ -100,7 +100,7 @@ class WattTime:
         try:
             answer = self._ask(path, params)
         except webs.Unauthorised:
-            self._token = None  # it may have ended early; once anew, with the password
+            self._token = None  # it may have expired early: log in again and retry once
             answer = self._ask(path, params)
         meta, data = answer.get("meta"), answer.get("data")
         if not isinstance(meta, Mapping) or not isinstance(data, list):
@@ -122,13 +122,13 @@ class WattTime:
     def _login(self) -> None:
         now = self._clock.monotonic()
         if now - self._refused < LOGIN_PAUSE_S:
-            raise SignalError("the user or the password was not accepted", LOGIN_PAUSE_S)
+            raise SignalError("the user or the password was refused", LOGIN_PAUSE_S)
         self._token = None
         try:
             answer = webs.ask(self._web, self._clock, "/login", {}, {}, (self._user, self._password))
         except webs.Unauthorised:
             self._refused = now
-            raise SignalError("the user or the password was not accepted", LOGIN_PAUSE_S) from None
+            raise SignalError("the user or the password was refused", LOGIN_PAUSE_S) from None
         token = answer.get("token")
         if not isinstance(token, str) or not token.isascii() or not token.isprintable():
             raise Unbelievable("the answer of /login has no token")
@@ -137,10 +137,10 @@ class WattTime:
 
 def _point(row: object) -> tuple[float, float]:
     if not isinstance(row, Mapping):
-        raise Unbelievable("a point of the answer has another form than documented")
+        raise Unbelievable("a point of the answer does not have the documented form")
     value = row.get("value")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise Unbelievable(f"a value of the answer is no number: {str(value)[:40]}")
+        raise Unbelievable(f"a value of the answer is not a number: {str(value)[:40]}")
     return _moment(row.get("point_time"), "point_time"), float(value)
 
 
@@ -148,7 +148,7 @@ def _moment(text: object, name: str) -> float:
     try:
         moment = datetime.fromisoformat(str(text))
     except ValueError:
-        raise Unbelievable(f"a {name} of the answer is no time: {str(text)[:40]}") from None
+        raise Unbelievable(f"a {name} of the answer is not a time: {str(text)[:40]}") from None
     if moment.tzinfo is None:
         raise Unbelievable(f"a {name} of the answer has no time zone: {str(text)[:40]}")
     return moment.timestamp()

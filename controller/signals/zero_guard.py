@@ -1,10 +1,10 @@
-"""Zeros in all regions at once are an outage of the source, not curtailment.
+"""Treats exact zeros in all regions at once as an outage of the source, not as curtailment.
 
-A failing source has served exact zeros for everything for hours (WattTime, on
-2026-04-22), and a single region is truly at 0 for hours. So a zero is believed
-only beside another region that is not at 0. Wraps any live source, so that its
-readings say so; `curtail.policy.decision` doubts the zeros of a trace in the same way, and
-a constant confirms itself.
+A failing source served exact zeros for all regions for hours (WattTime, on
+2026-04-22), while a single region can really be at 0 for hours. So a zero counts
+only while another region is not at 0. The wrapper works with any live source.
+`curtail.policy.decision` applies the same rule to the zeros of a trace. A constant
+source confirms its own zeros.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ ALL_ZERO = "all regions read exactly 0 at once, as in an outage of the source"
 
 
 class DoubtingSource:
-    """`source`, but unknown while all `regions` that it knows are at exactly 0; needs two regions or more."""
+    """Wraps `source`; readings are unknown while all known `regions` are at exactly 0. Needs at least two regions."""
 
     def __init__(self, source: Source, regions: Iterable[str]) -> None:
         self._source = source
         self._regions = tuple(regions)
 
     def reading(self, region: str, now: float) -> Reading:
-        """What is known of `region` at `now`."""
+        """The reading of `region` at `now`; unknown while all regions are at 0."""
         reading = self._source.reading(region, now)
         if reading.mci == 0.0 and self._suspect(region, now):
             return unknown(region, now, reading.source, ALL_ZERO)
         return reading
 
     def forecast(self, region: str, now: float, horizon: float) -> Forecast | None:
-        """What the source expects."""
+        """The source's forecast."""
         return self._source.forecast(region, now, horizon)
 
     def second(self, region: str, now: float) -> Reading | None:
-        """What another source says, if the source has one."""
+        """The reading of the source's second source, if it has one."""
         return self._source.second(region, now)
 
     def ended(self, now: float) -> bool:

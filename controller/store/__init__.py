@@ -1,10 +1,10 @@
-"""The durable state of a run: one SQLite file, and the only package with SQL.
+"""The durable state of a run in one SQLite file; the only package with SQL.
 
-One thread owns the connection; what others want done they hand over as a
-function, which runs there inside one `BEGIN IMMEDIATE` transaction: either all
-of it becomes true or nothing. Journal WAL, synchronous FULL: what was
-acknowledged survives kill -9 and power loss. Weights and deltas are files,
-never rows. Times named *_wall are Unix seconds, the others the controller's clock.
+One thread owns the connection. Other threads pass it a function, which runs there
+inside one `BEGIN IMMEDIATE` transaction, so that all of its changes are committed
+or none. Journal mode WAL and synchronous FULL: what was acknowledged survives
+kill -9 and power loss. Weights and updates are files, never rows. Times named
+*_wall are Unix seconds; the others are seconds of the controller's clock.
 """
 
 from __future__ import annotations

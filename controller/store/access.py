@@ -1,4 +1,4 @@
-"""Tables of who may come in, which signed requests were seen, and whose uploads are under way."""
+"""Tables for access control: join tokens, machine credentials, nonces, and unfinished uploads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class AccessTables(Tables):
         return None if row is None else TokenRow(**row)
 
     def tokens(self) -> list[TokenRow]:
-        """All tokens that were made, the oldest first."""
+        """All tokens that were issued, oldest first."""
         return [TokenRow(**row) for row in self._all("SELECT * FROM join_tokens ORDER BY created_wall, id")]
 
     def set_token(self, token_id: str, **values: Any) -> None:
@@ -28,8 +28,8 @@ class AccessTables(Tables):
     # -- credentials -----------------------------------------------------------
 
     def machine_by_credential(self, credential_hash: str) -> MachineRow | None:
-        """The machine whose credential this is, or is to be, or was."""
-        # Three statements: one with OR would read the whole table.
+        """The machine whose current, next or former credential this is."""
+        # Three statements, because one with OR would scan the whole table.
         for column in ("credential", "next_credential", "former_credential"):
             row = self._one(f"SELECT * FROM machines WHERE {column} = ? AND {column} != ''", credential_hash)
             if row is not None:
@@ -37,7 +37,7 @@ class AccessTables(Tables):
         return None
 
     def see_nonce(self, key: str, nonce: str, until_wall: float, now_wall: float) -> bool:
-        """Remember a signed request until then; False: it came before."""
+        """Remember the nonce of a signed request until `until_wall`. Returns: False if it was seen before."""
         self._db.execute("DELETE FROM nonces WHERE until_wall < ?", (now_wall,))
         before = self._one("SELECT 1 AS seen FROM nonces WHERE key = ? AND nonce = ?", key, nonce)
         if before is None:
@@ -50,18 +50,18 @@ class AccessTables(Tables):
     # -- uploads ---------------------------------------------------------------
 
     def begin_upload(self, sha256: str, site: str, now_wall: float, oldest_wall: float) -> str:
-        """The site whose upload this is: the first that offered it. What began before `oldest_wall` is forgotten."""
+        """The site that owns this upload: the first that offered it. Uploads begun before `oldest_wall` are dropped."""
         self._db.execute("DELETE FROM uploads WHERE begun_wall < ?", (oldest_wall,))
         self._insert("uploads", {"sha256": sha256, "site": site, "begun_wall": now_wall}, ignore=True)
         return self.upload_site(sha256) or site
 
     def upload_site(self, sha256: str) -> str | None:
-        """Whose upload it is; None: nobody offered it."""
+        """The site that owns this upload; None if no site offered it."""
         row = self._one("SELECT site FROM uploads WHERE sha256 = ?", sha256)
         return None if row is None else str(row["site"])
 
     def uploads_of(self, site: str) -> list[str]:
-        """Names of what the site uploads, and of its contributions that are not merged yet."""
+        """Hashes of the site's unfinished uploads and of its contributions that are not merged yet."""
         rows = self._all(
             "SELECT sha256 FROM uploads WHERE site = ? UNION SELECT sha256 FROM blobs WHERE site = ? AND kind = ?",
             site, site, "contribution",

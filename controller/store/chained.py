@@ -1,4 +1,4 @@
-"""The hash chain over the ledger's tables: records are added with their hash, and only added."""
+"""The hash chain over the ledger's tables, which are append-only: each record is added with its hash."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from curtail.carbon.ledger_columns import TABLES, record
 
 
 class ChainTables(Tables):
-    """chain, and the rows of the tables it goes over."""
+    """Table chain, and appending to the tables that it covers."""
 
     def chain_head(self) -> tuple[int, str]:
-        """How many records there are, and the hash of the last one; of none: what a first one builds on."""
+        """The number of records and the hash of the last one; for an empty chain the hash it starts from."""
         row = self._one("SELECT seq, hash FROM chain ORDER BY seq DESC LIMIT 1")
         return (0, genesis(self._run_id())) if row is None else (int(row["seq"]), str(row["hash"]))
 
     def links(self) -> Iterator[Link]:
-        """The chain with its records, in order; a record that is gone is None."""
-        # One row at a time: a year of a large run is too much to hold at once.
+        """The links of the chain with their records, in order; a missing record is None."""
+        # One row at a time, because a year of a large run does not fit into memory.
         for row in self._db.execute("SELECT seq, kind, record, hash FROM chain ORDER BY seq"):
             seq, kind, number, digest = row
             found = self._record(kind, number) if kind in TABLES else None
             yield Link(seq, kind, number, None if found is None else record(kind, found), digest)
 
     def unchained(self) -> str | None:
-        """A record that no link of the chain names, in words; None if there is none."""
+        """A record that is not in the chain, as "kind id"; None if there is none."""
         due = self._due()
         for kind, table in TABLES.items():
             if kind in due:
@@ -42,9 +42,9 @@ class ChainTables(Tables):
         return None
 
     def begin_chain(self) -> int:
-        """Chain what an older curtail wrote and did not chain; how many records that were.
+        """Add records of an older curtail to the chain, once. Returns: their number.
 
-        That is all where there is no chain yet, and else the kinds that a migration named; once.
+        Without a chain these are all records, else those of the kinds that a migration named.
         """
         before = self.chain_head()[0]
         kinds = self._due() if before else set(TABLES)
@@ -55,11 +55,11 @@ class ChainTables(Tables):
         return self.chain_head()[0] - before
 
     def _due(self) -> set[str]:
-        """Kinds of which the next start of the controller chains the rows that are there."""
+        """The kinds whose existing rows the next start of the controller adds to the chain."""
         return {row["kind"] for row in self._all("SELECT kind FROM chain_due")}
 
     def _add(self, kind: str, values: dict[str, Any], ignore: bool = False) -> int | None:
-        """Insert a record and chain it; its id, None if it was there already and is to be passed over."""
+        """Insert a record and add it to the chain. Returns: its id, or None if `ignore` is set and it exists."""
         verb = "INSERT OR IGNORE" if ignore else "INSERT"
         marks = ", ".join("?" * len(values))
         sql = f"{verb} INTO {TABLES[kind]} ({', '.join(values)}) VALUES ({marks})"
@@ -67,15 +67,15 @@ class ChainTables(Tables):
         if done.rowcount < 1:
             return None
         number = done.lastrowid
-        assert number is not None, "an insert has a row"
+        assert number is not None, "an insert has a row id"
         self._link(kind, number)
         return number
 
     def _link(self, kind: str, number: int) -> None:
         found = self._record(kind, number)
-        assert found is not None, "a record is there before it is chained"
+        assert found is not None, "a record exists before it is chained"
         count, before = self.chain_head()
-        # what the store gives back is hashed, so that reading it later gives the same
+        # The row is read back and hashed as the store returns it, so that a later check sees the same values.
         digest = following(before, count + 1, kind, record(kind, found))
         self._insert("chain", {"seq": count + 1, "kind": kind, "record": number, "hash": digest})
 

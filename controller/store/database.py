@@ -1,4 +1,4 @@
-"""The thread that owns the store's file, and its transactions; how to read it from another process."""
+"""The thread that owns the store's file, its transactions, and read-only access from other processes."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ Result = TypeVar("Result")
 
 
 class Transaction(RunTables, FleetTables, AccessTables, DataLedger, EnergyTables, OrderTables):
-    """What one use case may ask of the store; valid only inside the function it was handed to."""
+    """All operations on the store; valid only inside the function that it was passed to."""
 
     def __init__(self, db: Database) -> None:
         super().__init__(db)
         self.after_commit: list[Callable[[], None]] = []
-        self.after_rollback: list[Callable[[], None]] = []  # the last one first; what is remembered is as before
+        self.after_rollback: list[Callable[[], None]] = []  # called last first, to undo changes in memory
 
 
 PRAGMAS = ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 30000")
@@ -44,7 +44,7 @@ PRAGMAS = ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "bus
 class Store:
     """The thread that owns the database.
 
-    Args: thorough: check all of the file when it is opened; after an end that was not in order.
+    Args: thorough: check the whole file when it is opened; used after an unclean shutdown.
     Raises (from `open`): DiskError: the folder is full or read-only; CurtailError: the file is damaged or newer.
     """
 
@@ -56,7 +56,7 @@ class Store:
         self._ready: Future[None] = Future()
 
     def open(self) -> None:
-        """Open or create the file and bring its tables up to date."""
+        """Open or create the file and migrate its tables."""
         self._thread.start()
         self._ready.result()
 
@@ -67,11 +67,11 @@ class Store:
         return future
 
     def call(self, use_case: Callable[[Transaction], Result]) -> Result:
-        """Like `submit`, and wait."""
+        """Like `submit`, but wait for the result."""
         return self.submit(use_case).result()
 
     def close(self) -> None:
-        """Finish what was handed over, then close the file."""
+        """Run all submitted use cases, then close the file."""
         self._queue.put(None)
         self._thread.join()
 
@@ -121,7 +121,7 @@ class Store:
                     connection.execute("ROLLBACK")
             for undo in reversed(transaction.after_rollback):
                 undo()
-            # A wrong statement or value is our own bug and keeps its traceback.
+            # A wrong statement or value is our own bug, so it keeps its traceback.
             ours = isinstance(error, (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError))
             stores = isinstance(error, sqlite3.DatabaseError) and not ours
             future.set_exception(store_error(self._path, error) if stores else error)
@@ -130,20 +130,20 @@ class Store:
             try:
                 action()
             except Exception:
-                # What is durable stays so, and this thread must live: everything waits for it.
-                log.exception("what was to follow a change of the store failed")
+                # The transaction is committed. The thread must go on, because everything waits for it.
+                log.exception("a callback after a transaction failed")
         future.set_result(result)
 
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[Transaction]:
-    """One moment of the store at `path`, to be read only; also while a controller writes to it.
+    """A read-only snapshot of the store at `path`; works while a controller writes to it.
 
-    Raises: NotFound: there is none. CurtailError: it is damaged, empty, or of another schema.
+    Raises: NotFound: there is no store. CurtailError: it is damaged, empty, or has another schema.
     """
     if not path.is_file():
         raise NotFound(
-            f"there is no store {path}", "name the folder that was given to `curtail controller start --home`"
+            f"there is no store {path}", "give the folder that was given to `curtail controller start --home`"
         )
     if path.stat().st_size == 0:
         raise CurtailError(f"the store {path} is empty", RESTORE)
@@ -153,8 +153,8 @@ def reading(path: Path) -> Iterator[Transaction]:
             schema = connection.execute("PRAGMA user_version").fetchone()[0]
             if schema != len(MIGRATIONS):
                 raise CurtailError(
-                    f"the store {path} has schema {schema}, this curtail knows {len(MIGRATIONS)}",
-                    "use the curtail of its controller, or start that controller with this one",
+                    f"the store {path} has schema {schema}, but this curtail has schema {len(MIGRATIONS)}",
+                    "use the controller's version of curtail, or start the controller with this version",
                 )
             connection.execute("BEGIN")
             yield Transaction(Database(connection))
@@ -163,11 +163,11 @@ def reading(path: Path) -> Iterator[Transaction]:
 
 
 def store_error(path: Path, error: BaseException) -> CurtailError:
-    """The one sentence for an SQLite error."""
+    """The error to report for an SQLite error."""
     text = str(error)
-    # Without space for its shared memory file SQLite speaks of an I/O error.
+    # Without space for its shared memory file SQLite reports an I/O error.
     if "full" in text or getattr(error, "sqlite_errorname", "") == "SQLITE_IOERR_SHMSIZE":
-        return DiskError(f"cannot write the store {path}: the disk is full", "free some space; the run goes on then")
+        return DiskError(f"cannot write the store {path}: the disk is full", "free some space; then the run continues")
     if "readonly" in text or "unable to open" in text:
         return DiskError(f"cannot write the store {path}: {text}", "fix the folder's permissions")
     if "not a database" in text or "malformed" in text:

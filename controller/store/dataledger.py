@@ -1,4 +1,4 @@
-"""The invariants of the data ledger, as SQL over what is stored: each with its name and its first violation."""
+"""Checks the invariants of the data ledger with SQL; each has a name and reports its first violation."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from controller.store.rounds import RoundTables
 
 
 class DataLedger(RoundTables):
-    """Checks over run, rounds, members, versions, sites, kept, returned and blobs."""
+    """Checks of the tables run, rounds, members, versions, sites, kept, returned and blobs."""
 
     def ledger(self) -> list[tuple[str, str | None]]:
-        """Every invariant of the data ledger, each with its first violation or None."""
+        """The name of each invariant with its first violation, or None."""
         run = self._one("SELECT tokens, cursor, sample_limit, sequence_len FROM run")
         return [] if run is None else [(name, check(self, run)) for name, check in _INVARIANTS]
 
     def ledger_problems(self) -> list[str]:
-        """Violations of the data ledger's invariants; empty when it is sound."""
+        """Violations of the data ledger's invariants; empty if there are none."""
         return [problem for _, problem in self.ledger() if problem is not None]
 
     def _every_sample_has_one_fate(self, run: dict[str, Any]) -> str | None:
-        """Merged, waiting for a merge, leased, kept or free again: together exactly all below the cursor."""
+        """Merged, committed, leased, kept and free samples together are exactly all samples below the cursor."""
         at, before = 0, "nobody"
         for row in self._all(_FATES):
             if row["a"] < at:
                 return f"samples {row['a']}..{min(at, row['b'])} are {row['what']} and {before} at once"
             if row["a"] > at:
-                return f"samples {at}..{row['a']} were handed out and are nowhere"
+                return f"samples {at}..{row['a']} were handed out and are unaccounted for"
             at, before = row["b"], row["what"]
         if at != run["cursor"]:
-            return f"the samples of all sites end at {at}, the {run['cursor']} handed out do not"
+            return f"the samples of all sites end at {at}, but {run['cursor']} were handed out"
         return None
 
     def _merged_samples_make_the_tokens(self, run: dict[str, Any]) -> str | None:
@@ -39,11 +39,11 @@ class DataLedger(RoundTables):
         )
         assert row is not None
         if row["t"] != run["tokens"]:
-            return f"merged contributions hold {row['t']} tokens, the run says {run['tokens']}"
+            return f"the merged contributions have {row['t']} tokens, but the run has {run['tokens']}"
         if row["s"] * run["sequence_len"] != row["t"]:
             return f"{row['s']} samples of {run['sequence_len']} tokens are not {row['t']} tokens"
         if row["s"] > run["sample_limit"] or run["cursor"] > run["sample_limit"]:
-            return f"the run's budget is {run['sample_limit']} samples, more were given out"
+            return f"the run's budget is {run['sample_limit']} samples, but more were handed out"
         return None
 
     def _versions_hold_what_was_merged(self, run: dict[str, Any]) -> str | None:
@@ -59,10 +59,10 @@ class DataLedger(RoundTables):
         if row["gap"] != 1:
             return f"version {row['version'] - 1} is missing"
         if row["grown"] != row["merged"]:
-            return f"version {row['version']} grew by {row['grown']} tokens, {row['merged']} were merged into it"
+            return f"version {row['version']} grew by {row['grown']} tokens, but {row['merged']} were merged into it"
         latest = self.latest_version()
         if latest.tokens != run["tokens"]:
-            return f"the latest version says {latest.tokens} tokens, the run {run['tokens']}"
+            return f"the latest version has {latest.tokens} tokens, but the run has {run['tokens']}"
         return None
 
     def _sites_hold_what_they_merged(self, run: dict[str, Any]) -> str | None:
@@ -71,7 +71,9 @@ class DataLedger(RoundTables):
             " (SELECT site, SUM(tokens) AS tokens FROM members WHERE state = 'MERGED' GROUP BY site) AS m"
             " ON m.site = s.site WHERE s.tokens != COALESCE(m.tokens, 0) LIMIT 1"
         )
-        return None if row is None else f"site {row['site']} has {row['tokens']} tokens, {row['merged']} were merged"
+        if row is None:
+            return None
+        return f"site {row['site']} has {row['tokens']} tokens, but {row['merged']} were merged"
 
     def _contributions_are_there(self, run: dict[str, Any]) -> str | None:
         row = self._one(

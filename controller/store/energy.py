@@ -1,4 +1,4 @@
-"""Tables of readings, of the energy ledger and of its settlements; all of them are only added to."""
+"""Tables of readings, the energy ledger and its settlements (append-only), and of microgrids."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ class EnergyTables(ChainTables):
         return [(row["point_time"], row["mci"]) for row in rows]
 
     def last_readings(self, region: str, count: int) -> list[tuple[float, float | None]]:
-        """The latest `count` of them, ascending."""
+        """The latest `count` readings, ascending."""
         sql = "SELECT point_time, mci FROM readings WHERE region = ? ORDER BY point_time DESC LIMIT ?"
         return [(row["point_time"], row["mci"]) for row in reversed(self._all(sql, region, count))]
 
     def known_readings(self, region: str, after: float) -> Iterator[tuple[float, float]]:
-        """Those for moments after `after` that are known, ascending; read one at a time."""
+        """The known readings for times after `after`, ascending; read one at a time."""
         sql = "SELECT point_time, mci FROM readings WHERE region = ? AND point_time > ? AND mci IS NOT NULL"
         yield from self._db.execute(f"{sql} ORDER BY point_time", (region, after))
 
     def last_noted(self) -> int:
-        """Number of the reading that was added last, whatever its moment; 0: there is none."""
+        """Id of the reading that was added last, whatever its time; 0 if there is none."""
         row = self._one("SELECT COALESCE(MAX(id), 0) AS last FROM readings")
         assert row is not None
         return int(row["last"])
 
     def noted_after(self, number: int) -> Iterator[tuple[int, str, float]]:
-        """Number, region and moment of the known readings that were added after reading `number`."""
+        """Id, region and time of the known readings that were added after the one with id `number`."""
         sql = "SELECT id, region, point_time FROM readings WHERE id > ? AND mci IS NOT NULL ORDER BY id"
         yield from self._db.execute(sql, (number,))
 
@@ -64,14 +64,14 @@ class EnergyTables(ChainTables):
             self._add("energy", values)
 
     def entries(self) -> list[Entry]:
-        """The rows of the ledger, in the order in which they were closed."""
+        """The rows of the ledger, in the order in which they were written."""
         return [entry for _, entry in self.entries_after(0)]
 
     def numbered_entries(self, since: float = -math.inf) -> list[tuple[int, Entry]]:
         """The rows that ended after `since`, with their ids."""
         if since == -math.inf:
             return list(self.entries_after(0))
-        rows = self._all("SELECT * FROM energy WHERE t1 > ? ORDER BY +id", since)  # +: found by time, then sorted
+        rows = self._all("SELECT * FROM energy WHERE t1 > ? ORDER BY +id", since)  # +: search by t1, then sort
         return [(row["id"], _entry(row)) for row in rows]
 
     def entries_after(self, number: int) -> Iterator[tuple[int, Entry]]:
@@ -82,14 +82,14 @@ class EnergyTables(ChainTables):
     # -- open intervals --------------------------------------------------------
 
     def open_intervals(self) -> list[tuple[Interval, float]]:
-        """Intervals still growing at the last step, each with the time up to which it is certain."""
+        """The open intervals, each with the time up to which it is confirmed."""
         return [(interval, seen) for interval, seen, _ in self.open_with_marks()]
 
     def open_with_marks(self) -> list[tuple[Interval, float, dict[str, list[int]]]]:
-        """The same, and what was counted of the steps and tokens of the site's job (`controller.ledger.metering`).
+        """`open_intervals`, plus the step and token counts of the site's job (`controller.ledger.metering`).
 
-        A row is written when more than time has changed. Every step books all sites, so each is certain
-        up to the last step.
+        A row is written only if more than the time has changed. Every step books all sites, so each
+        interval is confirmed up to the last step.
         """
         run = self._one("SELECT clock FROM run") or {"clock": -math.inf}
         rows = self._all("SELECT * FROM energy_open ORDER BY site")
@@ -114,9 +114,9 @@ class EnergyTables(ChainTables):
         self._add("settlement", {name: getattr(row, name) for name in SettledRow.__slots__})
 
     def settled(self, basis: str, first: int = 0) -> dict[int, SettledRow]:
-        """The newest revision for each row of the ledger that has one: id of the row -> settlement.
+        """The newest settlement of each row of the ledger that has one, by the row's id.
 
-        Args: first: rows before it are left out.
+        Args: first: id of the first row to include.
         """
         names = ", ".join(SettledRow.__slots__)
         sql = f"SELECT {names} FROM settled WHERE entry >= ? AND basis = ? ORDER BY entry, revision"
@@ -126,14 +126,14 @@ class EnergyTables(ChainTables):
     # -- microgrids ----------------------------------------------------------
 
     def stored(self) -> dict[str, float]:
-        """Wh in each region's battery at the last step."""
+        """Energy in each region's battery at the last step, in Wh."""
         return {row["region"]: row["stored_wh"] for row in self._all("SELECT region, stored_wh FROM batteries")}
 
     def put_stored(self, region: str, stored_wh: float, at: float) -> None:
         self._insert("batteries", {"region": region, "stored_wh": stored_wh, "at": at}, replace=True)
 
     def switched(self) -> list[SwitchedRow]:
-        """Sites of which the machines are switched off, or on their way."""
+        """Sites whose machines are switched off or being switched."""
         return [SwitchedRow(**row) for row in self._all("SELECT * FROM switched ORDER BY site")]
 
     def put_switched(self, row: SwitchedRow) -> None:
@@ -170,7 +170,7 @@ def _interval(row: dict[str, Any]) -> tuple[Interval, float]:
 def _entry(row: dict[str, Any]) -> Entry:
     machine_kwh = row["machine_kwh"]
     detail = Detail(
-        # rows of before these columns tell the mean power
+        # Rows from before these columns existed have only the mean power.
         machine_kwh=row["watts"] * (row["t1"] - row["t0"]) / JOULES_PER_KWH if machine_kwh is None else machine_kwh,
         gpu_kwh=row["gpu_kwh"],
         host_kwh=row["host_kwh"],

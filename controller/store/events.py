@@ -1,4 +1,4 @@
-"""How parts of the controller note a line in the event log."""
+"""The type of the function that adds a line to the event log."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ from collections.abc import Callable
 from controller.store import Transaction
 
 Event = Callable[[Transaction, str, str], None]
-"""Notes one line in the event log: (transaction, kind, text)."""
+"""Adds a line to the event log: (transaction, kind, text)."""

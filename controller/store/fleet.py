@@ -1,4 +1,4 @@
-"""Tables of who is here."""
+"""Tables of sites and their machines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from controller.store.tables import Tables
 
 
 class FleetTables(Tables):
-    """sites, machines."""
+    """Tables sites and machines."""
 
     def site(self, name: str) -> SiteRow | None:
         row = self._one("SELECT * FROM sites WHERE site = ?", name)
@@ -25,7 +25,7 @@ class FleetTables(Tables):
         self._update("sites", values, {"site": name})
 
     def machines(self, site: str) -> list[MachineRow]:
-        """The machines of a site, in the order of joining."""
+        """The machines of a site, in the order in which they joined."""
         rows = self._all("SELECT * FROM machines WHERE site = ? ORDER BY place", site)
         return [MachineRow(**row) for row in rows]
 

@@ -1,4 +1,4 @@
-"""What people order: rows that are added and chained, never changed (`curtail.carbon.hash_chain`)."""
+"""Table of operators' orders: append-only, and part of the hash chain (`curtail.carbon.hash_chain`)."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from controller.store.rows import OrderRow
 
 
 class OrderTables(ChainTables):
-    """orders."""
+    """Table orders."""
 
     def add_order(self, row: OrderRow) -> int:
-        """Its id."""
+        """Add an order, or the end of one. Returns: its id."""
         number = self._add("order", {name: getattr(row, name) for name in OrderRow.__slots__})
-        assert number is not None, "nothing is passed over here"
+        assert number is not None, "an insert without `ignore` has a row id"
         return number
 
     def orders(self) -> list[tuple[int, OrderRow]]:
-        """All that was ever ordered and how it ended, with ids, in order."""
+        """All orders and their ends, with ids, oldest first."""
         return [(row["id"], _order(row)) for row in self._all("SELECT * FROM orders ORDER BY id")]
 
     def open_orders(self) -> list[tuple[int, OrderRow]]:
-        """Orders of which nobody noted an end yet, with ids; at most one for each region."""
+        """Orders that have not ended, with ids; at most one per region."""
         ended = "SELECT of_order FROM orders WHERE of_order IS NOT NULL"
         rows = self._all(f"SELECT * FROM orders WHERE of_order IS NULL AND id NOT IN ({ended}) ORDER BY id")
         return [(row["id"], _order(row)) for row in rows]

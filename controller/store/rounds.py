@@ -9,7 +9,7 @@ from controller.store.tables import Tables
 
 
 class RoundTables(Tables):
-    """versions, rounds, members, kept."""
+    """Tables versions, rounds, members and kept."""
 
     def add_version(self, version: VersionRow) -> None:
         self._insert("versions", {name: getattr(version, name) for name in VersionRow.__slots__})
@@ -20,7 +20,7 @@ class RoundTables(Tables):
 
     def latest_version(self) -> VersionRow:
         row = self._one("SELECT * FROM versions ORDER BY version DESC LIMIT 1")
-        assert row is not None, "a run has version 0 from its first moment"
+        assert row is not None, "a run always has version 0"
         return VersionRow(**row)
 
     def kept_versions(self) -> list[VersionRow]:
@@ -34,7 +34,7 @@ class RoundTables(Tables):
 
     def live_round(self) -> RoundRow | None:
         """The round that is open or being merged; there is at most one."""
-        # It is the newest. To look for its state would read all rounds at every step while there is none.
+        # It is always the newest round. A search by state would scan all rounds at every step while there is none.
         row = self._one("SELECT * FROM rounds ORDER BY round DESC LIMIT 1")
         return RoundRow(**row) if row is not None and row["state"] in ("OPEN", "MERGING") else None
 
@@ -70,23 +70,23 @@ class RoundTables(Tables):
         self._update("members", values, {"round": round_number, "site": site})
 
     def waiting(self, state: str) -> list[MemberRow]:
-        """Parts of any round that are LATE, or COMMITTED and not merged; oldest first."""
+        """Members of all rounds in `state` (LATE or COMMITTED), oldest first."""
         assert state in ("LATE", "COMMITTED")
-        # The state as text in the statement: only then the partial index is used.
+        # SQLite uses the partial index only if the state is a literal in the statement.
         return [MemberRow(**row) for row in self._all(f"SELECT * FROM members WHERE state = '{state}' ORDER BY round")]
 
     def last_part(self, site: str, before: int) -> MemberRow | None:
-        """The site's part in the newest round before round `before`."""
+        """The site's member row in the newest round before round `before`."""
         row = self._one("SELECT * FROM members WHERE site = ? AND round < ? ORDER BY round DESC LIMIT 1", site, before)
         return None if row is None else MemberRow(**row)
 
     def newest_part(self, site: str) -> MemberRow | None:
-        """The site's part in the newest round it took part in."""
+        """The site's member row in its newest round."""
         row = self._one("SELECT * FROM members WHERE site = ? ORDER BY round DESC LIMIT 1", site)
         return None if row is None else MemberRow(**row)
 
     def lateness(self, kind: str, count: int) -> list[float]:
-        """Seconds after the deadline at which the latest `count` contributions to rounds of `kind` arrived."""
+        """By how many seconds the latest `count` contributions to rounds of `kind` missed the deadline."""
         rows = self._all(
             "SELECT MAX(0.0, m.arrived_wall - r.deadline_wall) AS late FROM rounds AS r JOIN members AS m"
             " ON m.round = r.round WHERE r.kind = ? AND m.arrived_wall IS NOT NULL ORDER BY r.round DESC LIMIT ?",
@@ -96,7 +96,7 @@ class RoundTables(Tables):
         return [row["late"] for row in rows]
 
     def used_lately(self, site: str, count: int) -> int:
-        """The most samples in one of the site's latest `count` contributions; 0: it has made none."""
+        """The most samples in one of the site's latest `count` contributions; 0 if there are none."""
         row = self._one(
             "SELECT COALESCE(MAX(samples), 0) AS most FROM"
             " (SELECT samples FROM members WHERE site = ? AND receipt != '' ORDER BY round DESC LIMIT ?)",
@@ -107,19 +107,19 @@ class RoundTables(Tables):
         return int(row["most"])
 
     def recent_speeds(self, count: int) -> list[tuple[int, float]]:
-        """Tokens, and wall seconds of training, of the latest `count` contributions that arrived."""
+        """Tokens and wall seconds of training of the latest `count` contributions that arrived."""
         rows = self._all(
             "SELECT tokens, seconds FROM members WHERE receipt != '' AND seconds > 0 ORDER BY round DESC LIMIT ?", count
         )
         return [(row["tokens"], row["seconds"]) for row in rows]
 
     def recent_norms(self, count: int) -> list[tuple[float, int]]:
-        """Norm per root of tokens, and tokens, of the latest `count` merged contributions, oldest first."""
+        """Norm per square root of tokens, and tokens, of the latest `count` merged contributions, oldest first."""
         rows = self._all("SELECT norm, tokens FROM members WHERE norm IS NOT NULL ORDER BY round DESC LIMIT ?", count)
         return [(row["norm"], row["tokens"]) for row in reversed(rows)]
 
     def refused_in_a_row(self) -> int:
-        """Contributions that were refused since the latest that was merged."""
+        """Number of contributions that were refused since the latest merge."""
         row = self._one(
             "SELECT COUNT(*) AS n FROM members WHERE state = 'REFUSED' AND round >"
             " COALESCE((SELECT round FROM rounds WHERE state = 'MERGED' ORDER BY round DESC LIMIT 1), 0)"
@@ -128,7 +128,7 @@ class RoundTables(Tables):
         return int(row["n"])
 
     def kept(self, site: str) -> KeptRow | None:
-        """The samples that the site's job keeps beyond what it committed."""
+        """The samples that the site's job keeps after its commit."""
         row = self._one("SELECT * FROM kept WHERE site = ?", site)
         return None if row is None else KeptRow(**row)
 

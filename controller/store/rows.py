@@ -1,7 +1,7 @@
-"""The rows of the store as frozen values; `controller.store` reads and writes them.
+"""The rows of the store as frozen dataclasses; `controller.store` reads and writes them.
 
-Field names equal column names. Times named *_wall are Unix seconds, the others
-seconds of the controller's clock.
+Field names equal column names. Times named *_wall are Unix seconds; the others
+are seconds of the controller's clock.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class RunRow:
     created_wall: float
     started: float
     clock: float  # controller clock at the last step
-    tokens: int  # global tokens: all of them merged
+    tokens: int  # all merged tokens
     cursor: int
     sample_limit: int
     regime: str
@@ -35,20 +35,20 @@ class RunRow:
 
 @dataclass(frozen=True, slots=True)
 class SiteRow:
-    """A site of which a machine ever joined."""
+    """A site from which a machine has joined."""
 
     site: str
     region: str
     machines: int  # how many it has, as its agents say
-    fence: int  # the newest epoch that a join of one of its machines began
-    left_run: int  # 1: all of its machines said goodbye
+    fence: int  # the fencing token of the newest join of one of its machines
+    left_run: int  # 1: all of its machines have left
     tokens: int  # merged
     joined_wall: float
 
 
 @dataclass(frozen=True, slots=True)
 class MachineRow:
-    """One machine of a site, with the agent that speaks for it; what the credential of a request stands for."""
+    """One machine of a site, with its agent, key and credentials."""
 
     site: str
     agent: str
@@ -57,27 +57,27 @@ class MachineRow:
     address: str  # where the site's other machines reach it
     port: int
     place: int  # in the order of joining
-    fence: int  # the epoch that its latest join began
+    fence: int  # the fencing token of its latest join
     credential: str  # hashed
-    left_run: int  # 1: it said goodbye
+    left_run: int  # 1: it has left
     joined_wall: float
     key: str = ""  # the agent's public key, base64
-    expires_wall: float = 0.0  # when the credential ends
-    next_credential: str = ""  # handed out and not used yet, hashed; "": none
+    expires_wall: float = 0.0  # when the credential expires
+    next_credential: str = ""  # issued and not used yet, hashed; "": none
     next_expires_wall: float = 0.0
-    former_credential: str = ""  # used before, hashed; good for a short time, for what is under way
+    former_credential: str = ""  # the previous one, hashed; valid for a short time, for requests under way
     former_until_wall: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
-    """A token that was made."""
+    """A token that was issued."""
 
     id: str
     secret: str  # hashed
     created_wall: float
-    role: str = "agent"  # agent: a machine may join with it; viewer, operator: it is shown with each request
-    site: str = ""  # joins as this site only; "": any
+    role: str = "agent"  # agent: a machine may join with it; viewer, operator: it is sent with each request
+    site: str = ""  # the only site that may join with it; "": any
     region: str = ""
     uses: int | None = None  # machines that may join with it; None: no limit
     used: int = 0
@@ -91,11 +91,11 @@ class VersionRow:
     """Global weights number `version`."""
 
     version: int
-    round: int | None  # that made it; None: the initial weights
+    round: int | None  # the round that made it; None: the initial weights
     tokens: int
     digest: str  # of the weights' content
     weights: str  # SHA-256 of the weights file
-    updates: str  # SHA-256 of the delta file from the version before, or ""
+    updates: str  # SHA-256 of the file with the update from the previous version, or ""
     created_wall: float
     kept: int  # 1: the files are still on disk
 
@@ -110,13 +110,13 @@ class RoundRow:
     base_version: int
     opened_wall: float
     deadline_wall: float
-    cut: int  # 1: members shall commit at once, another site waits
-    version: int | None  # it made
+    cut: int  # 1: members shall commit at once, because another site waits
+    version: int | None  # the version that it made
 
 
 @dataclass(frozen=True, slots=True)
 class MemberRow:
-    """One site's part in one round: its lease, and its contribution once committed."""
+    """One site in one round: its lease, and its contribution after the commit."""
 
     round: int
     site: str
@@ -137,14 +137,14 @@ class MemberRow:
     loss_mean: float | None = None
     loss_last: float | None = None
     reason: str = ""
-    arrived_wall: float | None = None  # of the contribution; the end of the grace if it was not waited for longer
-    version: int | None = None  # that its contribution is part of
-    norm: float | None = None  # of its delta per root of its tokens, once merged
+    arrived_wall: float | None = None  # when the contribution arrived; the end of the grace if the round ended first
+    version: int | None = None  # the version that includes its contribution
+    norm: float | None = None  # norm of its pseudo-gradient per square root of its tokens, after the merge
 
 
 @dataclass(frozen=True, slots=True)
 class SwitchedRow:
-    """A site of which the machines are switched off, or on their way; without a row they are on."""
+    """A site whose machines are switched off or being switched; a site without a row is on."""
 
     site: str
     region: str
@@ -152,13 +152,13 @@ class SwitchedRow:
     since: float
     since_wall: float
     failures: int = 0  # of on_resume, in a row
-    retry_wall: float = 0.0  # no on_resume before
+    retry_wall: float = 0.0  # when on_resume may run again
     note: str = ""  # how the latest command failed
 
 
 @dataclass(frozen=True, slots=True)
 class KeptRow:
-    """Samples [start, stop) that stay leased to a site's job beyond what it committed."""
+    """Samples [start, stop) that stay leased to a site's job after its commit."""
 
     site: str
     fence: int
@@ -169,27 +169,27 @@ class KeptRow:
 
 @dataclass(frozen=True, slots=True)
 class OrderRow:
-    """What a person ordered for a region, or that it ended. Such rows are only added, and are in the hash chain."""
+    """An operator's order for a region, or the end of one. Append-only, and part of the hash chain."""
 
-    of_order: int | None  # the id of the order that this ends; None: it is one
-    act: str  # train, pause; cleared, replaced, expired: why an order ended; ended: an older curtail did not say why
+    of_order: int | None  # the id of the order that this row ends; None: this row is an order
+    act: str  # train, pause; or why an order ended: cleared, replaced, expired; ended: an older curtail noted no cause
     region: str
-    at: float  # from when on it counts
-    until: float | None  # of an order: when it runs out by itself
-    by_whom: str  # "": nobody, it ran out
+    at: float  # when it takes effect
+    until: float | None  # of an order: when it expires
+    by_whom: str  # "": nobody, it expired
     reason: str
-    wall: float | None  # when it was said; None: an older curtail did not keep it
+    wall: float | None  # when it was given; None: an older curtail did not store it
 
 
 @dataclass(frozen=True, slots=True)
 class BlobRow:
-    """A file that is served or was uploaded, named by its content."""
+    """A file that is served or was uploaded, named by its hash."""
 
     sha256: str
     path: str
     size: int
     kind: str  # data, weights, update, contribution
-    site: str = ""  # that uploaded it
+    site: str = ""  # the site that uploaded it
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +204,7 @@ class EventRow:
 
 @dataclass(frozen=True, slots=True)
 class SettledRow:
-    """What a source says later of one row of the energy ledger; the newest revision counts."""
+    """The source's later value for one row of the energy ledger; the newest revision counts."""
 
     entry: int  # id of the row
     basis: str  # marginal, or average
@@ -212,5 +212,5 @@ class SettledRow:
     mci: float  # gCO2/kWh, mean over the row's time
     kg: float
     source: str
-    model: str  # date of the source's model; empty: it names none
-    asked: float  # Unix time
+    model: str  # date of the source's model; "": it names none
+    asked: float  # Unix time of the request

@@ -1,4 +1,4 @@
-"""Tables of the run as a whole: its row, its pool of samples, its files and its events."""
+"""Tables of the run as a whole: its row, its sample pool, its files and its events."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KEPT_KINDS = ("regime", "version", "restore")
 
 
 class RunTables(Tables):
-    """run, returned, blobs, events."""
+    """Tables run, returned, blobs and events."""
 
     def run(self) -> RunRow | None:
         row = self._one("SELECT * FROM run")
@@ -70,9 +70,9 @@ class RunTables(Tables):
         return [EventRow(**row) for row in reversed(rows)]
 
     def prune_events(self, keep: int, step: int) -> int:
-        """Delete the oldest lines beyond the newest `keep`, at most `step` of them; how many went.
+        """Delete at most `step` of the oldest events beyond the newest `keep`. Returns: their number.
 
-        Those that a report is drawn from stay: they are as many as there are rounds.
+        Events that reports need stay (`KEPT_KINDS`); their number grows with the rounds only.
         """
         marks = ", ".join("?" * len(KEPT_KINDS))
         oldest = f"id <= (SELECT MAX(id) FROM events) - ? AND kind NOT IN ({marks})"

@@ -1,10 +1,10 @@
-"""Which samples of the packed token stream belong to whom.
+"""The pool of free samples, and leases taken from it; pure.
 
-Samples are numbered from 0 without end; sample i of the run is sample i modulo
-the number of samples of the data set, so that a long run passes over the data
-several times. A pool is what nobody holds: a cursor (everything from it on) and
-ranges that came back. Leases are contiguous, so that step s
-of a lease with batch B is samples [start + s*B, start + (s+1)*B).
+Samples are numbered from 0 without end. Sample i of the run is sample i modulo
+the size of the data set, so that a long run makes several epochs. The pool is a
+cursor (all samples from it on are new) and the ranges that were returned. Leases
+are contiguous: step s of a lease with batch size B has the samples
+[start + s*B, start + (s+1)*B).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """The samples nobody holds. `returned` is ascending, disjoint and below `cursor`."""
+    """The free samples. `returned` is ascending, disjoint and below `cursor`."""
 
     cursor: int
     limit: int  # one past the last sample of the run's budget
@@ -41,9 +41,9 @@ class Pool:
 def take(pool: Pool, wanted: int, least: int = 0) -> tuple[Range | None, Pool]:
     """Lease up to `wanted` contiguous samples; None if the pool is empty.
 
-    The lowest piece that has at least `least`, else the longest there is: who gets
-    less than its round needs stands idle until the others end theirs. What
-    is passed over is used when nothing longer is left.
+    The lease comes from the lowest range with at least `least` samples, else from the
+    longest. A site with too few samples would idle until the others end their round.
+    Shorter ranges are used when no longer one is left.
     """
     assert wanted > 0
     pieces = _pieces(pool)
@@ -55,7 +55,7 @@ def take(pool: Pool, wanted: int, least: int = 0) -> tuple[Range | None, Pool]:
 
 
 def lengthen(pool: Pool, held: Range, wanted: int) -> tuple[Range, Pool]:
-    """`held` with free samples added, up to `wanted` in all, if free ones follow on it."""
+    """Extend `held` to at most `wanted` samples, if the samples after it are free."""
     following = [piece for piece in _pieces(pool) if piece.start == held.stop]
     if wanted <= held.size or not following:
         return held, pool
@@ -64,13 +64,13 @@ def lengthen(pool: Pool, held: Range, wanted: int) -> tuple[Range, Pool]:
 
 
 def _pieces(pool: Pool) -> list[Range]:
-    """What can be leased in one piece each, ascending."""
+    """The contiguous ranges of free samples, ascending."""
     fresh = [Range(pool.cursor, pool.limit)] if pool.cursor < pool.limit else []
     return [*pool.returned, *fresh]
 
 
 def _cut(pool: Pool, piece: Range, wanted: int) -> tuple[Range, Pool]:
-    """The first `wanted` samples of a piece, and the pool without them."""
+    """The first `wanted` samples of a range, and the pool without them."""
     lease = Range(piece.start, min(piece.stop, piece.start + wanted))
     if piece.start == pool.cursor:
         return lease, Pool(lease.stop, pool.limit, pool.returned)
@@ -80,18 +80,18 @@ def _cut(pool: Pool, piece: Range, wanted: int) -> tuple[Range, Pool]:
 
 
 def give_back(pool: Pool, part: Range) -> Pool:
-    """The pool after `part` came back; neighbours are joined, so that it is leased again in one piece.
+    """The pool after `part` was returned. Adjacent ranges are joined.
 
-    Raises: ValueError: some of it was never leased or is back already.
+    Raises: ValueError: some of it was never leased, or is free already.
     """
     if part.size == 0:
         return pool
     if part.size < 0 or part.stop > pool.cursor or part.start < 0:
-        raise ValueError(f"samples {part.start}..{part.stop} are nobody's: never leased, or back already")
+        raise ValueError(f"samples {part.start}..{part.stop} are not leased: never handed out, or returned already")
     merged: list[Range] = []
     for piece in sorted((*pool.returned, part)):
         if merged and piece.start < merged[-1].stop:
-            raise ValueError(f"samples {part.start}..{part.stop} came back twice")
+            raise ValueError(f"samples {part.start}..{part.stop} were returned twice")
         if merged and piece.start == merged[-1].stop:
             merged[-1] = Range(merged[-1].start, piece.stop)
         else:
@@ -107,6 +107,6 @@ def budget_samples(token_budget: int, sequence_len: int, batch_samples: int) -> 
 
 
 def fair_share(pool_samples: int, inner_steps: int, batch_samples: int, sites: int) -> int:
-    """Samples to lease to one of `sites`: a full round, less when the budget runs out."""
+    """Samples to lease to one of `sites`: a full round, or less near the end of the budget."""
     steps_left = pool_samples // batch_samples
     return min(inner_steps, -(-steps_left // max(1, sites))) * batch_samples

@@ -1,4 +1,4 @@
-"""The tables of a run's store: one SQL script per schema version, and how an older file gets there."""
+"""The store's schema: one SQL migration per version, and how they are applied."""
 
 from __future__ import annotations
 
@@ -184,11 +184,11 @@ MIGRATIONS = (
     CREATE INDEX versions_kept ON versions (version) WHERE kept = 1;
     """,
 )
-"""One script per schema version; never changed once released, only added to."""
+"""One script per schema version. Released scripts are never changed; new ones are appended."""
 
 
 def migrate(connection: sqlite3.Connection, path: Path, migrations: Sequence[str] = MIGRATIONS) -> None:
-    """Bring the tables up to the newest schema, each step in its own transaction."""
+    """Apply the missing migrations, each in its own transaction."""
     have = connection.execute("PRAGMA user_version").fetchone()[0]
     if have > len(migrations):
         raise CurtailError(

@@ -1,8 +1,7 @@
-"""The store's file as a file: is SQLite fit for it, is it sound, how is it copied and kept small.
+"""Checks SQLite's version and the store's file, copies the file, and limits its size.
 
-Decides which versions of SQLite are refused or warned of, and what a check at
-the start covers. Nothing here knows what the rows mean: that is
-`controller.store.dataledger`.
+Decides which versions of SQLite are refused or cause a warning, and what the check
+at the start covers. `controller.store.dataledger` checks the meaning of the rows.
 """
 
 from __future__ import annotations
@@ -16,25 +15,25 @@ from curtail.errors import CurtailError, DiskError
 from curtail.system.disk import disk_error
 
 OLDEST = (3, 37, 0)
-"""STRICT tables, sqlite.org/stricttables.html."""
+"""First version with STRICT tables, sqlite.org/stricttables.html."""
 
 RESET_BUG = ((3, 7, 0), (3, 51, 2))
 """First and last version with the WAL-reset bug, sqlite.org/wal.html#walresetbug: two connections that write or
-checkpoint at the same moment can damage the file. Here only one connection of one process ever does."""
+checkpoint at the same moment can damage the file. Here only one connection of one process does so."""
 
 WAL_BYTES = 64 * 1024 * 1024
-"""What the write-ahead log is cut back to, once it is written back into the file."""
+"""Size to which the write-ahead log is truncated after a checkpoint."""
 
 EVENTS_KEPT = 100_000
 EVENTS_STEP = 1_000
-"""Lines of the log that stay, and how many are deleted at a time: all at once would hold up heartbeats."""
+"""How many events are kept, and how many are deleted at a time: more at once would delay heartbeats."""
 
 RESTORE = "keep the folder as it is, and restore a backup into a new one: curtail controller restore BACKUP --home NEW"
 
 
 @dataclass(frozen=True, slots=True)
 class Fitness:
-    """What is to be said about a version of SQLite."""
+    """Whether a version of SQLite can be used, with a message."""
 
     level: str  # ok, warn, fail
     text: str
@@ -47,7 +46,7 @@ def sqlite_version() -> tuple[int, int, int]:
 
 
 def fitness(version: tuple[int, int, int]) -> Fitness:
-    """Can the store be kept with this version?"""
+    """Can the store be used with this version?"""
     name = ".".join(map(str, version))
     if version < OLDEST:
         needed = ".".join(map(str, OLDEST))
@@ -56,19 +55,19 @@ def fitness(version: tuple[int, int, int]) -> Fitness:
     if first <= version <= last:
         return Fitness(
             "warn",
-            f"SQLite {name} has the WAL-reset bug, unless its distributor has patched it: with two programs that write"
-            " the store at once it could be damaged",
+            f"SQLite {name} has the WAL-reset bug, unless its distributor has patched it: if two programs write the"
+            " store at once, it can be damaged",
             "the controller writes with one connection only, so let no other program write state.db while it runs;"
-            " to be rid of the bug use a Python with SQLite 3.51.3 or later",
+            " a Python with SQLite 3.51.3 or later does not have the bug",
         )
     return Fitness("ok", f"SQLite {name}")
 
 
 def check_file(connection: sqlite3.Connection, path: Path, thorough: bool) -> None:
-    """Is the file sound, and does every row that names another one find it?
+    """Check the file's structure and its foreign keys.
 
-    Args: thorough: compare indices with their tables too; takes time in proportion to the file.
-    Raises: CurtailError: it is damaged.
+    Args: thorough: compare indices with their tables, too; the time grows with the file.
+    Raises: CurtailError: the file is damaged.
     """
     look = "integrity_check" if thorough else "quick_check"
     found = connection.execute(f"PRAGMA {look}(1)").fetchone()[0]
@@ -76,14 +75,15 @@ def check_file(connection: sqlite3.Connection, path: Path, thorough: bool) -> No
         raise CurtailError(f"the store {path} is damaged: {found}", RESTORE)
     orphan = connection.execute("PRAGMA foreign_key_check").fetchone()
     if orphan is not None:
-        raise CurtailError(f"the store {path} is damaged: a row of {orphan[0]} names a missing {orphan[2]}", RESTORE)
+        what = f"a row of {orphan[0]} refers to a missing row of {orphan[2]}"
+        raise CurtailError(f"the store {path} is damaged: {what}", RESTORE)
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Make `target` the store at `source` as it is at one moment, also while its controller writes to it.
+    """Copy a consistent snapshot of the store at `source` to `target`, also while its controller writes to it.
 
-    All pages in one step, so that nothing which is written meanwhile begins it anew; writers do not wait for it.
-    The copy is one file, without a log beside it.
+    All pages are copied in one step, so that concurrent writes do not restart the copy. Writers do not wait for it.
+    The copy is one file without a write-ahead log.
     Raises: DiskError. CurtailError: the source is damaged.
     """
     try:
@@ -97,7 +97,7 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def copy_error(source: Path, target: Path, error: sqlite3.DatabaseError) -> CurtailError:
-    """The one sentence for a copy that failed."""
+    """The error to report for a failed copy."""
     text = str(error)
     if "full" in text:
         return DiskError(f"cannot write {target}: the disk is full", "free some space there or choose another folder")
@@ -118,7 +118,7 @@ def log_bytes(path: Path) -> int:
 
 
 def examine_file(path: Path) -> None:
-    """Check all of the store at `path` without changing it, also while its controller runs.
+    """Check the whole store at `path` without changing it; works while its controller runs.
 
     Raises: CurtailError: it is damaged, or cannot be read.
     """

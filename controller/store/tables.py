@@ -1,4 +1,4 @@
-"""What every group of tables builds on: a connection, and four short forms of SQL."""
+"""Base class of the groups of tables: a connection and helpers for common SQL statements."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sqlite_utils import Database
 
 
 class Tables:
-    """Rows in and out as dictionaries; valid only inside one transaction."""
+    """Reads and writes rows as dictionaries; valid only inside one transaction."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -21,7 +21,7 @@ class Tables:
         return list(self._each(sql, *values))
 
     def _each(self, sql: str, *values: Any) -> Iterator[dict[str, Any]]:
-        """One row after the other, for tables that grow all the time; nothing may write to them meanwhile."""
+        """Read rows one at a time, for large tables. The table must not be written to meanwhile."""
         found = self._db.execute(sql, values)
         names = [column[0] for column in found.description]
         return (dict(zip(names, row, strict=True)) for row in found)

@@ -1,9 +1,22 @@
-"""Agent keys (Ed25519), and signing and verifying HTTP requests with them.
+"""An agent's Ed25519 key, and the signature of its requests.
 
-A signature covers the method, the path, the SHA-256 of the body, the fencing token
-(`fence`), the time and a nonce, so that a captured request cannot be replayed. This
-module is stateless: the controller keeps public keys in its store
-(`controller.auth.credentials`) and used nonces in memory (`controller.auth.nonces`).
+A signature covers the method, the path, the body's SHA-256, the fencing token, the
+time and a nonce, so that a request that was observed cannot be replayed. This
+module checks signature and time. The controller remembers the nonces:
+`controller.auth.credentials` in its store, `controller.auth.nonces` in memory.
+
+Why not RFC 9421 (HTTP Message Signatures): both ends are this project, so nothing
+is gained by a format that other software can read. RFC 9421 lets each message
+choose the signed components and writes them as structured header fields, which the
+verifier must parse, canonicalise and then restrict again to a fixed list. Here the
+list is fixed, and the signed text is one line.
+
+Why not client certificates issued by the controller's own CA, as kubelets have: an
+ASGI application cannot see them. ASGI specifies a TLS extension for that, but
+uvicorn, which the controller uses, does not implement it (checked with 0.54), nor
+does Hypercorn (its issue 62 is open). And TLS would authenticate a connection;
+here each request is signed together with its fencing token and nonce.
+
 Times are Unix seconds.
 """
 

@@ -1,10 +1,11 @@
-"""Parsing and printing of tokens, the secrets with which agents and viewers authenticate.
+"""The token that admits an agent, viewer or operator: kubeadm's bootstrap token with a CA pin.
 
-`ct1.<pin>.<id>.<secret>.<checksum>`: the pin is the SHA-256 of the public key of the
-controller's certificate authority, so that a client can verify the controller before
-it sends anything secret. The checksum distinguishes a truncated or mistyped token from
-a wrong one without asking the controller. `ct0.<id>.<secret>` has no pin and is for
-plain HTTP on loopback only.
+The form is `ct1.<pin>.<id>.<secret>.<checksum>`. Id and secret are those of a
+kubeadm bootstrap token. The pin is the SHA-256 of the CA's public key, as in
+kubeadm's `--discovery-token-ca-cert-hash`: the holder can authenticate the
+controller before it sends anything secret. The checksum detects a truncated or
+mistyped token without a request. `ct0.<id>.<secret>` has no pin and is only for
+plain HTTP on loopback. Nothing here opens a connection.
 """
 
 from __future__ import annotations

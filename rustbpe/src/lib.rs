@@ -1,9 +1,9 @@
 //! Trains byte-pair encodings: texts in, mergeable ranks out.
 //!
-//! `words` cuts texts into words and counts them on all cores; `train` turns
-//! counted words into merges; `python` is the face towards Python and exists
-//! only with the feature of that name. Encoding and decoding are not done here
-//! (tiktoken does them), and neither are special tokens.
+//! `words` splits texts into words and counts them on all cores; `train` computes
+//! the merges from the counts; `python` has the Python bindings and exists only
+//! with the feature of that name. tiktoken encodes and decodes; the special
+//! tokens are defined in Python.
 
 #[cfg(feature = "python")]
 mod python;

@@ -1,9 +1,8 @@
-//! The face towards Python: `rustbpe.train`, `rustbpe.split`, `SPLIT_PATTERN`.
+//! The Python bindings: `rustbpe.train`, `rustbpe.split`, `SPLIT_PATTERN`.
 //!
-//! Texts are copied out of Python in batches and counted with the interpreter
-//! released; so memory holds one batch and the distinct words, never the whole
-//! corpus. Ctrl-C is noticed between batches and, while merging, ten times a
-//! second.
+//! Texts are copied from Python in batches and counted without the GIL, so only
+//! one batch and the distinct words are in memory, never the whole corpus. Ctrl-C
+//! is checked between batches and, during the merges, ten times a second.
 
 use std::mem;
 use std::time::{Duration, Instant};
@@ -15,9 +14,9 @@ use pyo3::types::{PyBytes, PyString};
 use crate::train::{train as train_merges, TrainError};
 use crate::words::{Splitter, WordCounter, SPLIT_PATTERN};
 
-/// Bytes of text that are counted at once.
+/// Bytes of text per batch.
 const BATCH_BYTES: usize = 16 << 20;
-/// Between two looks for Ctrl-C.
+/// Interval between two checks for Ctrl-C.
 const SIGNALS_EVERY: Duration = Duration::from_millis(100);
 const LARGEST_VOCABULARY: i64 = 1 << 30;
 
@@ -25,7 +24,7 @@ fn splitter(pattern: Option<&str>) -> PyResult<Splitter> {
     Splitter::new(pattern).map_err(PyValueError::new_err)
 }
 
-/// A Python string as UTF-8, or a sentence that says which text is unusable.
+/// A Python string as UTF-8, or an error that says which text is unusable.
 fn text_of(item: &Bound<'_, PyAny>, number: usize) -> PyResult<String> {
     let text = item.cast::<PyString>().map_err(|_| {
         let kind = item.get_type();

@@ -1,15 +1,15 @@
-//! From counted words to merges.
+//! Computes the merges from counted words.
 //!
-//! Starts from the 256 single bytes and joins, again and again, the pair of
-//! neighbours that occurs most often; among equally frequent pairs the one with
-//! the smaller (left id, right id). Overlapping neighbours all count (`aaa` has
-//! `aa` twice) and a merge goes through a word from left to right. The result
-//! depends on nothing but the counts: not on threads, batches or order.
+//! Starts with the 256 single bytes and repeatedly joins the most frequent pair of
+//! neighbours; of equally frequent pairs, the one with the smaller (left id, right
+//! id). Overlapping pairs all count (`aaa` has `aa` twice), and a merge processes a
+//! word from left to right. The result depends only on the counts, not on threads,
+//! batches or order.
 //!
-//! All words lie behind each other in one array, one slot per byte. The first
-//! and the last slot of a token hold its id; so both neighbours of a token are
-//! found from the lengths of tokens alone, without links, and one merge of one
-//! occurrence costs the same in a word of any length.
+//! All words are stored one after the other in one array, one slot per byte. The
+//! first and the last slot of a token contain its id, so both neighbours of a token
+//! are found from the lengths of tokens, without links, and merging one occurrence
+//! costs the same in a word of any length.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -17,7 +17,7 @@ use std::mem;
 
 use rustc_hash::FxHashMap;
 
-/// Between two words.
+/// Separator between two words.
 const WALL: u32 = u32::MAX;
 /// The first slot of a token that was joined to the one on its left.
 const GONE: u32 = u32::MAX - 1;
@@ -25,13 +25,13 @@ const GONE: u32 = u32::MAX - 1;
 /// Why training ended without a result.
 #[derive(Debug, PartialEq, Eq)]
 pub enum TrainError {
-    /// The distinct words are longer in sum than 32-bit positions can say.
+    /// The total length of the distinct words exceeds 32-bit positions.
     TooLarge,
     /// The caller asked to stop.
     Stopped,
 }
 
-/// Two ids in one number, whose order is that of (left, right).
+/// Two ids in one number that sorts like (left, right).
 fn pair(left: u32, right: u32) -> u64 {
     u64::from(left) << 32 | u64::from(right)
 }
@@ -40,13 +40,13 @@ fn pair(left: u32, right: u32) -> u64 {
 #[derive(Default)]
 struct Occurrences {
     count: u64,
-    /// Slots of the left token, ascending; those that have changed since are passed over.
+    /// Slots of the left token, ascending; slots that have changed since are skipped.
     places: Vec<u32>,
 }
 
 struct Corpus {
     slots: Vec<u32>,
-    /// (first slot, count): from there on every word occurs `count` times.
+    /// (first slot, count): from this slot on every word occurs `count` times.
     runs: Vec<(u32, u64)>,
     /// The bytes of each id.
     tokens: Vec<Vec<u8>>,
@@ -136,7 +136,7 @@ impl Corpus {
         occurrences.places.push(at);
     }
 
-    /// Joins every occurrence of a pair to a new token; the pairs that arise.
+    /// Joins every occurrence of a pair to a new token; returns the new pairs.
     fn merge(&mut self, key: u64) -> Vec<u64> {
         let (left, right) = ((key >> 32) as u32, key as u32);
         let (new, width) = (self.tokens.len() as u32, self.length(left));
@@ -176,19 +176,19 @@ impl Corpus {
 
 /// The tokens in the order of their ids: 256 bytes, then up to `merges` merges.
 ///
-/// Fewer merges come back when no pair is left. `words` are distinct, the most
-/// frequent first (`WordCounter::finish`). `go_on` is asked before each merge.
+/// Returns fewer merges if no pair is left. `words` are distinct, the most frequent
+/// first (`WordCounter::finish`). `go_on` is called before each merge.
 ///
 /// # Errors
-/// `TooLarge` beyond 4 GB of distinct words; `Stopped` when `go_on` says false.
+/// `TooLarge` beyond 4 GB of distinct words; `Stopped` if `go_on` returns false.
 pub fn train(
     words: &[(Box<[u8]>, u64)],
     merges: usize,
     mut go_on: impl FnMut() -> bool,
 ) -> Result<Vec<Vec<u8>>, TrainError> {
     let mut corpus = Corpus::new(words)?;
-    // Counts in the heap may be too high, never too low: a pair is born in the
-    // merge that makes the younger of its two tokens and only loses afterwards.
+    // Counts in the heap may be too high, but never too low: a pair first occurs in the
+    // merge that creates the newer of its two tokens, and its count only decreases later.
     let mut heap: BinaryHeap<(u64, Reverse<u64>)> =
         corpus.index.keys().map(|key| (corpus.count_of(*key), Reverse(*key))).collect();
     while corpus.tokens.len() < 256 + merges {

@@ -1,11 +1,10 @@
-//! From texts to counted words.
+//! Splits texts into words and counts them.
 //!
-//! A word is what the split pattern matches; no merge ever crosses a word.
-//! The default pattern is GPT-4's with numbers cut into pairs of digits, as in
-//! nanochat. For it the words are found by a scanner written by hand, which
-//! needs no backtracking; its character classes come from the tables of the
-//! regex library, so both agree on every character. Any other pattern runs
-//! through the regex library itself.
+//! A word is a match of the split pattern; no merge crosses words. The default
+//! pattern is GPT-4's with numbers split into pairs of digits, as in nanochat. A
+//! hand-written scanner finds its words without backtracking. The scanner's
+//! character classes come from the tables of the regex library, so both agree on
+//! every character. Other patterns use the regex library itself.
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -23,10 +22,10 @@ pub const SPLIT_PATTERN: &str = concat!(
 /// How often each word occurs; words are UTF-8 bytes.
 type Counts = FxHashMap<Box<[u8]>, u64>;
 
-/// Texts that one thread takes at a time.
+/// Texts that one thread processes at a time.
 const TEXTS_PER_STEP: usize = 16;
 
-/// What the default pattern can tell apart.
+/// The character classes of the default pattern.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
     Letter,
@@ -188,7 +187,7 @@ impl Splitter {
         }
     }
 
-    /// Like `new`, but always through the regex library: the yardstick of the tests.
+    /// Like `new`, but always with the regex library; the reference in tests.
     ///
     /// # Errors
     /// A sentence, if `pattern` is no valid regular expression.
@@ -201,7 +200,7 @@ impl Splitter {
     /// Calls `word` with each word of `text`, in order.
     ///
     /// # Errors
-    /// A sentence, if a pattern of the caller's own gives up on this text.
+    /// A message, if the caller's pattern fails on this text.
     pub fn split<'t>(&self, text: &'t str, mut word: impl FnMut(&'t str)) -> Result<(), String> {
         match self {
             Splitter::Default => {
@@ -234,7 +233,7 @@ pub struct WordCounter {
 }
 
 impl WordCounter {
-    /// A counter that has seen nothing.
+    /// A new counter without words.
     #[must_use]
     pub fn new(splitter: Splitter) -> WordCounter {
         let threads = rayon::current_num_threads();
@@ -245,7 +244,7 @@ impl WordCounter {
     /// Counts the words of `texts`.
     ///
     /// # Errors
-    /// As `Splitter::split`; the counts are then of no use.
+    /// As `Splitter::split`; then the counts are unusable.
     pub fn add<T: AsRef<str> + Sync>(&self, texts: &[T]) -> Result<(), String> {
         texts.par_chunks(TEXTS_PER_STEP).try_for_each(|chunk| {
             let thread = rayon::current_thread_index().unwrap_or(0);

@@ -168,10 +168,10 @@ CHECKPOINTS: dict[str, tuple[Damage, int, tuple[str, ...]]] = {
     "without weights": (gone(MODEL), NOT_FOUND, ("has no model.safetensors", "use another one")),
     "truncated": (cut(MODEL), FAILURE, ("model.safetensors ends inside", "truncated; fetch it again")),
     "empty weights": (cut(MODEL, 0), FAILURE, ("model.safetensors is truncated or not", "fetch it again")),
-    "one bit wrong": (flip(MODEL), FAILURE, ("have digest", "meta.json says", "use another one")),
+    "one bit wrong": (flip(MODEL), FAILURE, ("have digest", "but meta.json has", "use another one")),
     "pickled weights": (copied("theirs/model_000002.pt", MODEL), FAILURE, ("not a safetensors file",)),
     "truncated meta": (cut(META), FAILURE, ("meta.json is not JSON", "use another one")),
-    "foreign meta": (text(META, '{"step": 2}'), FAILURE, ("not of the format curtail-checkpoint-1",)),
+    "foreign meta": (text(META, '{"step": 2}'), FAILURE, ("does not have the format curtail-checkpoint-1",)),
     "another vocabulary": (model_config(vocab_size=400), FAILURE, ("lm_head.weight", "another model")),
     "impossible model": (model_config(n_head=7), FAILURE, ("meta.json", "7 heads")),
 }
@@ -188,7 +188,7 @@ def test_a_checkpoint_that_cannot_be_used(place, capsys, case, command):
 @pytest.mark.parametrize(
     ("folder", "words"),
     [
-        ("theirs", ("nanochat's", "`curtail checkpoint import`")),
+        ("theirs", ("a checkpoint of nanochat", "`curtail checkpoint import`")),
         ("run", ("give one of the folders in", "run/checkpoints")),
         (META, ("meta.json is missing",)),
     ],
@@ -215,7 +215,12 @@ DATA: dict[str, tuple[str, Damage, int, tuple[str, ...]]] = {
     "another vocabulary": ("sample", copied("small/tokenizer.json", TOKENIZER), FAILURE, ("was trained with", OTHER)),
     "truncated tokenizer": ("sample", cut(TOKENIZER), FAILURE, ("tokenizer.json", "truncated", "`curtail tokenizer")),
     "foreign tokenizer": ("eval", copied(META, TOKENIZER), FAILURE, ("it is not a tokenizer file",)),
-    "truncated manifest": ("eval", cut("data/manifest.json"), FAILURE, ("manifest.json", "truncated", "make it again")),
+    "truncated manifest": (
+        "eval",
+        cut("data/manifest.json"),
+        FAILURE,
+        ("manifest.json", "truncated", "create it again"),
+    ),
     "empty tokens": ("eval", cut("data/validation_00000.bin", 0), FAILURE, ("validation_00000.bin", "bytes long")),
     "wrong tokens": ("eval", flip("data/validation_00000.bin"), FAILURE, ("does not match the manifest",)),
 }
@@ -246,13 +251,13 @@ TRAINING: dict[str, tuple[Damage, tuple[object, ...], int, tuple[str, ...]]] = {
     "too small a data set": (nothing, ("--batch-samples", 10**6), FAILURE, ("training samples", "import more text")),
     "vocab mismatch": (nothing, ("--preset", "d4-test"), USAGE, ("512 ids", "4096", "--vocab-size 4096")),
     "empty tokens": (cut("data/train_00000.bin", 0), (), FAILURE, ("train_00000.bin", "wrong size", "copy it")),
-    "truncated manifest": (cut("data/manifest.json"), (), FAILURE, ("manifest.json", "make it again")),
+    "truncated manifest": (cut("data/manifest.json"), (), FAILURE, ("manifest.json", "create it again")),
     "another tokenizer": (copied("other/tokenizer.json", TOKENIZER), (), FAILURE, ("were made with the tokenizer",)),
     "no tokenizer": (gone(TOKENIZER), (), NOT_FOUND, ("no tokenizer at", "tokenizer.json")),
     "nothing to score": (
         gone("data/validation_00000.bin"), ("--eval-every", 2), FAILURE, ("validation_00000.bin is missing",)
     ),
-    "a file as its folder": (nothing, ("--out", "run/metrics.jsonl"), USAGE, ("is no folder", "--out")),
+    "a file as its folder": (nothing, ("--out", "run/metrics.jsonl"), USAGE, ("is not a folder", "--out")),
     "resumed from truncated weights": (cut(MODEL), ("--out", "run"), FAILURE, NONE_WHOLE),
     "resumed from wrong weights": (flip(MODEL), ("--out", "run"), FAILURE, NONE_WHOLE),
     "resumed without a state": (gone(STATE), ("--out", "run"), FAILURE, NONE_WHOLE),
@@ -260,7 +265,7 @@ TRAINING: dict[str, tuple[Damage, tuple[object, ...], int, tuple[str, ...]]] = {
     "resumed from truncated facts": (cut(PROGRESS), ("--out", "run"), FAILURE, NONE_WHOLE),
     "resumed from a foreign meta file": (text(META, "{}"), ("--out", "run"), FAILURE, NONE_WHOLE),
     "resumed as another run": (nothing, ("--out", "run", "--seed", 2), FAILURE, ("another seed, 1 instead of 2",)),
-    "begun again": (nothing, ("--out", "run", "--no-resume"), CONFLICT, ("holds the checkpoints of a run",)),
+    "begun again": (nothing, ("--out", "run", "--no-resume"), CONFLICT, ("has the checkpoints of another run",)),
 }  # fmt: skip
 
 
@@ -283,16 +288,16 @@ def test_a_run_is_not_continued_with_another_tokenizer(place, capsys):
 PT, FACTS = "theirs/model_000002.pt", "theirs/meta_000002.json"
 
 IMPORTS: dict[str, tuple[Damage, str, tuple[object, ...], int, tuple[str, ...]]] = {
-    "missing": (gone("theirs"), "theirs", (), NOT_FOUND, ("no checkpoint theirs", "give nanochat's folder")),
-    "ours": (nothing, CHECKPOINT, (), NOT_FOUND, ("no checkpoint of nanochat", "one of ours already")),
+    "missing": (gone("theirs"), "theirs", (), NOT_FOUND, ("no checkpoint theirs", "give a model's folder of nanochat")),
+    "ours": (nothing, CHECKPOINT, (), NOT_FOUND, ("no checkpoint of nanochat", "a checkpoint of curtail")),
     "another step": (nothing, "theirs", ("--step", 7), NOT_FOUND, ("no model_000007.pt", "the steps 2")),
     "another name": (nothing, MODEL, (), FAILURE, ("is not called model_000123.pt",)),
     "truncated": (cut(PT), "theirs", (), FAILURE, ("model_000002.pt is truncated", "fetch it again")),
     "empty": (cut(PT, 0), "theirs", (), FAILURE, ("model_000002.pt is truncated", "fetch it again")),
     "one bit wrong": (flip(PT), "theirs", (), FAILURE, ("model_000002.pt is damaged", "fetch it again")),
-    "without facts": (gone(FACTS), "theirs", (), NOT_FOUND, ("meta_000002.json", "fetch it too")),
+    "without facts": (gone(FACTS), "theirs", (), NOT_FOUND, ("meta_000002.json", "fetch it, too")),
     "truncated facts": (cut(FACTS), "theirs", (), FAILURE, ("meta_000002.json is not JSON", "fetch it again")),
-    "foreign facts": (text(FACTS, "[]"), "theirs", (), FAILURE, ("does not say what model",)),
+    "foreign facts": (text(FACTS, "[]"), "theirs", (), FAILURE, ("does not describe the model",)),
     "another tokenizer": (nothing, "theirs", ("--tokenizer", "other"), FAILURE, ("trained with the tokenizer", "give")),
     "vocab mismatch": (
         nothing, "theirs", ("--tokenizer", "small"), FAILURE, ("has 512 token ids, the tokenizer has 400",)
@@ -325,10 +330,10 @@ SHARDS: dict[str, tuple[Damage, tuple[object, ...], int, tuple[str, ...]]] = {
     "a file as the folder": (lambda place: (gone("shards")(place), text("shards", "x")(place)), (), NOT_FOUND,
                              ("no data set in shards",)),
     "truncated list": (cut("shards/shards.json"), (), FAILURE, ("shards.json is truncated", "import or fetch")),
-    "empty shard": (cut(SHARD, 0), (), FAILURE, ("shard_00000.parquet does not match", "copy it anew")),
-    "truncated shard": (cut(SHARD), (), FAILURE, ("shard_00000.parquet does not match", "copy it anew")),
+    "empty shard": (cut(SHARD, 0), (), FAILURE, ("shard_00000.parquet does not match", "copy it again")),
+    "truncated shard": (cut(SHARD), (), FAILURE, ("shard_00000.parquet does not match", "copy it again")),
     "shard without rows": (shard_without_rows, (), FAILURE, ("shard_00000.parquet is empty", "leave it out")),
-    "missing shard": (gone(SHARD), (), FAILURE, ("shard_00000.parquet is missing", "copy the shard there")),
+    "missing shard": (gone(SHARD), (), FAILURE, ("shard_00000.parquet is missing", "copy the shard to that place")),
     "empty validation": (cut("shards/validation.parquet", 0), (), FAILURE, ("validation.parquet does not match",)),
     "too small a data set": (nothing, ("--sequence-len", 10**7), FAILURE, ("one sample needs", "import more text")),
     "no tokenizer": (nothing, ("--tokenizer", "shards"), NOT_FOUND, ("no tokenizer at", "`curtail tokenizer train`")),

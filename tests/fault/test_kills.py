@@ -101,7 +101,7 @@ def test_a_killed_controller_loses_nothing_and_the_jobs_ride_through(pair, ensur
     assert kept >= (before.version, before.tokens)
     back = pair.start_controller()
     assert (back.version, back.tokens) == kept and back.round.round == before.round.round
-    assert any("did not end in order; the store was checked" in event.text for event in back.events)
+    assert any("did not shut down cleanly; the whole store was checked" in event.text for event in back.events)
     after = pair.until("the interrupted round is merged", lambda s: s.version > back.version)
     assert after.tokens > back.tokens
     assert contributors(after)[before.round.round] == {"a", "b"}

@@ -23,7 +23,7 @@ def test_a_contribution_finished_while_the_controller_was_away_is_committed_afte
     agent = fleet.start_agent("a", "A")
     before = fleet.until("a trains", lambda s: site(s, "a") is not None and site(s, "a").step > 0)
     fleet.controller.kill_9()
-    fleet.wait_for("the permit lapses", lambda: "lapsed without word" in agent.text())
+    fleet.wait_for("the permit expires", lambda: "expired while the controller was unreachable" in agent.text())
     fleet.wait_for("the job waits", lambda: WAITING in agent.text())
     (folder,) = (fleet.folder / "home-a" / "jobs").iterdir()
     told = json.loads((folder / "status.json").read_text())

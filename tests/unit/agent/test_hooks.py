@@ -99,7 +99,7 @@ def test_on_resume_runs_before_the_job_and_on_pause_after_it_once_for_each_windo
     assert pauses[1].env["CURTAIL_REASON"] == DIRTY
     assert (pauses[1].env["CURTAIL_SITE"], pauses[1].env["CURTAIL_REGION"]) == ("A", "north")
     assert "CURTAIL_TOKEN" not in pauses[1].env
-    assert "site A: left; the machine stays paused, on_resume was not run" in world.lines
+    assert "site A: left; the machine stays paused: on_resume was not run" in world.lines
 
 
 def test_the_time_of_on_resume_is_part_of_the_start(world, tmp_path):

@@ -267,7 +267,7 @@ def test_a_short_outage_does_not_touch_the_job(world, tmp_path):
     world.at(20, interrupt(world))
     assert world.run(tmp_path) == 0
     assert len(world.jobs) == 1 and world.jobs[0].told >= 120
-    assert len([line for line in world.lines if "trying again" in line]) == 1
+    assert len([line for line in world.lines if "retrying" in line]) == 1
     assert "site A: the controller answers again" in world.lines
 
 
@@ -279,7 +279,7 @@ def test_a_long_outage_ends_the_job_with_its_permit(world, tmp_path):
     world.run(tmp_path)
     assert 115 < world.jobs[0].told <= 121
     assert len(world.jobs) == 2, "a new window begins when the controller is back"
-    assert any("draining (the permit lapsed" in line for line in world.lines)
+    assert any("draining (the permit expired" in line for line in world.lines)
 
 
 def test_retries_are_never_more_than_a_heartbeat_or_five_seconds_apart():
@@ -416,7 +416,7 @@ def test_a_wrong_token_is_an_error_at_once(world, tmp_path):
 def test_another_agent_of_the_site_ends_this_one(world, tmp_path):
     world.granted = True
     world.at(5, lambda: world.set(stale=True))
-    with pytest.raises(Refused, match="another agent speaks for site A"):
+    with pytest.raises(Refused, match="another agent has replaced this one at site A"):
         world.run(tmp_path)
     assert world.jobs[0].code == 0 and not world.left
 
@@ -438,7 +438,7 @@ def test_an_agent_that_joined_before_waits_for_a_controller_that_is_down_at_its_
     world.at(begin - 100.0 + 80, interrupt(world))
     assert world.run(tmp_path, token=None) == 0
     assert world.lines[0].startswith("site A: nobody answers at http://127.0.0.1:1: check the address")
-    assert world.lines[0].endswith("; trying again") and "joined the run run1" in world.lines[1]
+    assert world.lines[0].endswith("; retrying") and "joined the run run1" in world.lines[1]
     assert sum("nobody answers" in line for line in world.lines) == 1, "it is told once"
     assert len(world.jobs) == 1 and len(world.joins) == joins, "it is the machine that it was, without a token"
     first = next(t for t, _ in world.beats if t > begin)
@@ -451,7 +451,7 @@ def test_an_agent_that_waits_for_its_first_word_can_be_stopped(world, tmp_path):
     world.stop, world.up = Stop(), False
     world.at(world.t - 100.0 + 30, interrupt(world, signal.SIGINT))
     assert world.run(tmp_path, token=None) == 130
-    assert any("the controller was not told" in line for line in world.lines)
+    assert any("could not tell the controller" in line for line in world.lines)
 
 
 @pytest.mark.parametrize("token", [None, "ct0.t.good"])
@@ -501,7 +501,7 @@ def test_a_second_signal_ends_at_once(world, tmp_path):
 
 def test_two_agents_do_not_share_a_folder(world, tmp_path):
     def second():
-        with pytest.raises(Refused, match="another agent runs in"):
+        with pytest.raises(Refused, match="another agent is running in"):
             World().run(tmp_path)
         world.stop.ask(signal.SIGTERM)
 
@@ -513,7 +513,7 @@ def test_leaving_while_the_controller_is_down_still_ends(world, tmp_path):
     world.at(3, lambda: world.set(up=False))
     world.at(5, interrupt(world))
     assert world.run(tmp_path) == 0
-    assert any("was not told" in line for line in world.lines)
+    assert any("could not tell the controller" in line for line in world.lines)
 
 
 def test_only_the_newest_job_folders_stay(world, tmp_path):

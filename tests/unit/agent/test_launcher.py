@@ -188,7 +188,7 @@ def test_orders_and_status_survive_the_folder(tmp_path):
 def test_a_job_drains_when_told_when_its_permit_lapses_and_when_nobody_can_be_read():
     assert must_drain(Orders(10.0, False, ""), 9.0) is None
     assert must_drain(Orders(10.0, True, "curtailment ends"), 9.0) == "curtailment ends"
-    assert "lapsed" in must_drain(Orders(10.0, False, ""), 10.1)
+    assert "expired" in must_drain(Orders(10.0, False, ""), 10.1)
     assert "cannot be read" in must_drain(None, 0.0)
 
 

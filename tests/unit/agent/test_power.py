@@ -165,7 +165,7 @@ def test_only_the_visible_gpus_count_and_their_share_of_the_host(tmp_path, choic
 
 def test_part_of_a_gpu_is_not_measured(tmp_path):
     meter = choose_meter(FakeClock(), {"CUDA_VISIBLE_DEVICES": "MIG-1"}, load=FakeNvml, rapl=tmp_path)
-    assert "a part of a GPU" in meter.note and meter.watts() is None
+    assert "a MIG slice of a GPU" in meter.note and meter.watts() is None
 
 
 def test_gpus_without_a_counter_are_integrated(tmp_path):
@@ -207,7 +207,7 @@ def test_rapl_goes_on_where_it_wraps_around(tmp_path):
     (root / "intel-rapl:0" / "energy_uj").write_text("2000000")
     assert counter.joules() - before == pytest.approx(3.0)
     (root / "intel-rapl:0" / "energy_uj").write_text("nonsense")
-    with pytest.raises(OSError, match="holds no number"):
+    with pytest.raises(OSError, match="does not contain a number"):
         counter.joules()
 
 

@@ -89,5 +89,5 @@ def test_a_foreign_tokenizer_is_refused():
 
 
 def test_text_without_bytes_is_refused():
-    with pytest.raises(ConfigError, match="stands for a byte"):
+    with pytest.raises(ConfigError, match="has any bytes"):
         score(built(), token_bytes=[0] * 64)

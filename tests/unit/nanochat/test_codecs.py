@@ -181,8 +181,8 @@ def test_a_residual_of_another_model_is_refused():
 @pytest.mark.parametrize(
     ("codec", "change", "reason"),
     [
-        ("int4", lambda e: e.update({"m:int4": np.zeros((4, 3), np.uint8)}), "m holds a value"),
-        ("int4", lambda e: e.update({"m:int4": np.full((4, 3), 0x0F, np.uint8)}), "m holds a value"),
+        ("int4", lambda e: e.update({"m:int4": np.zeros((4, 3), np.uint8)}), "m has a value"),
+        ("int4", lambda e: e.update({"m:int4": np.full((4, 3), 0x0F, np.uint8)}), "m has a value"),
         ("int4", lambda e: e.update({"m:int4": e["m:int4"].astype(np.int8)}), "parts of m"),
         ("int4", lambda e: e.update({"m:int4": e["m:int4"][:, :2]}), r"m in .* has shape \(4, 4\)"),
         ("int4", lambda e: e.update({"m:scale": np.full(4, np.inf, np.float32)}), "m has a scale"),
@@ -191,8 +191,8 @@ def test_a_residual_of_another_model_is_refused():
         ("int4", lambda e: e.update({"m:int8": np.zeros((4, 6), np.int8)}), "parts of m"),
         ("int8", lambda e: e.update({"m:scale": np.full(4, 1e37, np.float32)}), "m has a scale"),
         ("int8", lambda e: e.update({"m:scale": np.full(4, -1e-9, np.float32)}), "m has a scale"),
-        ("bf16", lambda e: e.update({"m:bf16": np.full((4, 6), 0x7F80, np.uint16)}), "m holds a value"),
-        ("bf16", lambda e: e.update({"m:bf16": np.full((4, 6), 0xFFC0, np.uint16)}), "m holds a value"),
+        ("bf16", lambda e: e.update({"m:bf16": np.full((4, 6), 0x7F80, np.uint16)}), "m has a value"),
+        ("bf16", lambda e: e.update({"m:bf16": np.full((4, 6), 0xFFC0, np.uint16)}), "m has a value"),
         ("bf16", lambda e: e.update({"m:bf16": np.zeros(24, np.uint16)}), "parts of m"),
         ("bf16", lambda e: e.update({"m:scale": np.ones(4, np.float32)}), "parts of m"),
         ("fp32", lambda e: e.update({"m:scale": np.ones(4, np.float32)}), "parts of m"),
@@ -213,7 +213,7 @@ def test_a_delta_in_another_codec_than_agreed_is_refused(tmp_path, codec, wanted
     if codec == wanted:
         assert delta.names(delta.read_delta(tmp_path / "d", {"m": (4, 6)}, wanted)) == ["m"]
     else:
-        with pytest.raises(CheckpointError, match=f"coded as {codec}, {wanted} makes it {wanted}"):
+        with pytest.raises(CheckpointError, match=f"has the form {codec}, not {wanted} as in {wanted}"):
             delta.read_delta(tmp_path / "d", {"m": (4, 6)}, wanted)
 
 

@@ -328,30 +328,30 @@ CHOICE = {"query": "q", "choices": ["a", "b"], "gold": 0}
         (gone("eval_meta_data.csv"), "eval_meta_data.csv is missing"),
         (gone("eval_data/schema.jsonl"), "schema.jsonl is missing"),
         (changed("core.yaml", "icl_task_type: schema", "icl_task_type: question_answering"),
-         "schema is of the unknown type 'question_answering'"),
+         "schema has the unknown type 'question_answering'"),
         (changed("core.yaml", "  dataset_uri: schema.jsonl\n", ""), "dataset_uri is missing"),
-        (changed("core.yaml", "uri: schema", "uri: ../schema"), "dataset_uri of schema leaves the bundle"),
-        (changed("core.yaml", "uri: schema", "uri: /schema"), "dataset_uri of schema leaves the bundle"),
+        (changed("core.yaml", "uri: schema", "uri: ../schema"), "dataset_uri of schema points outside the bundle"),
+        (changed("core.yaml", "uri: schema", "uri: /schema"), "dataset_uri of schema points outside the bundle"),
         (changed("core.yaml", "[0]", "[0, 5]"), "num_fewshot of pick_zero is not a list of one"),
         (changed("core.yaml", "[0]", "[-1]"), "num_fewshot of pick_zero is not a list of one"),
         (changed("core.yaml", "[0]", "[many]"), "num_fewshot of pick_zero is not a list of one"),
         (changed("core.yaml", "has_categories", "question_prelimiter"), "'question_prelimiter' is unknown"),
         (changed("core.yaml", "label: next_zero", "label: next"), "'next' is listed twice"),
-        (changed("core.yaml", "label: schema", "label: 7"), "label is no text"),
+        (changed("core.yaml", "label: schema", "label: 7"), "label is not a string"),
         (changed("eval_meta_data.csv", "\nschema,", "\nscheme,"), "has no baseline for 'schema'"),
-        (changed("eval_meta_data.csv", "schema,x,50", "schema,x,"), "line 4: the baseline of 'schema' is ''"),
-        (changed("eval_meta_data.csv", "schema,x,50", "schema,x,100"), "the baseline of 'schema' is '100'"),
+        (changed("eval_meta_data.csv", "schema,x,50", "schema,x,"), "line 4: the baseline of 'schema' is invalid: ''"),
+        (changed("eval_meta_data.csv", "schema,x,50", "schema,x,100"), "the baseline of 'schema' is invalid: '100'"),
         (changed("eval_meta_data.csv", "Random baseline", "Baseline"), "has no column 'Random baseline'"),
         (lines("next.jsonl", GOOD, '{"context": "x", "cont'), "next.jsonl, line 2 is not JSON"),
         (lines("next.jsonl", GOOD, "", GOOD), "next.jsonl, line 2 is not JSON"),
         (lines("next.jsonl", GOOD, "[1]"), "next.jsonl, line 2: it is not a JSON object"),
         (lines("next.jsonl", GOOD, '{"context": "x"}'), "next.jsonl, line 2: the field 'continuation' is missing"),
-        (lines("next.jsonl", GOOD, '{"context": 1, "continuation": "a"}'), "line 2: the field 'context' is no text"),
-        (lines("next.jsonl"), "next.jsonl holds no question"),
-        (lines("next.jsonl", GOOD, GOOD), "next has 2 questions, too few to put 2 solved ones before each"),
+        (lines("next.jsonl", GOOD, '{"context": 1, "continuation": "a"}'), "the field 'context' is not a string"),
+        (lines("next.jsonl"), "next.jsonl has no questions"),
+        (lines("next.jsonl", GOOD, GOOD), "next has only 2 questions, but each needs 2 solved examples"),
         (lines("first/pick.jsonl", json.dumps({**CHOICE, "gold": 2})), "line 1: gold is 2, not a number from 0 to 1"),
         (lines("first/pick.jsonl", json.dumps({**CHOICE, "gold": True})), "line 1: gold is True"),
-        (lines("first/pick.jsonl", json.dumps({**CHOICE, "choices": ["a"]})), "'choices' is no list of at least two"),
+        (lines("first/pick.jsonl", json.dumps({**CHOICE, "choices": ["a"]})), "'choices' is not a list of"),
         (lines("first/pick.jsonl", json.dumps({"query": "q", "gold": 0})), "the field 'choices' is missing"),
     ],
 )  # fmt: skip
@@ -457,7 +457,7 @@ def test_any_other_yaml_is_refused_with_its_place(text, says):
 @pytest.mark.parametrize(
     ("context", "delimiter", "answer", "why"),
     [
-        ("river d", "", "og", "the tokens of its context do not end where its answer begins"),
+        ("river d", "", "og", "a token spans the end of its context and the start of its answer"),
         ("river", " ", "stone " * 9, "its answer alone is longer than the model's 8 tokens"),
         ("river", " ", ("stone " * 8).strip(), "its answer alone is longer than the model's 8 tokens"),
     ],
@@ -484,7 +484,7 @@ def test_a_broken_model_is_an_error(bundle, tokenizer):
 
 def test_the_tokenizer_must_be_the_models(bundle, model):
     other = Tokenizer.train(["a"], 265)
-    with pytest.raises(ConfigError, match="the tokenizer has 265 ids, the model 320"):
+    with pytest.raises(ConfigError, match="the tokenizer has 265 ids, but the model has 320"):
         evaluate_core(model, other, read_bundle(bundle))
     with pytest.raises(ConfigError):
         evaluate_core(model, other, [])

@@ -69,7 +69,7 @@ def test_files_that_are_no_text_are_left_out_and_reported(tmp_path: Path) -> Non
     assert [(skip.path.name, skip.reason) for skip in report.skipped] == [
         ("cut.txt", "not UTF-8 text"),
         ("latin.txt", "not UTF-8 text"),
-        ("picture.png", "binary (it holds a zero byte)"),
+        ("picture.png", "binary (it has a zero byte)"),
     ]
 
 
@@ -157,7 +157,7 @@ def test_no_document_at_all_is_an_error_that_says_what_was_left_out(tmp_path: Pa
     with pytest.raises(DataError, match="no document to import: give text"):
         imported(tmp_path, tmp_path / "texts")
     (tmp_path / "texts" / "a.bin").write_bytes(b"\0")
-    with pytest.raises(DataError, match=r"1 files left out.*a\.bin: binary"):
+    with pytest.raises(DataError, match=r"1 files were skipped.*a\.bin: binary"):
         imported(tmp_path, tmp_path / "texts")
 
 
@@ -187,7 +187,7 @@ def test_parquet_files_that_hold_no_texts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.parquet has no column `text`, only: body"):
         imported(tmp_path, path)
     pq.write_table(pa.table({"text": [1, 2]}), path)
-    with pytest.raises(DataError, match="does not hold strings"):
+    with pytest.raises(DataError, match="does not contain strings"):
         imported(tmp_path, path)
     with pytest.raises(DataError, match="is empty"):
         imported(tmp_path, write_parquet(path, []))

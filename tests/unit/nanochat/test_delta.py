@@ -116,7 +116,7 @@ def test_values_that_are_not_finite_are_refused(codec, value, name):
     delta[name].flat[1] = value
     assert not all_finite(delta)
     assert not np.isfinite(norm(delta))
-    with pytest.raises(CheckpointError, match=f"{name} holds"):
+    with pytest.raises(CheckpointError, match=f"{name} has values that are not finite"):
         encode(delta, codec)
 
 

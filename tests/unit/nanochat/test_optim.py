@@ -180,7 +180,7 @@ def test_rates_can_be_set_by_a_recipe():
 RANKS_PROGRAM = """
 import json, sys
 import numpy as np, torch
-from nanochat import device as places
+from nanochat import distributed as places
 from nanochat.gpt import GPT
 from nanochat.optim import MuonAdamW
 from nanochat.presets import GPTConfig

@@ -78,7 +78,7 @@ def test_every_number_can_be_set():
     [
         ("nope=1", "KEY=VALUE"), ("final_lr", "KEY=VALUE"), ("final_lr=x", "a number"), ("final_lr=nan", "a number"),
         ("final_lr=2", "0 to 1"), ("matrix_lr=-1", "a number"), ("equal_rows=1", "true or false"),
-        ("x0_betas=0.9", "two numbers"), ("warmup_steps=1.5", "a whole number"), ("decay_shape=round", "linear"),
+        ("x0_betas=0.9", "two numbers"), ("warmup_steps=1.5", "an integer"), ("decay_shape=round", "linear"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_set_is_refused(setting, says):

@@ -42,7 +42,7 @@ def test_this_model_has_tensors_of_every_kind():
 PROGRAM = """
 import hashlib, json, sys
 import torch
-from nanochat import device as places
+from nanochat import distributed as places
 from nanochat.gpt import GPT
 from nanochat.optim import MuonAdamW
 from nanochat.presets import GPTConfig

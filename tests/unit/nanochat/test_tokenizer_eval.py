@@ -144,5 +144,5 @@ def test_a_text_that_cannot_be_measured_is_named(
 
 def test_a_tokenizer_that_loses_text_is_refused() -> None:
     lossy = Tokenizer(tuple(bytes([byte]) for byte in range(256)), r"[a-z]+")
-    with pytest.raises(DataError, match="does not give the text a back"):
+    with pytest.raises(DataError, match="does not reproduce the text a"):
         evaluate_tokenizer(lossy, {"a": "abc 123"})

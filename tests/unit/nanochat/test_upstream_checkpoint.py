@@ -259,7 +259,7 @@ class Harmful:
 def test_no_code_in_a_checkpoint_runs(tmp_path, capsys):
     theirs(tmp_path, CASES[HEAD])
     torch.save({"a": Harmful()}, tmp_path / "model_000007.pt")
-    with pytest.raises(CheckpointError, match="more than tensors"):
+    with pytest.raises(CheckpointError, match="other objects than tensors"):
         read_nanochat(tmp_path)
     (tmp_path / "model_000007.pt").write_bytes(pickle.dumps(Harmful()))
     with pytest.raises(CheckpointError, match=r"torch\.save"):
@@ -279,15 +279,15 @@ def test_another_archive_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ([1, 2], "no model"),
-        ({}, "no model"),
-        ({"state": {"w": torch.zeros(2)}}, "'state' in .* is no weight"),
-        ({3: torch.zeros(2)}, "3 in .* is no weight"),
+        ([1, 2], "does not contain a model"),
+        ({}, "does not contain a model"),
+        ({"state": {"w": torch.zeros(2)}}, "'state' in .* is not a weight"),
+        ({3: torch.zeros(2)}, "3 in .* is not a weight"),
         ({"w": torch.zeros(2, dtype=torch.float64)}, r"w in .* is torch\.float64"),
         ({"w": torch.zeros(2, dtype=torch.int64)}, r"w in .* is torch\.int64"),
-        ({"w": torch.zeros(2, 2).to_sparse()}, "no weight|more than tensors"),
+        ({"w": torch.zeros(2, 2).to_sparse()}, "not a weight|other objects than tensors"),
         ({"w": torch.zeros(2)}, "lacks lm_head.weight"),
-        ({"h.attn.ve_gate.weight": torch.zeros(())}, "of no known nanochat"),
+        ({"h.attn.ve_gate.weight": torch.zeros(())}, "of no known version of nanochat"),
     ],
 )
 def test_what_is_no_model_is_refused(content, says, tmp_path):
@@ -322,7 +322,7 @@ def test_a_meta_file_that_does_not_fit_is_refused(change, says, tmp_path):
 def test_a_meta_file_of_another_step_is_refused(tmp_path):
     (theirs(tmp_path, CASES[HEAD], step=8) / "meta_000008.json").rename(tmp_path / "meta_000007.json")
     (tmp_path / "model_000008.pt").rename(tmp_path / "model_000007.pt")
-    with pytest.raises(CheckpointError, match="of step 8, not 7"):
+    with pytest.raises(CheckpointError, match="for step 8, not 7"):
         read_nanochat(tmp_path)
 
 
@@ -340,7 +340,7 @@ def test_value_embeddings_of_an_unknown_kind_are_refused(tmp_path):
     state = waves(CASES["6ed7d1d"]["shapes"])
     theirs(tmp_path, CASES["6ed7d1d"])
     torch.save({name: t for name, t in state.items() if "ve_gate" not in name}, tmp_path / "model_000007.pt")
-    with pytest.raises(CheckpointError, match="of no known nanochat"):
+    with pytest.raises(CheckpointError, match="of no known version of nanochat"):
         read_nanochat(tmp_path)
 
 

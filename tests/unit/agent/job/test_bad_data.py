@@ -78,7 +78,7 @@ def replace_shard(shards: Path, out: Path, table: pa.Table) -> None:
     [
         (pa.table({"text": pa.array([], pa.string())}), "is empty: leave it out or fetch it again"),
         (pa.table({"body": ["x"]}), "has no column `text`, only: body"),
-        (pa.table({"text": [1.5]}), "does not hold strings"),
+        (pa.table({"text": [1.5]}), "does not contain strings"),
     ],
 )
 def test_an_empty_or_foreign_shard_is_named(table: pa.Table, says: str, shards: Path, tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_data_that_fit_are_taken_with_either_packing(packing: str, shards: Path,
 
 def test_another_vocabulary_or_longer_samples_than_the_models_are_refused(shards: Path, tmp_path: Path) -> None:
     config = run_with(tmp_path)
-    with pytest.raises(ConfigError, match="a tokenizer with 400 ids, the preset d2-test has 512: train the tokenizer"):
+    with pytest.raises(ConfigError, match="with 400 ids, but the preset d2-test has 512: train the tokenizer"):
         model_for(config, Manifest.load(made(shards, tmp_path / "v", vocabulary=400)))
     with pytest.raises(ConfigError, match="samples of 4096 tokens"):
         model_for(config, Manifest.load(made(shards, tmp_path / "l", length=4096)))
@@ -168,7 +168,7 @@ def test_a_manifest_of_an_unknown_packing_is_refused_by_an_agent(shards: Path, t
     text = (data / MANIFEST_NAME).read_text().replace('"packing": "stream"', '"packing": "tomorrow"')
     (data / MANIFEST_NAME).write_text(text)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    with pytest.raises(CurtailError, match="packing 'tomorrow', and only 'stream' and 'bestfit' are known"):
+    with pytest.raises(CurtailError, match="the unknown packing 'tomorrow'; known are 'stream' and 'bestfit'"):
         fetch_data(
             Blobs(data).control(), digest, tmp_path / "c", DISK, SystemClock(), lambda: False, lambda line: None
         )  # fmt: skip

@@ -292,7 +292,7 @@ def test_a_sole_site_trains_with_the_recipe_of_its_run(world):
 def test_a_recipe_of_another_version_is_refused(world):
     values = json.loads(world.info.recipe)
     for text in ("{}", "[]", "{", json.dumps({**values, "tilt": 1.0}), json.dumps({**values, "final_lr": "0"})):
-        with pytest.raises(ConfigError, match="no recipe of this version"):
+        with pytest.raises(ConfigError, match="not a recipe of this version"):
             schedule_of(replace(world.info, recipe=text))
 
 

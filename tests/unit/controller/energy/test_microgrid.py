@@ -180,14 +180,17 @@ def test_a_recorded_course_is_shares_of_the_peak_and_nothing_beyond_its_ends(tmp
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("point_time,A\n2026-01-01 00:00Z,0.5\n2026-01-01 01:00Z,1200\n", "no share of the peak: give numbers from 0"),
-        ("point_time,A\n2026-01-01 00:00Z,0.5\n2026-01-01 01:00Z,-0.1\n", "no share of the peak"),
-        ("point_time,A\n2026-01-01 00:00Z,0.5\n2026-01-01 01:00Z,nan\n", "no share of the peak"),
-        ("point_time,A\n2026-01-01 00:00Z,0.5\n2026-01-01 01:00Z,much\n", "is no number"),
-        ("point_time,A\n2026-01-01 00:00Z,0.5\n2026-01-01 00:00Z,0.5\n", "is not later than"),
+        (
+            "point_time,A\n2026-01-01 00:00Z,0.5\n2026-01-01 01:00Z,1200\n",
+            "not a share of the peak: give numbers from 0",
+        ),
+        ("point_time,A\n2026-01-01 00:00Z,0.5\n2026-01-01 01:00Z,-0.1\n", "not a share of the peak"),
+        ("point_time,A\n2026-01-01 00:00Z,0.5\n2026-01-01 01:00Z,nan\n", "not a share of the peak"),
+        ("point_time,A\n2026-01-01 00:00Z,0.5\n2026-01-01 01:00Z,much\n", "is not a number"),
+        ("point_time,A\n2026-01-01 00:00Z,0.5\n2026-01-01 00:00Z,0.5\n", "does not come after"),
         ("point_time,A\n2026-01-01 00:00,0.5\n", "no time zone"),
         ("point_time,A\n2026-01-01 00:00Z,0.5\n", "fewer than two rows"),
-        ("point_time,B\n", "name the other with `column`"),
+        ("point_time,B\n", "name the other one with `column`"),
         ("", "the first column must be point_time"),
     ],
 )

@@ -53,7 +53,7 @@ def test_a_failing_step_is_logged_once_and_the_next_one_tries_again(caplog):
 
     run(fail, steps=5)
     assert [record.getMessage() for record in caplog.records if "a step failed" in record.getMessage()] == [
-        "a step failed: the disk is full: free some space; every step tries again"
+        "a step failed: the disk is full: free some space; retrying at every step"
     ]
 
 

@@ -63,8 +63,10 @@ def test_deltas_and_updates_count_as_their_codec_makes_them(codec, broadcast, de
 
 def test_there_must_be_more_room_to_go_on_than_to_stop():
     assert judge(100 * MEGA, 100 * MEGA, short=False) == ""
-    assert judge(100 * MEGA - 1, 100 * MEGA, short=False).startswith("the controller's disk has only 99 MB left, 100")
-    assert "125 MB are needed" in judge(124 * MEGA, 100 * MEGA, short=True)
+    assert judge(100 * MEGA - 1, 100 * MEGA, short=False).startswith(
+        "the controller's disk has only 99 MB left, but needs 100"
+    )
+    assert "but needs 125 MB" in judge(124 * MEGA, 100 * MEGA, short=True)
     assert judge(125 * MEGA, 100 * MEGA, short=True) == ""
 
 

@@ -249,7 +249,7 @@ def test_machines_that_report_long_after_on_pause_were_not_switched_off(switchin
     switching.runner.finish("one")
     switching.pass_time(SITE.wake_limit + 20.0)
     assert switching.state() is Power.ON
-    assert "on_pause did not switch it off: its agent reports after 60 s" in switching.site().reason
+    assert "on_pause did not switch it off: its agent still reports after 60 s" in switching.site().reason
     switching.pass_time(200.0)
     assert switching.runner.hooks() == ["on_pause"]
 
@@ -285,7 +285,7 @@ def test_a_site_is_switched_on_when_its_region_may_train_and_is_not_ready_until_
     switching.pass_time(30.0, beating=False)
     site = switching.site()
     assert (site.state, site.phase, site.granted) == ("WAKING", "start", False)
-    assert site.reason.endswith("its agent is not heard from yet")
+    assert site.reason.endswith("its agent has not reported yet")
     live = world.service.fleet.find("one")
     assert not live.ready(world.clock.monotonic(), world.config.fleet.lost_after)
     assert world.status().regime == Regime.PAUSED.value
@@ -343,7 +343,7 @@ def test_an_on_resume_that_fails_is_run_again_ever_more_rarely_and_says_so(switc
     world.tick(1.0)
     world.tick(1.0)
     assert switching.state() is Power.OFF
-    assert switching.site().reason == "on_resume ended with 1: said so; on_resume is run again in 14 s"
+    assert switching.site().reason == "on_resume ended with 1: said so; on_resume runs again in 14 s"
     switching.pass_time(20.0, beating=False)
     assert switching.runner.hooks() == ["on_pause", "on_resume", "on_resume"]
     switching.runner.finish("one", 1)
@@ -360,7 +360,7 @@ def test_an_agent_that_never_comes_back_is_switched_on_again(switching):
     switching.runner.finish("one")
     switching.pass_time(SITE.wake_limit + 10.0, beating=False)
     assert switching.state() is Power.OFF
-    assert switching.site().reason.startswith("no agent reports 60 s after on_resume; on_resume is run again in")
+    assert switching.site().reason.startswith("no agent reports 60 s after on_resume; on_resume runs again in")
     switching.pass_time(30.0, beating=False)
     assert switching.runner.hooks() == ["on_pause", "on_resume", "on_resume"]
 
@@ -429,7 +429,7 @@ def test_a_site_that_is_off_and_has_no_command_any_more_waits_for_a_person(switc
     world.source.mci["A"] = 50.0
     world.tick(1.0)
     assert switching.runner.hooks() == ["on_pause"]
-    assert switching.site().reason.endswith("the run file has no on_resume for it: switch it on by hand")
+    assert switching.site().reason.endswith("the run file has no on_resume for it, so switch it on by hand")
     switching.pass_time(20.0, beating=False)
     world.beat("one")
     world.tick(1.0)

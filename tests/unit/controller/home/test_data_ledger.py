@@ -30,9 +30,9 @@ def test_a_sound_ledger_is_printed_line_by_line(trained, capsys):
     [
         ("UPDATE kept SET start = start - 4", "kept and merged at once"),
         ("DELETE FROM kept", "samples of all sites end at 12"),
-        ("UPDATE kept SET start = start + 4", "are nowhere"),
-        ("UPDATE members SET tokens = tokens + 1", "the run says"),
-        ("UPDATE run SET tokens = 1", "the run says 1"),
+        ("UPDATE kept SET start = start + 4", "are unaccounted for"),
+        ("UPDATE members SET tokens = tokens + 1", "but the run has"),
+        ("UPDATE run SET tokens = 1", "but the run has 1"),
         ("UPDATE versions SET tokens = 5 WHERE version = 1", "version 1 grew by 5"),
         ("DELETE FROM versions WHERE version = 0", "version 0 is missing"),
         ("UPDATE sites SET tokens = 7", "site a has 7 tokens"),

@@ -23,7 +23,7 @@ def lost(request, tmp_path):
 
 def test_no_controller_begins_over_the_versions_of_a_run_whose_store_is_lost(lost):
     before = sorted(lost.rglob("*"))
-    with pytest.raises(CurtailError, match=r"holds v000012 of a run, but its store .* is (missing|empty)") as refused:
+    with pytest.raises(CurtailError, match=r"has v000012 of a run, but its store .* is (missing|empty)") as refused:
         homes.lock(lost)
     assert "restore a backup" in str(refused.value)
     assert sorted(set(lost.rglob("*")) - {lost / "lock"}) == before
@@ -43,7 +43,7 @@ def test_a_new_folder_and_one_whose_first_start_was_killed_are_begun(tmp_path):
 
 
 def test_doctor_and_every_command_that_reads_say_that_it_is_lost(lost, capsys):
-    with pytest.raises(CurtailError, match="holds v000012 of a run"):
+    with pytest.raises(CurtailError, match="has v000012 of a run"):
         folder.state(lost)
     with pytest.raises(CurtailError, match=r"empty|there is no store"):
         look(lost, weights=False)

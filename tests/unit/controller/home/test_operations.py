@@ -47,4 +47,4 @@ def test_the_figures_are_those_of_the_code() -> None:
     assert f"more than {SKEW_S:.0f} s" in section("Clocks")
     first, last = (".".join(map(str, version)) for version in files.RESET_BUG)
     assert f"from {first} to {last}" in TEXT
-    assert housekeeping.CHECKED.startswith("the controller before did not end in order")
+    assert housekeeping.CHECKED.startswith("the previous controller did not shut down cleanly")

@@ -206,7 +206,7 @@ def test_a_join_that_was_seen_cannot_be_sent_again(net):
     headers = {HEADER: key.header("POST", wire.JOIN, body, 0, net.world.clock.wall())}
     assert net.ask("POST", wire.JOIN, content=body, headers=headers).status_code == 200
     again = net.ask("POST", wire.JOIN, content=body, headers=headers)
-    assert again.status_code == 401 and "came before" in again.text
+    assert again.status_code == 401 and "was seen before" in again.text
     assert net.world.who("a").fence == 1
 
 
@@ -377,7 +377,7 @@ def test_what_a_machine_said_cannot_be_sent_again(net, pair, world):
         assert net.ask("POST", path, **request).status_code in (200, 409), "they may overtake each other"
     for path, request in said:
         again = net.ask("POST", path, **request)
-        assert again.status_code == 401 and "came before" in again.text
+        assert again.status_code == 401 and "was seen before" in again.text
     restarted = Net(world)
     try:
         world.clock.t += SKEW_S + 1

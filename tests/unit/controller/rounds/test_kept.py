@@ -218,7 +218,7 @@ def test_a_closing_job_waits_for_a_merge_and_for_nothing_else(world):
     world.ready("b", "job-b", "B")
     assert world.checkout("b", "job-b").assignment.codec == "weights", "b is alone"
     reply = world.checkout("a", "job", closing=True)
-    assert (reply.kind, reply.reason) == ("leave", "entering at the end of round 2")
+    assert (reply.kind, reply.reason) == ("leave", "waiting for the end of round 2")
     world.check()
 
 

@@ -153,7 +153,7 @@ def test_samples_cannot_come_back_twice_or_before_they_were_leased():
     pool = sample_pool.give_back(Pool(100, 1000), Range(10, 20))
     with pytest.raises(ValueError, match="twice"):
         sample_pool.give_back(pool, Range(15, 25))
-    with pytest.raises(ValueError, match="never leased"):
+    with pytest.raises(ValueError, match="not leased"):
         sample_pool.give_back(pool, Range(90, 101))
 
 

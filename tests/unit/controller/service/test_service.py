@@ -127,7 +127,7 @@ def test_two_sites_are_averaged_by_tokens_and_get_the_same_update(world):
     for site, region in (("a", "A"), ("b", "B")):
         world.ready(site, f"job-{site}", region)
     world.checkout("a", "job-a")  # asks first and is alone
-    assert world.checkout("b", "job-b").reason == "entering at the end of round 1"
+    assert world.checkout("b", "job-b").reason == "waiting for the end of round 1"
     who = world.who("a")
     progress = wire.Progress("a", who.fence, "job-a", 1, 3, 96, 3.0, 100.0)
     assert world.store.call(lambda tx: world.service.progress(tx, who, progress)).end_round

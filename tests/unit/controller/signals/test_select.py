@@ -61,14 +61,14 @@ def run_file(tmp_path: Path, signal: str) -> Path:
 @pytest.mark.parametrize(
     ("signal", "words"),
     [
-        ({"source": "electricitymaps"}, "averages, which do not say what is curtailed"),
+        ({"source": "electricitymaps"}, "averages, which do not show curtailment"),
         ({"source": "nowhere"}, "'nowhere' is not known: use one of trace, constant, watttime"),
         ({"source": "constant"}, 'add value = "50 g/kWh"'),
         ({"source": "constant", "value": "50 g/kWh", "unit": "g/kWh"}, "unit belongs to source = 'trace'"),
         ({"source": "watttime", "value": "50 g/kWh"}, "value belongs to source = 'constant'"),
         ({"source": "watttime", "options": {"x": 1}}, "options belong to a plug-in"),
-        ({"source": "watttime", "url": "http://api.watttime.org"}, "in clear: use https"),
-        ({"source": "watttime", "url": "api"}, "is no URL"),
+        ({"source": "watttime", "url": "http://api.watttime.org"}, "unencrypted: use https"),
+        ({"source": "watttime", "url": "api"}, "is not a URL"),
         ({"source": "constant", "value": "50 g/kWh", "url": "https://x"}, "url belongs to a live source"),
         ({"path": "t.csv"}, 'add unit = "g/kWh"'),
         ({"source": "constant", "value": "50 g/kWh", "average": "x"}, "average = 'x' is not known"),
@@ -123,7 +123,7 @@ def test_credentials_come_from_the_environment_or_else_from_a_private_file(tmp_p
     assert credentials.find(names, {}, file).values == ("bob", "a=b")
     assert credentials.find(names, LOGIN, file).values == ("ada", "pw")
     file.chmod(0o640)
-    with pytest.raises(AuthError, match="others may read"):
+    with pytest.raises(AuthError, match="other users can read"):
         credentials.find(names, {}, file)
     with pytest.raises(AuthError, match="WATTTIME_USER is not set in the environment"):
         credentials.find(names, {}, None)

@@ -189,13 +189,13 @@ LIES = {
     "zero": "all regions read exactly 0 at once",
     "zero forecast": "exactly 0 for a whole day",
     "future": "s in the future; check the clocks",
-    "past": "s old, at most 600 s",
-    "frozen": "made 3600 s ago and are not renewed",
+    "past": "s old; at most 600 s",
+    "frozen": "computed 3600 s ago and are not renewed",
     "empty body": "was empty",
-    "html": "is no JSON",
+    "html": "is not JSON",
     "no data": "has no values",
     "NaN": "not a finite number",
-    "null": "is no number",
+    "null": "is not a number",
     "huge": "above 3000",
     "other region": "the region of the answer is ELSEWHERE",
     "other signal": "the signal_type of the answer is health_damage",
@@ -300,7 +300,7 @@ def test_a_source_that_hangs_never_holds_up_the_controller_and_training_pauses(m
 def test_a_hanging_answer_of_the_network_ends_by_itself(standin):
     standin.mode = "hang"
     feed = watttime(standin, FakeClock(T0), silence_s=0.05)
-    with pytest.raises(SignalError, match="no answer from /login within"):
+    with pytest.raises(SignalError, match="no response from /login within"):
         feed.fetch("A", T0)
 
 
@@ -339,11 +339,11 @@ def test_a_feed_that_raises_anything_makes_its_region_unknown_only(make_world):
         ({"unit": "percentile"}, "the unit is percentile"),
         ({"basis": "average"}, "average, not marginal"),
         ({"points": ()}, "has no values"),
-        ({"period": 0.0}, "cannot be used"),
-        ({"period": 3600.0}, "cannot be used"),
-        ({"points": ((T0, 50.0), (T0, 60.0))}, "not in order"),
+        ({"period": 0.0}, "the values are valid for"),
+        ({"period": 3600.0}, "the values are valid for"),
+        ({"points": ((T0, 50.0), (T0, 60.0))}, "not in chronological order"),
         ({"points": ((T0 + 301.0, 50.0),)}, "in the future"),
-        ({"made": T0 + 900.0}, "made 900 s in the future"),
+        ({"made": T0 + 900.0}, "computed 900 s in the future"),
         ({"points": ((T0, 50.0), (T0 + 300.0, float("inf")))}, "not a finite number"),
     ],
 )
@@ -433,7 +433,7 @@ def test_a_wrong_password_is_not_tried_over_and_over_and_never_shown(standin, ca
         polled.poll()
     assert standin.asked == ["/login"]
     reason = polled.reading("A", clock.t).reason
-    assert "the user or the password was not accepted" in reason
+    assert "the user or the password was refused" in reason
     assert "wr0ng-word" not in caplog.text + reason + repr(feed.__dict__.get("_web"))
     assert "wr0ng-word" not in repr(Credential(("ada", "wr0ng-word")))
 

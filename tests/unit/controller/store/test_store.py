@@ -167,7 +167,7 @@ def test_a_row_that_names_a_missing_one_is_refused_at_the_start(tmp_path):
             for column in connection.execute("PRAGMA table_info(members)")
         )
         connection.execute(f"INSERT INTO members VALUES ({values})")  # of a round that is not there
-    with pytest.raises(CurtailError, match="a row of members names a missing rounds"):
+    with pytest.raises(CurtailError, match="a row of members refers to a missing row of rounds"):
         Store(tmp_path / "state.db").open()
 
 
@@ -246,7 +246,7 @@ def test_what_follows_a_change_and_fails_does_not_end_the_store(store, caplog):
 
     store.call(use_case)
     assert store.call(lambda tx: tx.last_events(1))[0].text == "durable"
-    assert "what was to follow a change of the store failed" in caplog.text
+    assert "a callback after a transaction failed" in caplog.text
 
 
 def test_damage_that_is_met_later_is_named_with_its_remedy():

@@ -448,9 +448,9 @@ def test_a_hash_other_than_the_promised_one_is_never_accepted(host: StandIn, fet
         (b"<html>please log in</html>", "not an intact parquet file"),
         (shard(0)[:-20], "not an intact parquet file"),
         (foreign({"body": ["x"]}), "has no column `text`, only: body"),
-        (foreign({"text": [1, 2]}), "does not hold strings"),
+        (foreign({"text": [1, 2]}), "does not contain strings"),
         (foreign({"text": pa.array([], pa.string())}), "is empty"),
-        (foreign({"text": pa.array([None, ""], pa.string())}), "holds no text"),
+        (foreign({"text": pa.array([None, ""], pa.string())}), "has no text"),
         (foreign({"text": pa.array([b"\xff"], pa.binary()).view(pa.string())}), "not an intact parquet file"),
     ],
 )
@@ -573,7 +573,7 @@ def test_the_published_sets_are_those_of_nanochat() -> None:
 @pytest.mark.parametrize(
     ("flags", "code", "says"),
     [
-        (["-n", "1823"], 2, "1823 are not possible"),
+        (["-n", "1823"], 2, "1822 training shards, not 1823"),
         (["-n", "1", "--mirror", "ftp://x"], 2, "not the address of a mirror"),
         (["-n", "1", "--mirror", "http://127.0.0.1:9", "--offline", "."], 2, "are two sources"),
         (["-n", "1", "--offline", "/no/where"], 3, "there is no folder /no/where"),

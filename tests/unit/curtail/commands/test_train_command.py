@@ -105,9 +105,9 @@ def losses(options):
         ({"depth": 2}, 1, UsageError, "by --preset or by --depth"),
         ({"preset": None}, 1, UsageError, "by --preset or by --depth"),
         ({"preset": "d3"}, 1, ConfigError, "no model preset 'd3'"),
-        ({"preset": "d4-test"}, 1, ConfigError, "tokenizer with 512 ids, the preset d4-test has 4096"),
+        ({"preset": "d4-test"}, 1, ConfigError, "tokenizer with 512 ids, but the preset d4-test has 4096"),
         ({"tokens": 1000}, 1, UsageError, "--tokens and --steps"),
-        ({"batch_samples": 10**6}, 1, DataError, "one step takes 1000000"),
+        ({"batch_samples": 10**6}, 1, DataError, "one step needs 1000000"),
         ({"batch_samples": 5}, 2, ConfigError, "use a batch of 6"),
         ({"recipe": "fast"}, 1, ConfigError, "no recipe 'fast'"),
         ({"settings": ("final_lr=7",)}, 1, ConfigError, "0 to 1"),
@@ -238,7 +238,7 @@ def test_a_stopped_run_goes_on_with_the_same_losses(options):
     assert stopped.stopped_by == signal.SIGTERM and 4 <= stopped.steps < STEPS
     assert train_checkpoints.saved_steps(Path(options.out))[-1] == stopped.steps
     result, said = go(options)
-    assert said[0].startswith(f"going on from step {stopped.steps}")
+    assert said[0].startswith(f"resuming from step {stopped.steps}")
     assert losses(options) == whole and result.steps == STEPS
 
 
@@ -263,7 +263,7 @@ def test_a_truncated_checkpoint_is_skipped_with_a_word(options):
     result, said = go(options)
     assert said[0].startswith("skipped step00000012: optimizer.safetensors in ")
     assert said[1].startswith("skipped step00000008: ")
-    assert said[2].startswith("going on from step 4 ")
+    assert said[2].startswith("resuming from step 4 ")
     assert losses(options) == whole and result.steps == STEPS
     assert train_checkpoints.newest(out, said.append).progress.step == STEPS
 
@@ -424,7 +424,7 @@ def test_a_gpu_too_small_for_one_sample_is_a_clear_error(monkeypatch):
     monkeypatch.setattr("nanochat.micro_batch.fitting_batch", full)
     monkeypatch.setattr("nanochat.micro_batch._free_on", lambda device: 2**30)
     config = preset("d2-test")
-    with pytest.raises(CurtailError, match="not one sample of 64 tokens fits into the memory of this GPU"):
+    with pytest.raises(CurtailError, match="not even one sample of 64 tokens fits into the memory of this GPU"):
         device_batch(GPT(config), config, 64, 4, torch.device("cuda"))
 
 
