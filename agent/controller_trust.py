@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.home import Home
-from agent.http.bandwidth import Link
+from agent.http.bandwidth import BandwidthLimit
 from agent.http.client import Control
 from curtail.errors import AuthError
 from curtail.security.signing import AgentKey, Signer
@@ -24,7 +24,7 @@ from curtail.system.disk import Disk
 
 
 @dataclass(frozen=True, slots=True)
-class Trust:
+class ControllerTrust:
     """What an agent knows to authenticate its controller.
 
     Args:
@@ -40,7 +40,7 @@ class Trust:
     insecure: bool = False
 
 
-def open_control(url: str, trust: Trust) -> Control:
+def open_control(url: str, trust: ControllerTrust) -> Control:
     """The agent's connection.
 
     Raises: UsageError. AuthError: another controller answers at `url`. Unreachable, DiskError.
@@ -54,7 +54,7 @@ def open_jobs_control(
     credential_file: Path,
     fence: int,
     wall: Callable[[], float],
-    link: Link | None = None,
+    link: BandwidthLimit | None = None,
     server_name: str | None = None,
     insecure: bool = False,
 ) -> Control:
@@ -77,7 +77,7 @@ def open_jobs_control(
     return Control(http, credential(), link, signer, credential)
 
 
-def known_authority(url: str, trust: Trust) -> str | None:
+def known_authority(url: str, trust: ControllerTrust) -> str | None:
     """The CA certificate of the controller at `url`; None for plain HTTP, which needs none.
 
     Raises: UsageError, Unreachable, DiskError. AuthError: there is no pin to check it against, or it does not match.

@@ -1,7 +1,7 @@
 """Sends heartbeats, schedules them, and derives the agent's permit from the replies.
 
-`Exchange` decides how long a permit is valid on this machine, and what a refusal
-or an outage means for it. `Beats` decides when the next heartbeat is due. The
+`HeartbeatExchange` decides how long a permit is valid on this machine, and what a refusal
+or an outage means for it. `HeartbeatTimer` decides when the next heartbeat is due. The
 functions write the heartbeat and the agent's log lines. `agent.loop` decides what
 follows for the job. Units: seconds of `Clock.monotonic`.
 """
@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from agent.hooks import UNREACHABLE_S, Condition, Hooks
-from agent.job_files import Orders
-from agent.job_supervisor import OwnJob
+from agent.job_files import JobOrders
+from agent.job_supervisor import JobSupervisor
 from agent.lifecycle import DRAIN_S, WITH_HOOK, Event, State, beat_s, energy_phase, retry_s
 from agent.membership import GIVE_TOKEN, Membership
 from agent.options import Edges
@@ -20,13 +20,13 @@ from curtail import wire
 from curtail.errors import AuthError, CurtailError, Refused, Unreachable
 
 
-class Exchange:
+class HeartbeatExchange:
     """What the controller's latest reply allows this machine. Args: say: prints a log line."""
 
-    def __init__(self, member: Membership, job: OwnJob, hooks: Hooks, say: Callable[[str], None]) -> None:
+    def __init__(self, member: Membership, job: JobSupervisor, hooks: Hooks, say: Callable[[str], None]) -> None:
         self.member, self.job, self.hooks, self.say = member, job, hooks, say
         self.clock, self.control = member.edges.clock, member.control
-        self.beats = Beats(member.edges)
+        self.beats = HeartbeatTimer(member.edges)
         self.permit_until: float | None = None
         self.hold_until: float | None = None  # until when the job may stay without a permit
         self.reason = ""  # why it may or may not train
@@ -135,7 +135,7 @@ class Exchange:
         self.beats.wait(reply.heartbeat_s)
         self.member.heard(reply)
         self.finished = reply.finished
-        self.job.muster(reply.crew)
+        self.job.set_crew(reply.crew)
         if state in (State.DRAINING, State.STOPPING):
             return  # a drain cannot be cancelled; the next job gets its own permit
         self.reason = reply.reason
@@ -146,18 +146,18 @@ class Exchange:
         self.permit_until = sent + reply.valid_s if reply.granted and self.job.startable() else None
         self.hold_until = sent + reply.hold_s if reply.hold_s > 0 else None
         if self.permit_until is not None or self.hold_until is not None:
-            self.job.order(Orders(self.permit_until or sent, False, reply.reason, self.hold_until or 0.0))
+            self.job.order(JobOrders(self.permit_until or sent, False, reply.reason, self.hold_until or 0.0))
 
     def _rest(self, state: State) -> None:
         """No permit is available: a machine without a job pauses."""
         self.refused = True
         if self.job.job is None and state not in WITH_HOOK:
-            self.hooks.rest()
+            self.hooks.pause_idle()
 
-    def orders(self) -> Orders:
+    def orders(self) -> JobOrders:
         """The first orders for a new job. Call only while there is a permit."""
         assert self.permit_until is not None
-        return Orders(self.permit_until, False, self.reason, self.hold_until or 0.0)
+        return JobOrders(self.permit_until, False, self.reason, self.hold_until or 0.0)
 
     def give_up_permit(self) -> None:
         """Drop the permit; training needs a new reply."""
@@ -173,7 +173,7 @@ class Exchange:
         return heartbeat(self.member, self.job, self.hooks, state)
 
 
-class Beats:
+class HeartbeatTimer:
     """When one agent's heartbeats are due."""
 
     def __init__(self, edges: Edges) -> None:
@@ -217,7 +217,7 @@ class Beats:
         return sent - self._failing_since >= UNREACHABLE_S
 
 
-def heartbeat(member: Membership, job: OwnJob, hooks: Hooks, state: State) -> wire.Heartbeat:
+def heartbeat(member: Membership, job: JobSupervisor, hooks: Hooks, state: State) -> wire.Heartbeat:
     """The heartbeat message for this state."""
     place, meter = job.place, member.edges.meter
     return wire.Heartbeat(
@@ -236,7 +236,7 @@ def heartbeat(member: Membership, job: OwnJob, hooks: Hooks, state: State) -> wi
     )
 
 
-def waits_for(job: OwnJob, hooks: Hooks, state: State) -> str:
+def waits_for(job: JobSupervisor, hooks: Hooks, state: State) -> str:
     """The heartbeat's note: why a draining job waits, else which hook runs, else how the last hook or job ended."""
     says = job.status.reason if state is State.DRAINING and job.status is not None else ""
     if state in WITH_HOOK and hooks.running is not None:
@@ -249,7 +249,9 @@ def joined(member: Membership) -> str:
     return f"joined the run {member.identity.run} at {member.control.address}"
 
 
-def line(state: State, event: Event, reason: str, finished: bool, pause_s: float, job: OwnJob, hooks: Hooks) -> str:
+def line(
+    state: State, event: Event, reason: str, finished: bool, pause_s: float, job: JobSupervisor, hooks: Hooks
+) -> str:
     """The log line of an agent that this event brought into this state.
 
     Args: reason: why it may or may not train. finished: the run is finished. pause_s: backoff after a failure.
@@ -275,6 +277,6 @@ def line(state: State, event: Event, reason: str, finished: bool, pause_s: float
     return text
 
 
-def _with(job: OwnJob) -> str:
+def _with(job: JobSupervisor) -> str:
     place = job.place
     return "" if place is None else f" as machine {place.rank + 1} of {place.size}"

@@ -30,7 +30,7 @@ KEPT_JOBS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class AgentIdentity:
     """Who this agent is, and what it last joined."""
 
     agent: str  # 32 hex digits, never changes
@@ -94,23 +94,23 @@ class Home:
         """Replace the stored credential. Raises: DiskError."""
         disk.replace("CREDENTIAL", self.credential_file, credential.encode(), 0o600)
 
-    def identity(self, disk: Disk) -> Identity:
+    def identity(self, disk: Disk) -> AgentIdentity:
         """The stored identity; a new one at the first start or if the file is damaged.
 
         Raises: DiskError.
         """
         try:
             value = json.loads((self.path / IDENTITY).read_text(encoding="utf-8"))
-            identity = Identity(**value)
+            identity = AgentIdentity(**value)
             if len(identity.agent) == 32 and isinstance(identity.fence, int):
                 return identity
         except (OSError, ValueError, TypeError):
             pass
-        identity = Identity(secrets.token_hex(16))
+        identity = AgentIdentity(secrets.token_hex(16))
         self._write_identity(identity, disk)
         return identity
 
-    def remember(self, identity: Identity, credential: str, disk: Disk) -> None:
+    def remember(self, identity: AgentIdentity, credential: str, disk: Disk) -> None:
         """Store the result of a join, the credential last: if it is missing or old, the key gets a new one.
 
         Raises: DiskError.
@@ -118,14 +118,14 @@ class Home:
         self._write_identity(identity, disk)
         disk.replace("CREDENTIAL", self.credential_file, credential.encode(), 0o600)
 
-    def note(self, identity: Identity, disk: Disk) -> None:
+    def note(self, identity: AgentIdentity, disk: Disk) -> None:
         """Store an identity that changed without a join.
 
         Raises: DiskError.
         """
         self._write_identity(identity, disk)
 
-    def _write_identity(self, identity: Identity, disk: Disk) -> None:
+    def _write_identity(self, identity: AgentIdentity, disk: Disk) -> None:
         data = json.dumps(dataclasses.asdict(identity)).encode()
         disk.replace("IDENTITY", self.path / IDENTITY, data, 0o600)
 

@@ -64,7 +64,7 @@ class Commands:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class HookResult:
     """How a command ended."""
 
     hook: Hook
@@ -85,7 +85,7 @@ class Hooks:
     ) -> None:
         self.commands = commands
         self.running: Hook | None = None
-        self.ended: Ended | None = None  # how the command ended, until `take` consumes it
+        self.ended: HookResult | None = None  # how the command ended, until `take` consumes it
         self.note = ""  # how the latest command failed, until one succeeds or a job starts
         self.failures = 0  # of on_resume, in a row
         self._folder, self._variables = folder, dict(variables)
@@ -106,7 +106,7 @@ class Hooks:
         """Must on_resume run before this machine may train?"""
         return bool(self.commands.on_resume) and self.condition is not Condition.AWAKE
 
-    def rest(self) -> None:
+    def pause_idle(self) -> None:
         """Note that the machine pauses if there is no on_pause, so that on_resume is due before the next job."""
         if self.commands and not self.commands.on_pause and self.condition is not Condition.PAUSED:
             try:
@@ -137,14 +137,14 @@ class Hooks:
     def observe(self) -> None:
         """Poll the command and store how it ended."""
         if self.ended is None:
-            self.ended = self.look()
+            self.ended = self.poll()
 
     @property
     def failed(self) -> bool | None:
         """Did the command fail? None while it runs."""
         return None if self.ended is None else self.ended.failed
 
-    def take(self) -> Ended:
+    def consume(self) -> HookResult:
         """Consume the end of the command; counts failures of on_resume."""
         ended, self.ended = self.ended, None
         assert ended is not None, "the end of a command is consumed only after `observe` stored it"
@@ -153,13 +153,13 @@ class Hooks:
             self.failures = self.failures + 1 if ended.failed else 0
         return ended
 
-    def look(self) -> Ended | None:
+    def poll(self) -> HookResult | None:
         """How the command ended; None while it runs. After its timeout it gets SIGTERM, then SIGKILL."""
         hook = self.running
         if hook is None:
             return None
         if self._process is None:
-            return self._over(Ended(hook, True, f"{hook} could not be run: {self._failure}"))
+            return self._over(HookResult(hook, True, f"{hook} could not be run: {self._failure}"))
         code = self._process.poll()
         if code is None:
             self._press(self._process)
@@ -175,7 +175,7 @@ class Hooks:
                 self._note(Condition.AWAKE)
             except CurtailError as error:  # it will run again after a restart, which is harmless
                 said = f"{said}; {error}" if said else str(error)
-        return self._over(Ended(hook, failed, f"{what}: {said}" if said else what))
+        return self._over(HookResult(hook, failed, f"{what}: {said}" if said else what))
 
     def kill(self) -> None:
         """Kill the command, if one runs."""
@@ -191,7 +191,7 @@ class Hooks:
             self._killed = True
             process.signal_group(signal.SIGKILL)
 
-    def _over(self, ended: Ended) -> Ended:
+    def _over(self, ended: HookResult) -> HookResult:
         self.running, self._process = None, None
         return ended
 

@@ -28,7 +28,7 @@ OF_TORCHRUN = "torchrun"
 
 
 @dataclass(frozen=True, slots=True)
-class Orders:
+class JobOrders:
     """Agent -> job."""
 
     valid_until: float  # monotonic seconds; the permit's end
@@ -51,10 +51,10 @@ class JobStatus:
     handing_in: float | None = None  # until when the upload of a contribution may take, monotonic seconds
 
 
-Kind = TypeVar("Kind", Orders, JobStatus)
+Kind = TypeVar("Kind", JobOrders, JobStatus)
 
 
-def write_orders(folder: Path, orders: Orders) -> None:
+def write_orders(folder: Path, orders: JobOrders) -> None:
     """Write the orders for the job in `folder`.
 
     Raises: DiskError.
@@ -62,9 +62,9 @@ def write_orders(folder: Path, orders: Orders) -> None:
     _write(folder / CONTROL, orders)
 
 
-def read_orders(folder: Path) -> Orders | None:
+def read_orders(folder: Path) -> JobOrders | None:
     """The agent's orders; None if they cannot be read, which means drain."""
-    return _read(folder / CONTROL, Orders)
+    return _read(folder / CONTROL, JobOrders)
 
 
 def write_status(folder: Path, status: JobStatus) -> None:
@@ -80,7 +80,7 @@ def read_status(folder: Path) -> JobStatus | None:
     return _read(folder / STATUS, JobStatus)
 
 
-def must_drain(orders: Orders | None, now: float) -> str | None:
+def must_drain(orders: JobOrders | None, now: float) -> str | None:
     """Why the job must drain at `now`, or None if it may go on."""
     if orders is None:
         return "the agent's control file cannot be read"
@@ -91,7 +91,7 @@ def must_drain(orders: Orders | None, now: float) -> str | None:
     return None
 
 
-def must_hold(orders: Orders | None, now: float) -> str | None:
+def must_hold(orders: JobOrders | None, now: float) -> str | None:
     """Why the job must not train at `now` but may keep its weights on the GPUs, or None."""
     if must_drain(orders, now) is not None or orders is None or now <= orders.valid_until:
         return None
@@ -103,7 +103,7 @@ def last_log_line(folder: Path, limit: int = 300) -> str:
     return last_line(folder / LOG, limit)
 
 
-def _write(path: Path, value: Orders | JobStatus) -> None:
+def _write(path: Path, value: JobOrders | JobStatus) -> None:
     temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temp.write_text(json.dumps(dataclasses.asdict(value)), encoding="utf-8")

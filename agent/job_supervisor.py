@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Callable
 
 from agent import launcher
-from agent.job_files import JobStatus, Orders
+from agent.job_files import JobOrders, JobStatus
 from agent.launcher import Job, JobSpec, Place
 from agent.lifecycle import failures_now
 from agent.membership import Membership
@@ -22,7 +22,7 @@ TERMINATE_S = 10.0
 """Time from SIGTERM to SIGKILL."""
 
 
-class OwnJob:
+class JobSupervisor:
     """At most one job, its status, and how the latest one ended."""
 
     def __init__(self, member: Membership) -> None:
@@ -68,7 +68,7 @@ class OwnJob:
             self._said = status.reason
         self.status = status
 
-    def start(self, orders: Orders, first: Callable[[], None]) -> None:
+    def start(self, orders: JobOrders, first: Callable[[], None]) -> None:
         """Start a job. A failed start counts as a failed job. Args: first: called before anything is started."""
         home = self.member.home
         home.forget_old_jobs()
@@ -102,13 +102,13 @@ class OwnJob:
             options.insecure,
         )
 
-    def order(self, orders: Orders) -> None:
+    def order(self, orders: JobOrders) -> None:
         """Write orders for the job, if there is one. If that fails, the job drains when its permit expires."""
         if self.job is not None:
             with contextlib.suppress(CurtailError):
                 self.job.order(orders)
 
-    def press(self, waited: float) -> None:
+    def terminate(self, waited: float) -> None:
         """Terminate a job that did not drain in time; kill it later. Args: waited: seconds since the first call."""
         if self.job is None:
             return
@@ -123,7 +123,7 @@ class OwnJob:
         """Note that the job made its first step."""
         self._trains_since = now
 
-    def bury(self, failed: bool, now: float) -> None:
+    def reap(self, failed: bool, now: float) -> None:
         """Note how the job ended and kill the rest of its process group."""
         if self.job is not None:
             words = self.job.last_words()
@@ -142,7 +142,7 @@ class OwnJob:
         if self.job is not None and self.exit is None:
             self.job.kill()
 
-    def muster(self, crew: wire.Crew | None) -> None:
+    def set_crew(self, crew: wire.Crew | None) -> None:
         """Set the crew that the controller decided; None: not decided yet, and a running job continues."""
         self.crew = crew
         if self.place is not None and crew is not None:

@@ -14,7 +14,7 @@ import threading
 import types
 from collections.abc import Iterator
 
-from agent.controller_trust import Trust
+from agent.controller_trust import ControllerTrust
 from agent.home import open_home
 from agent.loop import Agent
 from agent.options import Edges, JoinOptions, Stop
@@ -42,7 +42,9 @@ def run(options: JoinOptions, edges: Edges | None = None, stop: Stop | None = No
     token = parse_token(options.token) if options.token else None  # reports a typo before any request is sent
     with open_home(options.home, edges.disk) as home, _signals(stop):
         url = options.url or edges.find(options.discover_s).url
-        control = edges.open_control(url, Trust(home, edges.disk, token, options.server_name, options.insecure))
+        control = edges.open_control(
+            url, ControllerTrust(home, edges.disk, token, options.server_name, options.insecure)
+        )
         with control.http:
             agent = Agent(options, edges, home, control, stop)
             agent.first_contact()

@@ -21,7 +21,7 @@ from typing import Protocol
 
 import curtail
 from agent import job_files
-from agent.job_files import JobStatus, Orders
+from agent.job_files import JobOrders, JobStatus
 from agent.network import socket_interface
 from curtail.errors import CurtailError
 from curtail.system.disk import disk_error
@@ -224,7 +224,7 @@ class Job:
         """The job's own status; None if there is none yet."""
         return job_files.read_status(self.spec.folder)
 
-    def order(self, orders: Orders) -> None:
+    def order(self, orders: JobOrders) -> None:
         """Extend the job's permit, or ask it to drain."""
         job_files.write_orders(self.spec.folder, orders)
 
@@ -244,7 +244,7 @@ class Job:
         return job_files.last_log_line(self.spec.folder)
 
 
-def start_job(spec: JobSpec, orders: Orders, spawn: Spawn, inherited: Mapping[str, str]) -> Job:
+def start_job(spec: JobSpec, orders: JobOrders, spawn: Spawn, inherited: Mapping[str, str]) -> Job:
     """Create the job folder, write the first orders, start torchrun.
 
     Raises: DiskError; CurtailError: the program cannot be started.

@@ -150,7 +150,7 @@ STEADY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class AgentView:
     """All values on which the next event depends."""
 
     state: State
@@ -173,7 +173,7 @@ class View:
     hook_failed: bool | None = None  # whether this state's command failed; None while it runs
 
 
-def next_event(view: View) -> Event | None:
+def next_event(view: AgentView) -> Event | None:
     """The next event, or None. The caller repeats this after each event until it returns None."""
     leaving = view.stopping or view.finished
     permitted = view.permit_until is not None and view.now <= view.permit_until
@@ -197,7 +197,7 @@ def next_event(view: View) -> Event | None:
     return Event.PAUSE_DUE if view.pause_due and view.refused else None
 
 
-def _job_event(view: View, permitted: bool) -> Event | None:
+def _job_event(view: AgentView, permitted: bool) -> Event | None:
     if view.job_exit is not None:
         # A job that exits without training counts as failed; otherwise it would be restarted in a tight loop.
         idle = view.state is State.STARTING

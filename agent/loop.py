@@ -11,13 +11,13 @@ from __future__ import annotations
 import signal
 
 from agent import heartbeat
-from agent.heartbeat import Exchange
+from agent.heartbeat import HeartbeatExchange
 from agent.home import Home
 from agent.hooks import Hook, Hooks, hook_variables
 from agent.http.client import Control
-from agent.job_files import Orders
-from agent.job_supervisor import OwnJob
-from agent.lifecycle import Event, State, View, advance, backoff_s, energy_phase, next_event
+from agent.job_files import JobOrders
+from agent.job_supervisor import JobSupervisor
+from agent.lifecycle import AgentView, Event, State, advance, backoff_s, energy_phase, next_event
 from agent.membership import Membership
 from agent.options import Edges, JoinOptions, Stop
 
@@ -31,7 +31,7 @@ class Agent:
     def __init__(self, options: JoinOptions, edges: Edges, home: Home, control: Control, stop: Stop) -> None:
         self.options, self.edges, self.stop = options, edges, stop
         self.member = Membership(options, edges, home, control)
-        self.job = OwnJob(self.member)
+        self.job = JobSupervisor(self.member)
         self.state, self.since = State.JOINING, edges.clock.monotonic()
         self.backoff_until = 0.0
         self.hooks = Hooks(
@@ -42,7 +42,7 @@ class Agent:
             edges.clock,
             edges.spawn,
         )
-        self.talk = Exchange(self.member, self.job, self.hooks, self._say)
+        self.talk = HeartbeatExchange(self.member, self.job, self.hooks, self._say)
         stop.kill = self._kill
 
     def first_contact(self) -> None:
@@ -63,10 +63,10 @@ class Agent:
                 self.edges.notifier.alive(self.edges.clock.monotonic())
                 self.hooks.observe()
                 self.job.observe(self.state is State.DRAINING)
-                self._settle()
+                self._process_events()
                 if self.state is not State.LEFT and self.talk.beats.due(self.state, self._phase()):
                     self.talk.beat(self.state, self._joined)
-                    self._settle()
+                    self._process_events()
                 if self.state is State.LEFT:
                     break
                 self.edges.clock.sleep(POLL_S)
@@ -86,15 +86,15 @@ class Agent:
 
     # -- events and actions --------------------------------------------------------
 
-    def _settle(self) -> None:
+    def _process_events(self) -> None:
         """Process events until there is none left."""
         while (event := next_event(self._view())) is not None:
             self._take(event)
         if self.state is State.STOPPING:
-            self.job.press(self.edges.clock.monotonic() - self.since)
+            self.job.terminate(self.edges.clock.monotonic() - self.since)
 
-    def _view(self) -> View:
-        return View(
+    def _view(self) -> AgentView:
+        return AgentView(
             self.state,
             self.edges.clock.monotonic(),
             self.since,
@@ -139,7 +139,7 @@ class Agent:
 
     def _after_hook(self) -> None:
         """Process the end of a command. After a failed on_resume no job starts for a while."""
-        ended = self.hooks.take()
+        ended = self.hooks.consume()
         self.talk.beats.at_once()
         if self.state is State.BACKOFF:
             self.backoff_until = self.edges.clock.monotonic() + self._pause_s()
@@ -163,11 +163,11 @@ class Agent:
             words = "expired while the controller was unreachable" if self.talk.beats.failures else "has expired"
             self.talk.reason = f"the permit {words}"
         self.talk.give_up_permit()
-        self.job.order(Orders(0.0, True, self.talk.reason))
+        self.job.order(JobOrders(0.0, True, self.talk.reason))
 
     def _bury(self, event: Event) -> None:
         """Clean up after a job and ask the controller again before the next one starts."""
-        self.job.bury(event is Event.JOB_FAILED, self.edges.clock.monotonic())
+        self.job.reap(event is Event.JOB_FAILED, self.edges.clock.monotonic())
         if event is Event.JOB_FAILED:
             self.backoff_until = self.edges.clock.monotonic() + backoff_s(self.job.failures)
         self.talk.ask_anew()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from agent import launcher
-from agent.home import Home, Identity
+from agent.home import AgentIdentity, Home
 from agent.http.client import Control
 from agent.options import Edges, JoinOptions
 from curtail import wire
@@ -27,7 +27,7 @@ class Membership:
 
     def __init__(self, options: JoinOptions, edges: Edges, home: Home, control: Control) -> None:
         self.options, self.edges, self.home, self.control = options, edges, home, control
-        self.identity: Identity = home.identity(edges.disk)
+        self.identity: AgentIdentity = home.identity(edges.disk)
         self._key = home.key(edges.disk)
         control.signer = Signer(self._key, edges.clock.wall, self.identity.fence)
         control.credential = home.credential()
@@ -112,7 +112,7 @@ class Membership:
 
     def _remember(self, reply: wire.JoinReply) -> None:
         """Store the reply to a join or a renewal."""
-        self.identity = Identity(
+        self.identity = AgentIdentity(
             self.identity.agent,
             self.options.site,
             reply.run,

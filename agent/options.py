@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent import launcher
-from agent.controller_trust import Trust, open_control
+from agent.controller_trust import ControllerTrust, open_control
 from agent.hooks import Commands
 from agent.http.client import Control
 from agent.launcher import Spawn
@@ -22,7 +22,7 @@ from agent.network import local_address
 from agent.power import PowerMeter, choose_meter
 from curtail.system.clock import Clock, SystemClock
 from curtail.system.disk import Disk, SystemDisk
-from curtail.system.mdns import Found, find_controller
+from curtail.system.mdns import AnnouncedController, find_controller
 from curtail.system.systemd import Notifier
 
 
@@ -61,8 +61,8 @@ class Edges:
     disk: Disk = field(default_factory=SystemDisk)
     spawn: Spawn = launcher.system_spawn
     meter: PowerMeter = field(default_factory=choose_meter)
-    find: Callable[[float], Found] = find_controller
-    open_control: Callable[[str, Trust], Control] = open_control
+    find: Callable[[float], AnnouncedController] = find_controller
+    open_control: Callable[[str, ControllerTrust], Control] = open_control
     local_address: Callable[[str], str] = local_address
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     say: Callable[[str], None] = _say

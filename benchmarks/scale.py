@@ -40,7 +40,7 @@ import numpy as np
 from agent.http import transfer
 from agent.http.client import Control, open_http
 from benchmarks.runs import controller, write_zeros
-from controller.home.data_ledger import look
+from controller.home.data_ledger import inspect_store
 from controller.store import reading
 from curtail import wire
 from curtail.errors import CurtailError
@@ -460,7 +460,7 @@ def simulate(folder: Path, options: argparse.Namespace) -> Result:
     spans = [span for site in sites for span in site.spans]
     failures = [site.failure for site in sites if site.failure]
     failures += [beat["wrong"] for beat in told if beat["wrong"]]
-    failures += [f"ledger: {problem}" for _, problem in look(folder / "home", weights=True) if problem]
+    failures += [f"ledger: {problem}" for _, problem in inspect_store(folder / "home", weights=True) if problem]
     return Result(
         len(sites), deltas.size, quiet, phases(folder / "home", spans, watch.merging), spans, told, failures,
         watch.controller, watch.merge_all, watch.merge_own, watch.load, watch.busy,

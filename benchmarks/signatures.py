@@ -1,4 +1,4 @@
-"""What it costs that machines sign what they say: seconds of CPU to sign a heartbeat, to check it, and to know replays.
+"""What signed requests cost: seconds of CPU to sign a heartbeat, to verify it, and to detect replays.
 
 PYTHONPATH=. python benchmarks/signatures.py
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 
-from controller.auth.nonces import Replays
+from controller.auth.nonces import NonceCache
 from curtail import wire
 from curtail.security import signing
 from curtail.security.signing import AgentKey, Signer
@@ -27,15 +27,15 @@ def main() -> None:
     now = time.time()
     stamps = [signing.read_stamp(header) for header in headers]
     for n, stamp in enumerate(stamps):
-        signing.check(stamp, public[n % KEYS], "POST", wire.HEARTBEAT, body, now)
+        signing.verify_signature(stamp, public[n % KEYS], "POST", wire.HEARTBEAT, body, now)
     checked = time.process_time()
-    replays = Replays()
+    nonces = NonceCache()
     for n, stamp in enumerate(stamps):
-        replays.take(public[n % KEYS], stamp, now)
+        nonces.consume(public[n % KEYS], stamp, now)
     taken = time.process_time()
     each = 1e6 / COUNT
     print(f"sign {(signed - began) * each:.0f} us, check {(checked - signed) * each:.0f} us,", end=" ")
-    print(f"replay {(taken - checked) * each:.1f} us, {replays.count()} lives remembered")
+    print(f"replay {(taken - checked) * each:.1f} us, {nonces.count()} lives remembered")
 
 
 if __name__ == "__main__":

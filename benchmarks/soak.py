@@ -36,7 +36,7 @@ import httpx  # noqa: E402
 from agent.http.client import Control  # noqa: E402
 from benchmarks.runs import controller  # noqa: E402
 from benchmarks.scale import write_run  # noqa: E402
-from controller.home.data_ledger import look  # noqa: E402
+from controller.home.data_ledger import inspect_store  # noqa: E402
 from curtail import wire  # noqa: E402
 from curtail.security.signing import AgentKey, Signer  # noqa: E402
 
@@ -212,7 +212,7 @@ def soak(folder: Path, agents: int, seconds: float, heartbeat: float) -> dict[st
         joined_s = all_agents.join_all()
         all_agents.run(seconds)
         all_agents.http.close()
-    problems = [problem for _, problem in look(folder / "home", weights=False) if problem is not None]
+    problems = [problem for _, problem in inspect_store(folder / "home", weights=False) if problem is not None]
     return {
         "agents": agents, "seconds": seconds, "heartbeat_s": heartbeat, "joined_s": round(joined_s, 1),
         "beats": sum(sample.beats for sample in all_agents.samples), "failures": all_agents.failures[:20],

@@ -17,9 +17,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from controller.aggregation.process import ProcessMerger
+from controller.aggregation.process import MergeProcess
 from controller.auth import token_files
-from controller.auth.authority import Identity, ensure, own_names
+from controller.auth.authority import TlsIdentity, ensure, own_names
 from controller.energy.clock import ReplayClock, run_clock
 from controller.energy.microgrid import plants
 from controller.energy.simulation import EnergySimulation, preload
@@ -32,11 +32,11 @@ from controller.home import home as homes
 from controller.home.backup import clear_holding
 from controller.home.housekeeping import CHECKED, Upkeep, warn_of_sqlite, was_killed
 from controller.home.run_info import run_info
-from controller.http.listener import ADDRESS_SHARE, BANNER, Face, announcing, choose, listen
+from controller.http.listener import ADDRESS_SHARE, BANNER, ListenAddress, announcing, choose, listen
 from controller.http.server import Endpoint, Pulse, serve, unhealthy
 from controller.ledger.settlement_thread import live_settler
-from controller.service.service import Parts, Service
-from controller.signals.select import Signal, Surroundings
+from controller.service.service import Service, ServiceDeps
+from controller.signals.select import SelectedSignal, Surroundings
 from controller.signals.start import SignalOptions, choose_signal, has_perfect_forecast
 from controller.store import Store
 from controller.store.rows import RunRow
@@ -71,13 +71,13 @@ class StartOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Inputs:
+class RunInputs:
     """What was read and checked before anything is started."""
 
     options: StartOptions
     config: RunConfig
-    face: Face
-    signal: Signal
+    face: ListenAddress
+    signal: SelectedSignal
     courses: Mapping[str, Course]
     data: homes.Data
     names: list[str]  # names and addresses of this machine, for its certificate
@@ -90,10 +90,10 @@ class OpenRun:
     """The run's folder, opened, and who the controller is in it."""
 
     store: Store
-    merger: ProcessMerger
+    merger: MergeProcess
     versions: Versions
     run: RunRow
-    identity: Identity
+    identity: TlsIdentity
 
 
 def start(options: StartOptions) -> int:
@@ -110,7 +110,7 @@ def start(options: StartOptions) -> int:
         return _run(inputs, listener, stack)
 
 
-def _check(options: StartOptions) -> Inputs:
+def _check(options: StartOptions) -> RunInputs:
     """Raises: CurtailError: something is wrong with options, run file, signal or data."""
     face = choose(options.host, options.tls, options.insecure, options.open_status)
     config = load_config(options.run_file)
@@ -121,12 +121,12 @@ def _check(options: StartOptions) -> Inputs:
     homes.model_for(config, data.manifest)
     homes.recipe_for(config)
     names = own_names(options.advertise, options.host)
-    return Inputs(options, config, face, chosen, courses, data, names, clock, SystemDisk())
+    return RunInputs(options, config, face, chosen, courses, data, names, clock, SystemDisk())
 
 
-def _run(inputs: Inputs, listener: socket.socket, stack: contextlib.ExitStack) -> int:
+def _run(inputs: RunInputs, listener: socket.socket, stack: contextlib.ExitStack) -> int:
     """Start everything, serve, and stop it in the reverse order."""
-    from controller.http.app import Door, create_app
+    from controller.http.app import ServerIdentity, create_app
 
     options, config, clock = inputs.options, inputs.config, inputs.clock
     killed, notifier = was_killed(options.home), take_notifier(os.environ)
@@ -152,7 +152,7 @@ def _run(inputs: Inputs, listener: socket.socket, stack: contextlib.ExitStack) -
     inputs.disk.replace("ADDRESS", options.home / ADDRESS, json.dumps(address).encode())
     _greet(inputs, port)
     info = run_info(config, run.id, run.model, run.manifest, run.tokenizer, run.sequence_len, run.sample_limit)
-    door = Door(identity.authority, identity.pin, inputs.face.open_status)
+    door = ServerIdentity(identity.authority, identity.pin, inputs.face.open_status)
     app = create_app(service, uploads, info, lambda: unhealthy(service, energy), door)
     pulse = Pulse(notifier, clock, lambda: unhealthy(service, energy))
     warn_of_sqlite()
@@ -161,12 +161,12 @@ def _run(inputs: Inputs, listener: socket.socket, stack: contextlib.ExitStack) -
     return serve(app, endpoint, pulse)
 
 
-def _identity(inputs: Inputs) -> Identity:
+def _identity(inputs: RunInputs) -> TlsIdentity:
     """The controller's keys and certificates: made, read, or with a new certificate if it is time."""
     return ensure(inputs.options.home, inputs.names, inputs.clock.wall(), inputs.disk)
 
 
-def _open(inputs: Inputs, killed: bool, stack: contextlib.ExitStack) -> OpenRun:
+def _open(inputs: RunInputs, killed: bool, stack: contextlib.ExitStack) -> OpenRun:
     """Open the run's folder, or begin the run in it. Raises: CurtailError.
 
     Args: killed: the controller before did not end in order, so the store is checked as a whole.
@@ -176,7 +176,7 @@ def _open(inputs: Inputs, killed: bool, stack: contextlib.ExitStack) -> OpenRun:
     store = Store(home / STORE, thorough=killed)
     store.open()
     stack.callback(store.close)
-    merger = ProcessMerger(home / "merge")
+    merger = MergeProcess(home / "merge")
     stack.callback(merger.stop)
     versions = Versions(home / VERSIONS)
     trace = inputs.signal.trace
@@ -187,9 +187,9 @@ def _open(inputs: Inputs, killed: bool, stack: contextlib.ExitStack) -> OpenRun:
     return OpenRun(store, merger, versions, run, identity)
 
 
-def _make_service(inputs: Inputs, opened: OpenRun, uploads: Uploads, replay: ReplayClock) -> Service:
+def _make_service(inputs: RunInputs, opened: OpenRun, uploads: Uploads, replay: ReplayClock) -> Service:
     options, config = inputs.options, inputs.config
-    parts = Parts(
+    parts = ServiceDeps(
         store=opened.store,
         config=config,
         source=inputs.signal.source,
@@ -206,7 +206,7 @@ def _make_service(inputs: Inputs, opened: OpenRun, uploads: Uploads, replay: Rep
 
 
 def _start_threads(
-    inputs: Inputs, store: Store, service: Service, energy: EnergySimulation, stack: contextlib.ExitStack
+    inputs: RunInputs, store: Store, service: Service, energy: EnergySimulation, stack: contextlib.ExitStack
 ) -> None:
     """Start what runs beside the server; `stack` stops it, and takes the address away when all has stopped."""
     home = inputs.options.home
@@ -218,7 +218,7 @@ def _start_threads(
         stack.callback(part.stop)
 
 
-def _greet(inputs: Inputs, port: int) -> None:
+def _greet(inputs: RunInputs, port: int) -> None:
     options, config, url = inputs.options, inputs.config, inputs.face.public(port, inputs.names)
     if inputs.face.insecure:
         print(BANNER.format(url=url), file=sys.stderr, flush=True)

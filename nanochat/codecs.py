@@ -152,7 +152,7 @@ def restore(values: np.ndarray, scale: np.ndarray | None, form: str, out: np.nda
     return out
 
 
-def check(name: str, values: np.ndarray, scale: np.ndarray | None, form: str) -> None:
+def check_codec(name: str, values: np.ndarray, scale: np.ndarray | None, form: str) -> None:
     """Check that `quantise` can produce these rows; for fp32 only `refuse_non_finite` applies.
 
     Raises: CheckpointError: it cannot.

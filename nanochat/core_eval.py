@@ -17,7 +17,7 @@ import torch
 
 from curtail.errors import CheckpointError, ConfigError
 from curtail.system.clock import Clock, SystemClock
-from nanochat.core_prompts import Asked, Candidate, ask_all
+from nanochat.core_prompts import Candidate, TokenizedQuestion, ask_all
 from nanochat.core_tasks import LANGUAGE_MODELING, CoreTask
 from nanochat.gpt import GPT
 from nanochat.tokenizer import Tokenizer
@@ -113,7 +113,12 @@ def centered(accuracy: float, baseline: float) -> float:
 
 
 def answers_right(
-    model: GPT, task: CoreTask, asked: Sequence[Asked], bos_id: int, batch: int, progress: Progress | None = None
+    model: GPT,
+    task: CoreTask,
+    asked: Sequence[TokenizedQuestion],
+    bos_id: int,
+    batch: int,
+    progress: Progress | None = None,
 ) -> list[bool]:
     """Whether the model answers each question right.
 

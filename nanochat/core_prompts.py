@@ -33,7 +33,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class TokenizedQuestion:
     """A question as token sequences for the model."""
 
     candidates: tuple[Candidate, ...]  # one per candidate text; language modelling has one
@@ -67,7 +67,7 @@ def possible_texts(task: CoreTask, number: int) -> list[str]:
     return texts
 
 
-def ask_all(task: CoreTask, tokenizer: Tokenizer, longest: int) -> list[Asked]:
+def ask_all(task: CoreTask, tokenizer: Tokenizer, longest: int) -> list[TokenizedQuestion]:
     """All questions of a set as token sequences of at most `longest` tokens.
 
     Raises: DataError: an answer has no tokens of its own or does not fit; names the question.
@@ -89,7 +89,7 @@ def common_prefix(rows: Sequence[np.ndarray]) -> int:
     return shortest if same.all() else int(same.argmin())
 
 
-def _asked(task: CoreTask, question: Question, rows: list[np.ndarray], longest: int) -> Asked:
+def _asked(task: CoreTask, question: Question, rows: list[np.ndarray], longest: int) -> TokenizedQuestion:
     """The rows with their spans.
 
     Multiple choice scores the tokens after the rows' common prefix, a schema the common
@@ -116,7 +116,7 @@ def _asked(task: CoreTask, question: Question, rows: list[np.ndarray], longest: 
             f"{place}: its answer alone is longer than the model's {longest} tokens",
             "use a model with longer sequences, or remove that set from core.yaml",
         )
-    return Asked(
+    return TokenizedQuestion(
         tuple(
             Candidate(row[cut:], start - cut, len(row) - cut)
             for row, start, cut in zip(rows, starts, cuts, strict=True)

@@ -231,7 +231,7 @@ def check_values(encoded: Mapping[str, np.ndarray], name: str) -> float:
     total = 0.0
     for rows in _blocks(values.shape):
         part = None if scale is None else scale[rows]
-        codecs.check(name, values[rows], part, form)
+        codecs.check_codec(name, values[rows], part, form)
         total += codecs.squares(values[rows], part, form)
     return total
 

@@ -37,7 +37,7 @@ WARM_UP = 2  # steps: allocation, autotuning, compilation
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class BenchOptions:
     """The settings of a measurement."""
 
     steps: int  # after the warm-up
@@ -97,7 +97,7 @@ class _MadeUp:
         return rows[:, :-1].copy(), rows[:, 1:].copy()
 
 
-def measure_speed(config: GPTConfig, asked: Asked, clock: Clock) -> Speed:
+def measure_speed(config: GPTConfig, asked: BenchOptions, clock: Clock) -> Speed:
     """Measure the training speed with the settings `asked`, on all ranks of this job.
 
     Raises: ConfigError: no such device; the batch does not split over the ranks; the attention backend
@@ -107,7 +107,7 @@ def measure_speed(config: GPTConfig, asked: Asked, clock: Clock) -> Speed:
         return _measured(config, asked, device, ranks, clock)
 
 
-def measure_backends(config: GPTConfig, asked: Asked, clock: Clock) -> list[Speed | NotMeasured]:
+def measure_backends(config: GPTConfig, asked: BenchOptions, clock: Clock) -> list[Speed | NotMeasured]:
     """Measure every attention backend for the device, in the order of the table.
 
     Raises: ConfigError: as `measure_speed`, except for backends that do not work.
@@ -126,7 +126,7 @@ def measure_backends(config: GPTConfig, asked: Asked, clock: Clock) -> list[Spee
 
 
 @contextmanager
-def _ranks(asked: Asked) -> Iterator[tuple[torch.device, Ranks]]:
+def _ranks(asked: BenchOptions) -> Iterator[tuple[torch.device, Ranks]]:
     if asked.threads:
         torch.set_num_threads(asked.threads)
     place = ranks_from_environment()
@@ -145,7 +145,7 @@ def _forget(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def _measured(config: GPTConfig, asked: Asked, device: torch.device, ranks: Ranks, clock: Clock) -> Speed:
+def _measured(config: GPTConfig, asked: BenchOptions, device: torch.device, ranks: Ranks, clock: Clock) -> Speed:
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)

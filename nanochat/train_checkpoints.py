@@ -30,7 +30,7 @@ _OTHER = "give another folder with --out, or the same settings as before"
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class TrainingProgress:
     """The progress of a run, and the settings that must not change when it resumes."""
 
     step: int  # finished optimizer steps; the next sample is step * batch_samples
@@ -47,12 +47,12 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SavedCheckpoint:
     """A complete checkpoint."""
 
     folder: Path
     meta: CheckpointMeta
-    progress: Progress
+    progress: TrainingProgress
     weights: Weights
     optimizer: dict[str, np.ndarray]
 
@@ -73,7 +73,7 @@ def save(
     weights: Mapping[str, np.ndarray],
     optimizer: Mapping[str, np.ndarray],
     meta: CheckpointMeta,
-    progress: Progress,
+    progress: TrainingProgress,
     disk: Disk,
 ) -> Path:
     """Write a checkpoint under a temporary name and rename it. Returns: its folder.
@@ -125,7 +125,7 @@ def sweep(out: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def newest(out: Path, say: Callable[[str], None]) -> Found | None:
+def newest(out: Path, say: Callable[[str], None]) -> SavedCheckpoint | None:
     """The newest intact checkpoint; None if there is no checkpoint at all.
 
     Args: say: called with a message for each skipped checkpoint.
@@ -145,7 +145,7 @@ def newest(out: Path, say: Callable[[str], None]) -> Found | None:
     return None
 
 
-def read(folder: Path) -> Found:
+def read(folder: Path) -> SavedCheckpoint:
     """Read a checkpoint and check all its hashes.
 
     Raises: NotFound: a file is missing. CheckpointError: it is damaged, or not of a training run.
@@ -155,10 +155,10 @@ def read(folder: Path) -> Found:
     if file_sha256(folder / OPTIMIZER_FILE) != progress.optimizer_sha256:
         raise CheckpointError(f"{OPTIMIZER_FILE} in {folder} is damaged", "use another checkpoint")
     optimizer, _ = read_tensors(folder / OPTIMIZER_FILE)
-    return Found(folder, meta, progress, weights, optimizer)
+    return SavedCheckpoint(folder, meta, progress, weights, optimizer)
 
 
-def read_progress(folder: Path) -> Progress:
+def read_progress(folder: Path) -> TrainingProgress:
     """Read `progress.json` of a checkpoint; strict.
 
     Raises: NotFound: there is none. CheckpointError: another format, or a wrong value.
@@ -175,17 +175,17 @@ def read_progress(folder: Path) -> Progress:
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}", "check its permissions") from None
     kinds = {"int": (int,), "float": (float, int), "str": (str,), "float | None": (float, int, type(None))}
-    names = {field.name: kinds[str(field.type)] for field in fields(Progress)}
+    names = {field.name: kinds[str(field.type)] for field in fields(TrainingProgress)}
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT or set(values) != set(names):
         raise CheckpointError(f"{path} does not have the format {FORMAT}", "use another checkpoint")
     if wrong := [name for name, kind in names.items() if type(values[name]) not in kind]:
         raise CheckpointError(
             f"{wrong[0]} in {path} has the wrong value {values[wrong[0]]!r}", "use another checkpoint"
         )
-    return Progress(**values)
+    return TrainingProgress(**values)
 
 
-def check_same_run(out: Path, meta: CheckpointMeta, progress: Progress) -> list[str]:
+def check_same_run(out: Path, meta: CheckpointMeta, progress: TrainingProgress) -> list[str]:
     """Compare a run with the newest readable checkpoint in `out`. Returns: what has changed, as lines to print.
 
     Args: meta, progress: of the run that is about to resume; only values that must be equal are compared.

@@ -18,7 +18,7 @@ from nanochat.presets import GPTConfig, config_for, preset_for
 from nanochat.recipe import Recipe, batch_tokens_for, horizon, recipe_of
 from nanochat.schedule import Schedule
 from nanochat.tokenizer import FILE_NAME, Tokenizer
-from nanochat.train_checkpoints import Progress, check_same_run, saved_steps
+from nanochat.train_checkpoints import TrainingProgress, check_same_run, saved_steps
 
 FAILURE_FILE = ".failure.json"
 """File in OUT with the error of a rank, for the process that started torchrun."""
@@ -74,7 +74,7 @@ class TrainPlan:
     batch_samples: int
     steps: int
     meta: CheckpointMeta  # of its checkpoints, without weights, tokens and time
-    progress: Progress  # likewise
+    progress: TrainingProgress  # likewise
 
     @property
     def batch_tokens(self) -> int:
@@ -124,7 +124,7 @@ def make_plan(options: TrainOptions, ranks: int) -> TrainPlan:
         tokenizer_digest=manifest.tokenizer, manifest_digest=manifest.digest,
         created="",
     )  # fmt: skip
-    progress = Progress(
+    progress = TrainingProgress(
         step=0, tokens=0, token_budget=budget, batch_samples=batch, seed=options.seed,
         recipe=recipe.to_json(), ranks=ranks,
         device_batch=options.device_batch_samples, seconds=0.0, loss=None, optimizer_sha256="",

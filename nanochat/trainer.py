@@ -115,7 +115,7 @@ class Trainer:
             found = train_checkpoints.newest(self.out, self.say)
         facts = self._share(asdict(found.progress) if found else {})
         if facts:
-            self._take_up(train_checkpoints.Progress(**facts), found)
+            self._take_up(train_checkpoints.TrainingProgress(**facts), found)
         elif self.first:
             self.model.init_weights(self.options.seed)
         broadcast_weights(self.model)
@@ -129,7 +129,9 @@ class Trainer:
                 self.out, self.progress.step, self.disk, wandb=self.options.wandb, settings=settings
             )  # fmt: skip
 
-    def _take_up(self, old: train_checkpoints.Progress, found: train_checkpoints.Found | None) -> None:
+    def _take_up(
+        self, old: train_checkpoints.TrainingProgress, found: train_checkpoints.SavedCheckpoint | None
+    ) -> None:
         """Resume from a checkpoint that rank 0 has read."""
         now = self.plan.progress
         self.progress = replace(old, token_budget=now.token_budget, ranks=now.ranks)
@@ -224,7 +226,7 @@ class Trainer:
             loss=report.loss_last if report.steps else before.loss,
         )
 
-    def _recorder(self, before: train_checkpoints.Progress, began: float) -> Callable[[int, float, int], None]:
+    def _recorder(self, before: train_checkpoints.TrainingProgress, began: float) -> Callable[[int, float, int], None]:
         """A function that records each step after `before`, and prints a message at intervals."""
         plan, metrics = self.plan, self.metrics
         assert metrics is not None

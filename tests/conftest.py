@@ -26,7 +26,7 @@ import pytest
 from hypothesis import settings
 
 import curtail
-from controller.home.data_ledger import look
+from controller.home.data_ledger import inspect_store
 from controller.store import Store
 from curtail import wire
 from curtail.commands.ledger import verify
@@ -375,7 +375,7 @@ class Fleet:
         return self.wait_for(what, look, seconds)
 
     def wait_for(self, what, look, seconds=DEADLINE_S, every=POLL_S):
-        """What `look` returns as soon as that is true."""
+        """What `inspect_store` returns as soon as that is true."""
         end = time.monotonic() + seconds
         while True:
             if found := look():
@@ -409,8 +409,8 @@ class Fleet:
         """What `curtail ledger check --weights` and `ledger verify` find wrong; nothing where there is no store."""
         if not (self.home / "state.db").is_file():
             return []
-        problems = [problem for _, problem in look(self.home, weights=True) if problem is not None]
-        chain = verify.look(self.home, None).problem
+        problems = [problem for _, problem in inspect_store(self.home, weights=True) if problem is not None]
+        chain = verify.verify_chain(self.home, None).problem
         return [*problems, chain] if chain else problems
 
     def members(self):

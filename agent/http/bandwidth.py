@@ -1,6 +1,6 @@
 """Bandwidth limit for a job's uploads and downloads: a token bucket.
 
-`Link` shares one token bucket between the threads of a job and returns how long a piece
+`BandwidthLimit` shares one token bucket between the threads of a job and returns how long a piece
 must wait. Without a limit this module is not used. Units: bytes, bytes per second,
 seconds.
 """
@@ -46,7 +46,7 @@ def parse_rate(text: str) -> float:
     return rate
 
 
-class Link:
+class BandwidthLimit:
     """One limit for all transfers of a job; thread-safe.
 
     Args: rate: bytes per second, both directions together.

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import httpx
 
 from agent.http.backoff import Throttle
-from agent.http.bandwidth import Link
+from agent.http.bandwidth import BandwidthLimit
 from curtail import wire
 from curtail.errors import AuthError, CurtailError, DiskError, NotFound, Refused, Throttled, Unreachable, WireError
 from curtail.security import signing
@@ -82,7 +82,7 @@ class Control:
         self,
         http: httpx.Client,
         credential: str | None = None,
-        link: Link | None = None,
+        link: BandwidthLimit | None = None,
         signer: signing.Signer | None = None,
         reread: Callable[[], str | None] | None = None,
         clock: Clock | None = None,

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from agent.controller_trust import open_jobs_control
-from agent.http.bandwidth import Link
+from agent.http.bandwidth import BandwidthLimit
 from agent.http.transfer import Stopped
 from agent.job.agent_link import JobEnvironment, read_environment
 from agent.job.controller_link import ControllerLink
@@ -28,7 +28,7 @@ from agent.job.data_cache import data_folder, fetch_data
 from agent.job.loop import JobLoop
 from agent.job.rank_zero import RankZero
 from agent.job.ranks import RankGroup
-from agent.job.trainer import Trainer
+from agent.job.trainer import RankTrainer
 from curtail import wire
 from curtail.errors import CurtailError
 from curtail.system.clock import Clock, SystemClock
@@ -88,7 +88,7 @@ def train_window(
     if group.any(leave is not None):
         return leave or "another machine of the site drains"
     stream = opening(data_folder(env.cache, info.manifest))
-    trainer = Trainer(info, stream, group, device, env.device_batch_samples)
+    trainer = RankTrainer(info, stream, group, device, env.device_batch_samples)
     if link is not None:
         link.log(f"a rank takes {trainer.device_batch} samples in a forward pass; {trainer.fast}")
         if not group.is_rank_zero:
@@ -110,7 +110,7 @@ def main() -> int:
         env = read_environment(os.environ)
         clock = SystemClock()
         if ranks_from_environment().local_rank == 0:
-            limit = Link(env.link_bytes_s, clock) if env.link_bytes_s else None
+            limit = BandwidthLimit(env.link_bytes_s, clock) if env.link_bytes_s else None
             control = open_jobs_control(
                 env.url, env.credential_file, env.fence, clock.wall, limit, env.server_name or None, env.insecure
             )

@@ -17,7 +17,7 @@ from agent.job.contribution import LocalUpdate
 from agent.job.overlap import Rebase, TrainingRound, overlap_part, part, steps_of
 from agent.job.rank_zero import Command, Plan, RankZero
 from agent.job.timings import Phases
-from agent.job.trainer import Trainer
+from agent.job.trainer import RankTrainer
 from curtail import wire
 from curtail.system.clock import Clock
 from nanochat import weights as weight_sets
@@ -31,7 +31,7 @@ class JobLoop:
     Args: rank_zero: on rank 0, None on the others.
     """
 
-    def __init__(self, trainer: Trainer, rank_zero: RankZero | None, clock: Clock) -> None:
+    def __init__(self, trainer: RankTrainer, rank_zero: RankZero | None, clock: Clock) -> None:
         self.trainer, self.rank_zero = trainer, rank_zero
         self.batch = trainer.info.batch_samples
         self.first = True  # no round was trained yet

@@ -34,7 +34,7 @@ def schedule_of(info: wire.RunInfo) -> Schedule:
     return recipe.schedule(from_dict(info.model_config), info.token_budget, batch_tokens)
 
 
-class Trainer:
+class RankTrainer:
     """What one rank trains with; all ranks must build theirs together.
 
     Args: per_pass: samples in a forward pass at this site; 0: the run's value.

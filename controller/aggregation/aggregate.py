@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from controller.aggregation.blockwise import Arrays, Inputs, Piece, as_rows, compute, in_order, pieces
+from controller.aggregation.blockwise import Arrays, ContributionInputs, Piece, as_rows, compute, in_order, pieces
 from controller.aggregation.outer_step import (
     MergeResult,
     MergeSpec,
@@ -59,7 +59,7 @@ def merge(spec: MergeSpec, disk: Disk) -> MergeResult:
     if not accepted:
         return MergeResult((), refused)
     step = plan(spec, accepted)
-    inputs = Inputs(
+    inputs = ContributionInputs(
         base,
         [(encoded[part.site], share) for part, share in zip(accepted, shares(accepted), strict=True)],
         _kept(spec, VELOCITY_FILE, base) if step.momentum else {},
@@ -137,7 +137,7 @@ class _Hashes:
         self.file.update(data)
 
 
-def _write(out: Path, inputs: Inputs, disk: Disk) -> tuple[str, str]:
+def _write(out: Path, inputs: ContributionInputs, disk: Disk) -> tuple[str, str]:
     """Compute and write all files except the meta. Returns: the digest of the weights, and their file's SHA-256."""
     base = inputs.base
     with ExitStack() as stack:
@@ -178,7 +178,7 @@ def _put(file: TensorFile, piece: Piece, arrays: Arrays) -> None:
         file.write(key, piece.rows.start, rows)
 
 
-def _let_go(inputs: Inputs, name: str) -> None:
+def _let_go(inputs: ContributionInputs, name: str) -> None:
     arrays = [inputs.base[name], *(codecs.parts_in(encoded, name)[1] for encoded, _ in inputs.deltas)]
     if inputs.velocity:
         arrays.append(inputs.velocity[name])

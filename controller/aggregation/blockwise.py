@@ -39,7 +39,7 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Inputs:
+class ContributionInputs:
     """The inputs of a merge; all arrays are mapped files."""
 
     base: Arrays
@@ -76,7 +76,7 @@ def as_rows(array: np.ndarray) -> np.ndarray:
     return array if array.ndim == 2 else array.reshape(1, -1)
 
 
-def compute(inputs: Inputs, piece: Piece) -> Outputs:
+def compute(inputs: ContributionInputs, piece: Piece) -> Outputs:
     """One piece of the new version, computed in blocks that fit into the CPU cache."""
     name = piece.name
     shape = inputs.base[name].shape
@@ -111,7 +111,7 @@ def compute(inputs: Inputs, piece: Piece) -> Outputs:
     return made
 
 
-def _mean(inputs: Inputs, name: str, rows: slice, width: int) -> np.ndarray:
+def _mean(inputs: ContributionInputs, name: str, rows: slice, width: int) -> np.ndarray:
     """The weighted mean of the pseudo-gradients' rows, summed in the order of the parts."""
     mean: np.ndarray | None = None
     for encoded, share in inputs.deltas:

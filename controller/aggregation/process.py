@@ -67,7 +67,7 @@ def _beneath(controller: int) -> Callable[[], None]:
     return prepare
 
 
-class ProcessMerger:
+class MergeProcess:
     """Runs each merge in a child process; the caller starts at most one at a time."""
 
     def __init__(self, folder: Path) -> None:

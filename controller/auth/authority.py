@@ -66,7 +66,7 @@ class Files:
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class TlsIdentity:
     """The controller's TLS identity."""
 
     files: Files
@@ -76,7 +76,7 @@ class Identity:
     ends: float  # when the server certificate expires, Unix time
 
 
-def ensure(home: Path, names: Iterable[str], now: float, disk: Disk) -> Identity:
+def ensure(home: Path, names: Iterable[str], now: float, disk: Disk) -> TlsIdentity:
     """The TLS identity of the controller in `home`; created, completed or renewed as needed.
 
     Args: names: names and addresses at which it is reached, besides loopback. now: Unix time.
@@ -95,7 +95,7 @@ def ensure(home: Path, names: Iterable[str], now: float, disk: Disk) -> Identity
     if certificate is None:
         certificate = _issue(files, key, authority, wanted, moment, disk)
     pem = _pem(authority).decode()
-    return Identity(files, pem, pin_of(pem), wanted, certificate.not_valid_after_utc.timestamp())
+    return TlsIdentity(files, pem, pin_of(pem), wanted, certificate.not_valid_after_utc.timestamp())
 
 
 def own_names(advertised: Iterable[str], host: str) -> list[str]:

@@ -53,12 +53,12 @@ class Life:
 
 
 @dataclass(slots=True)
-class Replays:
+class NonceCache:
     """The nonce cache of all keys."""
 
     _keys: OrderedDict[str, OrderedDict[str, Life]] = field(default_factory=OrderedDict)
 
-    def take(self, key: str, stamp: Stamp, now: float) -> None:
+    def consume(self, key: str, stamp: Stamp, now: float) -> None:
         """Record the nonce of a request whose signature and time were checked.
 
         Args: key: the public key it is signed with.

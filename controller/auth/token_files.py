@@ -30,17 +30,17 @@ def ensure(home: Path, store: Store, pin: str | None, now: float, disk: Disk) ->
     """Create the files that are missing or invalid. Args: now: Unix time. Raises: DiskError."""
     for name, role in ROLE_OF.items():
         path = home / name
-        held = read(path)
+        held = read_token_file(path)
         if held is not None and held.pin == pin and store.call(partial(_good, held=held, now=now)):
             continue
         request = TokenRequest(role.value, "", "", None, None, name)
         made = store.call(partial(tokens.create, request=request, pin=pin, now=now))
-        write(path, made.token, disk)
+        write_token_file(path, made.token, disk)
         if held is not None:
             store.call(partial(_revoke, held=held, now=now))
 
 
-def read(path: Path) -> Token | None:
+def read_token_file(path: Path) -> Token | None:
     """The token in a file; None if there is no valid one. Raises: DiskError: the file cannot be read."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -71,13 +71,13 @@ def reach(home: Path, absent: CurtailError) -> tuple[str, Token]:
         url = str(json.loads((home / ADDRESS).read_text(encoding="utf-8"))["url"])
     except (OSError, ValueError, KeyError, TypeError):
         raise absent from None
-    token = read(home / OPERATOR)
+    token = read_token_file(home / OPERATOR)
     if token is None:
         raise NotFound(f"there is no token in {home / OPERATOR}", "the controller creates it when it starts")
     return url, token
 
 
-def write(path: Path, text: str, disk: Disk) -> None:
+def write_token_file(path: Path, text: str, disk: Disk) -> None:
     """Write a token file that only its owner can read. Raises: DiskError."""
     disk.replace("JOIN_TOKEN", path, f"{text}\n".encode(), mode=0o600)
 

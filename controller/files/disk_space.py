@@ -31,7 +31,7 @@ class Room(Protocol):
 
     reason: str  # why nothing may train; "" while there is enough space
 
-    def look(self, sites: int) -> None:
+    def measure(self, sites: int) -> None:
         """Measure the free space; up to `sites` sites may each upload a contribution."""
         ...
 
@@ -41,7 +41,7 @@ class Unwatched:
 
     reason = ""
 
-    def look(self, sites: int) -> None:
+    def measure(self, sites: int) -> None:
         """Measure nothing."""
 
 
@@ -103,7 +103,7 @@ class DiskRoom:
         self._folder, self._sizes, self._free = folder, sizes, free
         self.reason = ""
 
-    def look(self, sites: int) -> None:
+    def measure(self, sites: int) -> None:
         """Measure the free space. A disk that cannot be measured counts as full."""
         try:
             free = self._free(self._folder)

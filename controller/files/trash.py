@@ -26,7 +26,7 @@ PAUSE_S = 0.02
 """Pause between two steps, so that other processes can use the disk."""
 
 
-class Removals:
+class Trash:
     """The trash folder `folder`; it must be on the same file system as the files it takes."""
 
     def __init__(self, folder: Path) -> None:

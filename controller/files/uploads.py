@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from controller.files.trash import Removals
+from controller.files.trash import Trash
 from curtail.errors import DiskError, NotFound, Refused, WireError
 from curtail.system.disk import Disk, disk_error, file_sha256
 from curtail.wire import PART_BYTES, BlobStatus
@@ -70,7 +70,7 @@ class Uploads:
         self.folder = folder
         self.part_bytes = part_bytes
         self._incoming = folder / "incoming"
-        self._removals = Removals(folder.parent / "removed")
+        self._removals = Trash(folder.parent / "removed")
         self._disk = disk
         self._largest = largest
         self._quota = QUOTA_FILES * largest if quota is None else quota

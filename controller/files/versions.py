@@ -12,7 +12,7 @@ import os
 import shutil
 from pathlib import Path
 
-from controller.files.trash import Removals
+from controller.files.trash import Trash
 from curtail.errors import CheckpointError, CurtailError
 from curtail.system.disk import SystemDisk, disk_error, fsync_folder
 from nanochat import checkpoint, weights
@@ -23,7 +23,7 @@ class Versions:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._removals = Removals(folder.parent / "removed")
+        self._removals = Trash(folder.parent / "removed")
 
     def path(self, version: int) -> Path:
         """Folder of a published version."""

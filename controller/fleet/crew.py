@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class CrewMachine:
     """One machine of a site, as its agent last reported it."""
 
     agent: str
@@ -39,7 +39,7 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True)
-class Crew:
+class CrewRoster:
     """The machines of one torchrun job, the lead first."""
 
     id: str
@@ -57,14 +57,16 @@ class Crew:
 
 
 @dataclass(frozen=True, slots=True)
-class Muster:
+class CrewState:
     """A site's crew, and since when machines wait to enter it."""
 
-    crew: Crew | None = None
+    crew: CrewRoster | None = None
     waiting_since: float | None = None  # since when there are machines that are not in the crew
 
 
-def muster(before: Muster, heard: Iterable[Machine], expected: int, now: float, patience: float, new_id: str) -> Muster:
+def form_crew(
+    before: CrewState, heard: Iterable[CrewMachine], expected: int, now: float, patience: float, new_id: str
+) -> CrewState:
     """The crew at `now`.
 
     If a machine of the crew is missing, or its job ended, the crew is replaced at
@@ -79,7 +81,7 @@ def muster(before: Muster, heard: Iterable[Machine], expected: int, now: float, 
     """
     here = sorted(heard, key=lambda machine: machine.order)
     if not here:
-        return Muster()
+        return CrewState()
     crew = before.crew if before.crew is not None else _running(here)
     if crew is not None:
         # A machine outside the crew that still runs a job can enter only after that job has ended.
@@ -88,16 +90,16 @@ def muster(before: Muster, heard: Iterable[Machine], expected: int, now: float, 
     over = crew is not None and _over(crew, present)
     missing = crew is None or not set(present) <= set(crew.agents)
     if not over and not missing:
-        return Muster(crew)
+        return CrewState(crew)
     if not here:
-        return Muster()
+        return CrewState()
     since = now if before.waiting_since is None else before.waiting_since
     if over or len(here) >= expected or now - since >= patience:
-        return Muster(_make(crew, here, new_id))
-    return Muster(crew, since)
+        return CrewState(_make(crew, here, new_id))
+    return CrewState(crew, since)
 
 
-def _over(crew: Crew, present: dict[str, Machine]) -> bool:
+def _over(crew: CrewRoster, present: dict[str, CrewMachine]) -> bool:
     """Is the crew's job unable to start or to make another step?"""
     for agent in crew.agents:
         machine = present.get(agent)
@@ -106,18 +108,18 @@ def _over(crew: Crew, present: dict[str, Machine]) -> bool:
     return present[crew.lead].endpoint != crew.endpoint
 
 
-def _make(old: Crew | None, here: list[Machine], new_id: str) -> Crew:
+def _make(old: CrewRoster | None, here: list[CrewMachine], new_id: str) -> CrewRoster:
     """A crew of all present machines. The lead stays, because it has the weights and the optimizer state."""
     lead = next((machine for machine in here if old is not None and machine.agent == old.lead), here[0])
     rest = tuple(machine.agent for machine in here if machine is not lead)
-    return Crew(new_id, (lead.agent, *rest), lead.endpoint)
+    return CrewRoster(new_id, (lead.agent, *rest), lead.endpoint)
 
 
-def _running(here: list[Machine]) -> Crew | None:
+def _running(here: list[CrewMachine]) -> CrewRoster | None:
     """The crew whose job these machines report, so that it continues after a restart of the controller."""
     running = sorted((machine for machine in here if machine.alive and machine.crew), key=lambda machine: machine.rank)
     crews = {(machine.crew, machine.size) for machine in running}
     if len(crews) != 1 or [machine.rank for machine in running] != list(range(running[0].size)):
         return None
     lead = running[0]
-    return Crew(lead.crew, tuple(machine.agent for machine in running), lead.endpoint)
+    return CrewRoster(lead.crew, tuple(machine.agent for machine in running), lead.endpoint)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from math import inf
 
-from controller.fleet.crew import Crew, Machine, Muster, muster
+from controller.fleet.crew import CrewMachine, CrewRoster, CrewState, form_crew
 from controller.store.rows import MachineRow
 from curtail import wire
 from curtail.carbon.accounting import RUNNING
@@ -96,9 +96,9 @@ class LiveMachine:
         """Is it in the job of that crew, by its last word?"""
         return self.job is not None and self.crew == crew
 
-    def described(self) -> Machine:
+    def described(self) -> CrewMachine:
         """What the choice of a crew depends on."""
-        return Machine(
+        return CrewMachine(
             self.agent, self.address, self.port, self.place, self.crew, self.job is not None, self.rank, self.size
         )
 
@@ -111,8 +111,8 @@ class LiveSite:
     region: str
     expected: int = 1  # machines
     machines: dict[str, LiveMachine] = field(default_factory=dict)  # by agent
-    muster: Muster = field(default_factory=Muster)
-    former: Crew | None = None  # the crew before
+    crew_state: CrewState = field(default_factory=CrewState)
+    former: CrewRoster | None = None  # the crew before
     led_by: str | None = None  # the lead of the latest crew
     state: str = "JOINING"
     phase: str = "paused"
@@ -153,8 +153,8 @@ class LiveSite:
     @property
     def lead(self) -> LiveMachine | None:
         """The machine whose reports are the site's; without a crew the first that has a job or was heard from."""
-        if self.muster.crew is not None and self.muster.crew.lead in self.machines:
-            return self.machines[self.muster.crew.lead]
+        if self.crew_state.crew is not None and self.crew_state.crew.lead in self.machines:
+            return self.machines[self.crew_state.crew.lead]
         machines = self.machines.values()
         return min(machines, key=lambda m: (m.job is None, m.seen is None, m.place), default=None)
 
@@ -174,19 +174,19 @@ class LiveSite:
 
     def led(self, agent: str) -> bool:
         """Does this machine speak for the site, as far as is known?"""
-        return self.muster.crew is None or self.muster.crew.lead == agent
+        return self.crew_state.crew is None or self.crew_state.crew.lead == agent
 
-    def gather(self, now: float, lost_after: float, new_id: Callable[[], str]) -> Crew | None:
+    def gather(self, now: float, lost_after: float, new_id: Callable[[], str]) -> CrewRoster | None:
         """Look which machines are here; the crew that has to be formed anew, None if nothing changed.
 
         Args: new_id: makes its name; not asked at a site of one machine, where there is none.
         """
         if self.expected == 1:
             return None
-        before = self.muster.crew
+        before = self.crew_state.crew
         here = [m.described() for m in self.machines.values() if m.heard(now, lost_after) and not self._going(m)]
-        self.muster = muster(self.muster, here, self.expected, now, lost_after, new_id())
-        crew = self.muster.crew
+        self.crew_state = form_crew(self.crew_state, here, self.expected, now, lost_after, new_id())
+        crew = self.crew_state.crew
         if crew is None or (before is not None and before.id == crew.id):
             return None
         self.former = before or self.former
@@ -194,14 +194,14 @@ class LiveSite:
 
     def _going(self, machine: LiveMachine) -> bool:
         """Does it leave the job while its lead trains on? Then the job shall end in order, while all can still step."""
-        crew, lead = self.muster.crew, self.lead
+        crew, lead = self.crew_state.crew, self.lead
         if crew is None or lead is None or lead is machine or not machine.runs(crew.id) or not lead.runs(crew.id):
             return False
         return self.permit.granted and machine.phase == "drain" and lead.phase != "drain"
 
     def waits(self, machine: LiveMachine, now: float, lost_after: float) -> str:
         """Why this machine must not train although its region may; "" if it may."""
-        crew = self.muster.crew
+        crew = self.crew_state.crew
         if self.expected == 1 or (crew is None and machine.job is not None):
             return ""  # after a restart of the controller a job goes on until all have reported
         if crew is None or machine.agent not in crew.agents:
@@ -215,7 +215,7 @@ class LiveSite:
 
     def crew_of(self, machine: LiveMachine, now: float, lost_after: float) -> wire.Crew | None:
         """What the machine is told of its crew."""
-        crew = self.muster.crew
+        crew = self.crew_state.crew
         rank = None if crew is None else crew.rank(machine.agent)
         if crew is None or rank is None:
             return None
@@ -230,7 +230,7 @@ class LiveSite:
         members = self._members(old)
         return len(members) == len(old.agents) and all(m.runs(crew) and m.heard(now, lost_after) for m in members)
 
-    def _members(self, crew: Crew) -> list[LiveMachine]:
+    def _members(self, crew: CrewRoster) -> list[LiveMachine]:
         return [self.machines[agent] for agent in crew.agents if agent in self.machines]
 
 

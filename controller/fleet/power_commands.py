@@ -25,7 +25,7 @@ LAST_LINE = 300
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class CommandResult:
     """How a command ended."""
 
     failed: bool
@@ -39,7 +39,7 @@ class Runner(Protocol):
         """Start a command. `ended` reports an error of the start, like any other end."""
         ...
 
-    def ended(self, site: str) -> Ended | None:
+    def ended(self, site: str) -> CommandResult | None:
         """How the site's command ended, reported once; None while it runs, or if none was started."""
         ...
 
@@ -64,7 +64,7 @@ class SystemRunner:
         self._folder, self._clock = folder, clock or SystemClock()
         self._inherited = dict(os.environ if inherited is None else inherited)
         self._running: dict[str, _Running] = {}
-        self._refused: dict[str, Ended] = {}
+        self._refused: dict[str, CommandResult] = {}
 
     def begin(self, site: str, hook: str, command: str, env: Mapping[str, str], limit_s: float) -> None:
         log = self._folder / f"{site}.{hook}.log"
@@ -81,11 +81,11 @@ class SystemRunner:
                     start_new_session=True,
                 )
         except OSError as error:
-            self._refused[site] = Ended(True, f"{hook} could not be run: {error.strerror or error}")
+            self._refused[site] = CommandResult(True, f"{hook} could not be run: {error.strerror or error}")
             return
         self._running[site] = _Running(hook, log, process, self._clock.monotonic() + limit_s, limit_s)
 
-    def ended(self, site: str) -> Ended | None:
+    def ended(self, site: str) -> CommandResult | None:
         if site in self._refused:
             return self._refused.pop(site)
         running = self._running.get(site)
@@ -103,4 +103,4 @@ class SystemRunner:
         what = f"{running.hook} ended with {code}"
         if running.late:
             what = f"{running.hook} did not end within {running.limit_s:.0f} s"
-        return Ended(running.late or code != 0, f"{what}: {said}" if said else what)
+        return CommandResult(running.late or code != 0, f"{what}: {said}" if said else what)

@@ -20,7 +20,7 @@ RETRY_S, RETRY_MOST_S = 15.0, 600.0
 """First and longest pause after an on_resume that failed or brought no agent back; doubles with each in a row."""
 
 
-class Power(StrEnum):
+class PowerState(StrEnum):
     """The power state of a site's machines."""
 
     ON = "ON"  # on, or never switched
@@ -42,20 +42,20 @@ class PowerEvent(StrEnum):
     OVERDUE = "agent overdue"
 
 
-POWER_NEXT: dict[tuple[Power, PowerEvent], Power] = {
-    (Power.ON, PowerEvent.OFF_DUE): Power.SWITCHING_OFF,
-    (Power.SWITCHING_OFF, PowerEvent.HOOK_DONE): Power.OFF,
-    (Power.SWITCHING_OFF, PowerEvent.HOOK_FAILED): Power.ON,
-    (Power.OFF, PowerEvent.ON_DUE): Power.SWITCHING_ON,
-    (Power.OFF, PowerEvent.HEARD): Power.ON,  # switched on by someone else
-    (Power.OFF, PowerEvent.STILL_HEARD): Power.ON,
-    (Power.SWITCHING_ON, PowerEvent.HOOK_DONE): Power.WAKING,
-    (Power.SWITCHING_ON, PowerEvent.HOOK_FAILED): Power.OFF,
-    (Power.WAKING, PowerEvent.HEARD): Power.ON,
-    (Power.WAKING, PowerEvent.OVERDUE): Power.OFF,
+POWER_NEXT: dict[tuple[PowerState, PowerEvent], PowerState] = {
+    (PowerState.ON, PowerEvent.OFF_DUE): PowerState.SWITCHING_OFF,
+    (PowerState.SWITCHING_OFF, PowerEvent.HOOK_DONE): PowerState.OFF,
+    (PowerState.SWITCHING_OFF, PowerEvent.HOOK_FAILED): PowerState.ON,
+    (PowerState.OFF, PowerEvent.ON_DUE): PowerState.SWITCHING_ON,
+    (PowerState.OFF, PowerEvent.HEARD): PowerState.ON,  # switched on by someone else
+    (PowerState.OFF, PowerEvent.STILL_HEARD): PowerState.ON,
+    (PowerState.SWITCHING_ON, PowerEvent.HOOK_DONE): PowerState.WAKING,
+    (PowerState.SWITCHING_ON, PowerEvent.HOOK_FAILED): PowerState.OFF,
+    (PowerState.WAKING, PowerEvent.HEARD): PowerState.ON,
+    (PowerState.WAKING, PowerEvent.OVERDUE): PowerState.OFF,
 }
 
-AFTER_RESTART = {Power.SWITCHING_OFF: Power.OFF, Power.SWITCHING_ON: Power.OFF}
+AFTER_RESTART = {PowerState.SWITCHING_OFF: PowerState.OFF, PowerState.SWITCHING_ON: PowerState.OFF}
 """If a command ran when the controller ended, its result is unknown; OFF makes on_resume due, which is always safe."""
 
 
@@ -76,7 +76,7 @@ class Facts:
     hook_failed: bool | None  # whether the command failed; None while it runs
 
 
-def advance_power(state: Power, event: PowerEvent) -> Power:
+def advance_power(state: PowerState, event: PowerEvent) -> PowerState:
     """The state after `event`. Raises: RefusedTransition: `event` is forbidden in `state`."""
     try:
         return POWER_NEXT[state, event]
@@ -84,17 +84,17 @@ def advance_power(state: Power, event: PowerEvent) -> Power:
         raise RefusedTransition(f"machines that are {state.value} cannot take the event '{event.value}'") from None
 
 
-def next_power_event(state: Power, facts: Facts, section: SiteSection) -> PowerEvent | None:
+def next_power_event(state: PowerState, facts: Facts, section: SiteSection) -> PowerEvent | None:
     """The next event of a site's machines, or None."""
     taken = facts.now_wall - facts.since_wall
-    if state is Power.ON:
+    if state is PowerState.ON:
         due = facts.idle and not facts.granted and not facts.spent
         return PowerEvent.OFF_DUE if due and worth_switching_off(facts, section.off_after) else None
-    if state in (Power.SWITCHING_OFF, Power.SWITCHING_ON):
+    if state in (PowerState.SWITCHING_OFF, PowerState.SWITCHING_ON):
         if facts.hook_failed is None:
             return None
         return PowerEvent.HOOK_FAILED if facts.hook_failed else PowerEvent.HOOK_DONE
-    if state is Power.WAKING:
+    if state is PowerState.WAKING:
         return PowerEvent.HEARD if facts.heard else PowerEvent.OVERDUE if taken >= section.wake_limit else None
     if facts.heard:
         # An agent sends heartbeats until its machine is down, which may take a while after the command.

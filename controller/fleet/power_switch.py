@@ -11,12 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from controller.fleet.live import LiveSite
-from controller.fleet.power_commands import Ended, Runner
+from controller.fleet.power_commands import CommandResult, Runner
 from controller.fleet.power_states import (
     AFTER_RESTART,
     Facts,
-    Power,
     PowerEvent,
+    PowerState,
     advance_power,
     next_power_event,
     retry_s,
@@ -57,24 +57,24 @@ class Switches:
     def restore(self, tx: Transaction, now: Now) -> None:
         """Restore the state from the store."""
         for row in tx.switched():
-            state = Power(row.state)
+            state = PowerState(row.state)
             if state in AFTER_RESTART:
                 row = replace(row, state=AFTER_RESTART[state].value, since=now.clock, since_wall=now.wall)
                 tx.put_switched(row)
             self._rows[row.site] = row
 
-    def state(self, site: str) -> Power:
+    def state(self, site: str) -> PowerState:
         """The power state of the site's machines."""
         row = self._rows.get(site)
-        return Power.ON if row is None else Power(row.state)
+        return PowerState.ON if row is None else PowerState(row.state)
 
     def away(self, site: str) -> bool:
         """Are they switched off or being switched? Then a silent agent is not an error."""
-        return self.state(site) is not Power.ON
+        return self.state(site) is not PowerState.ON
 
     def going_down(self, site: str) -> bool:
         """Are they being switched off? A job that starts now would be killed."""
-        return self.state(site) in (Power.SWITCHING_OFF, Power.OFF)
+        return self.state(site) in (PowerState.SWITCHING_OFF, PowerState.OFF)
 
     def step(
         self, tx: Transaction, live: LiveSite, now: Now, verdict: Verdict, forecast: Forecast | None,
@@ -98,7 +98,7 @@ class Switches:
 
     def left(self, live: LiveSite, agent: str) -> bool:
         """An agent leaves: is it because its machine is being switched off? Then the site stays in the run."""
-        if self.state(live.site) not in (Power.SWITCHING_OFF, Power.OFF):
+        if self.state(live.site) not in (PowerState.SWITCHING_OFF, PowerState.OFF):
             return False
         machine = live.machines.get(agent)
         if machine is not None:
@@ -131,17 +131,17 @@ class Switches:
     ) -> None:  # fmt: skip
         row = self._rows.get(live.site)
         granted = verdict.granted and not now.finished
-        if row is not None and Power(row.state) is Power.ON and granted:
+        if row is not None and PowerState(row.state) is PowerState.ON and granted:
             self._forget_row(tx, live.site)  # the next pause may try on_pause again
             row = None
         facts = self._facts(live, row, now, granted, expected)
         state = self.state(live.site)
-        if state is Power.OFF and not self._can_resume(live.site):
+        if state is PowerState.OFF and not self._can_resume(live.site):
             facts = replace(facts, granted=False)  # until someone switches it on by hand
         ended = self._ended(live.site, state)
         if ended is not None:
             facts = replace(facts, hook_failed=ended.failed)
-        event = None if now.finished and state is Power.ON else next_power_event(state, facts, section)
+        event = None if now.finished and state is PowerState.ON else next_power_event(state, facts, section)
         if event is not None:
             self._take(tx, live, section, now, verdict, event, ended)
 
@@ -173,24 +173,24 @@ class Switches:
         section = self._config.sites.get(site)
         return self._runner is not None and section is not None and bool(section.on_resume)
 
-    def _ended(self, site: str, state: Power) -> Ended | None:
-        if self._runner is None or state not in (Power.SWITCHING_OFF, Power.SWITCHING_ON):
+    def _ended(self, site: str, state: PowerState) -> CommandResult | None:
+        if self._runner is None or state not in (PowerState.SWITCHING_OFF, PowerState.SWITCHING_ON):
             return None
         return self._runner.ended(site)
 
     def _take(
         self, tx: Transaction, live: LiveSite, section: SiteSection, now: Now, verdict: Verdict, event: PowerEvent,
-        ended: Ended | None,
+        ended: CommandResult | None,
     ) -> None:  # fmt: skip
-        before = self._rows.get(live.site) or SwitchedRow(live.site, live.region, Power.ON.value, 0.0, 0.0)
-        state = advance_power(Power(before.state), event)
+        before = self._rows.get(live.site) or SwitchedRow(live.site, live.region, PowerState.ON.value, 0.0, 0.0)
+        state = advance_power(PowerState(before.state), event)
         row = replace(before, state=state.value, since=now.clock, since_wall=now.wall)
-        hook = "on_pause" if Power(before.state) in (Power.ON, Power.SWITCHING_OFF) else "on_resume"
+        hook = "on_pause" if PowerState(before.state) in (PowerState.ON, PowerState.SWITCHING_OFF) else "on_resume"
         text = f"{live.site}: {ended.words}" if ended is not None else ""
         if event in (PowerEvent.OFF_DUE, PowerEvent.ON_DUE):
             text = f"{live.site}: running {hook} ({verdict.reason})"
             self._silent.discard(live.site)
-        elif event is PowerEvent.HOOK_FAILED and state is Power.ON:
+        elif event is PowerEvent.HOOK_FAILED and state is PowerState.ON:
             assert ended is not None
             row = replace(row, note=ended.words)
         elif event is PowerEvent.STILL_HEARD:
@@ -203,13 +203,13 @@ class Switches:
             failures = before.failures + 1
             row = replace(row, failures=failures, retry_wall=now.wall + retry_s(failures), note=words)
             text = f"{live.site}: {words}; on_resume runs again in {retry_s(failures):.0f} s"
-        elif event is PowerEvent.HOOK_DONE and state is Power.OFF:
+        elif event is PowerEvent.HOOK_DONE and state is PowerState.OFF:
             row = replace(row, failures=0, retry_wall=0.0, note="")
         elif event is PowerEvent.HEARD:
-            self._woken.update([live.site] if Power(before.state) is Power.WAKING else [])
+            self._woken.update([live.site] if PowerState(before.state) is PowerState.WAKING else [])
             text = f"{live.site}: its machines are on again"
         self._event(tx, "power", text)
-        if state is Power.ON and row.note == before.note:
+        if state is PowerState.ON and row.note == before.note:
             self._forget_row(tx, live.site)
         else:
             tx.put_switched(row)
@@ -249,14 +249,14 @@ class Switches:
             self.still_starting(live)
             return
         state = self.state(live.site)
-        if state in (Power.SWITCHING_ON, Power.WAKING):
+        if state in (PowerState.SWITCHING_ON, PowerState.WAKING):
             live.phase = "start"  # waking up is part of the cost of a start
-        elif state in (Power.SWITCHING_OFF, Power.OFF):
-            live.phase = "off" if state is Power.OFF else "paused"
+        elif state in (PowerState.SWITCHING_OFF, PowerState.OFF):
+            live.phase = "off" if state is PowerState.OFF else "paused"
 
     def still_starting(self, live: LiveSite) -> None:
         """Set a woken site that may train to the phase start until its job has started."""
-        if self.state(live.site) is not Power.WAKING and live.site not in self._woken:
+        if self.state(live.site) is not PowerState.WAKING and live.site not in self._woken:
             return
         if live.job is None and live.permit.granted:
             live.phase = "start"
@@ -271,14 +271,14 @@ class Switches:
         row = self._rows.get(site)
         if row is None:
             return otherwise
-        state = Power(row.state)
-        if state is Power.ON:
+        state = PowerState(row.state)
+        if state is PowerState.ON:
             return f"{otherwise}; {row.note}"
-        if state is Power.WAKING:
+        if state is PowerState.WAKING:
             return f"on_resume ended {now_wall - row.since_wall:.0f} s ago; its agent has not reported yet"
-        if state is Power.OFF and not self._can_resume(site):
+        if state is PowerState.OFF and not self._can_resume(site):
             return "switched off by on_pause; the run file has no on_resume for it, so switch it on by hand"
-        if state is Power.OFF and row.note:
+        if state is PowerState.OFF and row.note:
             return f"{row.note}; on_resume runs again in {max(0.0, row.retry_wall - now_wall):.0f} s"
-        runs = {Power.SWITCHING_OFF: "on_pause runs", Power.SWITCHING_ON: "on_resume runs"}
+        runs = {PowerState.SWITCHING_OFF: "on_pause runs", PowerState.SWITCHING_ON: "on_resume runs"}
         return runs.get(state, f"switched off by on_pause; {verdict}")

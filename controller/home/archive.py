@@ -39,7 +39,7 @@ PIECE = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ArchiveEntry:
     """One file of a backup."""
 
     sha256: str
@@ -57,13 +57,13 @@ class Contents:
     version: int  # the latest version of the weights
     tokens: int
     secrets: bool
-    files: dict[str, Entry]
+    files: dict[str, ArchiveEntry]
 
 
 class Sink(Protocol):
     """Writes the files of a backup."""
 
-    def add(self, name: str, size: int, source: IO[bytes]) -> Entry:
+    def add(self, name: str, size: int, source: IO[bytes]) -> ArchiveEntry:
         """Write exactly `size` bytes of `source` as the file `name`. Raises: OSError. DataError: there are fewer."""
         ...
 
@@ -85,7 +85,7 @@ class _Folder:
         self._path = path
         path.mkdir(mode=0o700)
 
-    def add(self, name: str, size: int, source: IO[bytes]) -> Entry:
+    def add(self, name: str, size: int, source: IO[bytes]) -> ArchiveEntry:
         return write_file(self._path / name, size, source)
 
     def finish(self) -> None:
@@ -101,12 +101,12 @@ class _Tar:
         self._file = open(path, "xb", opener=_private)  # noqa: SIM115 (held until `close`)
         self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)
 
-    def add(self, name: str, size: int, source: IO[bytes]) -> Entry:
+    def add(self, name: str, size: int, source: IO[bytes]) -> ArchiveEntry:
         info = tarfile.TarInfo(name)
         info.size, info.mode = size, 0o600
         hashing = _Hashing(source)
         self._tar.addfile(info, hashing)
-        return Entry(hashing.hash.hexdigest(), size)
+        return ArchiveEntry(hashing.hash.hexdigest(), size)
 
     def finish(self) -> None:
         self._tar.close()
@@ -122,7 +122,7 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def write_file(path: Path, size: int, source: IO[bytes]) -> Entry:
+def write_file(path: Path, size: int, source: IO[bytes]) -> ArchiveEntry:
     """Write exactly `size` bytes of `source` to the new file `path`, durably and with mode 0600.
 
     Raises: OSError. DataError: `source` has fewer bytes.
@@ -138,7 +138,7 @@ def write_file(path: Path, size: int, source: IO[bytes]) -> Entry:
             left -= len(piece)
         file.flush()
         os.fsync(file.fileno())
-    return Entry(hashing.hash.hexdigest(), size)
+    return ArchiveEntry(hashing.hash.hexdigest(), size)
 
 
 def check_target(target: Path) -> None:
@@ -185,7 +185,7 @@ def unpack(source: Path, folder: Path) -> Contents:
     """
     if not source.exists():
         raise NotFound(f"there is no backup {source}", "give the file or folder that `curtail controller backup` wrote")
-    found: dict[str, Entry] = {}
+    found: dict[str, ArchiveEntry] = {}
     manifest = b""
     try:
         for name, size, file in _files(source):
@@ -206,7 +206,7 @@ def unpack(source: Path, folder: Path) -> Contents:
     return contents
 
 
-def _compare(source: Path, wanted: dict[str, Entry], found: dict[str, Entry]) -> None:
+def _compare(source: Path, wanted: dict[str, ArchiveEntry], found: dict[str, ArchiveEntry]) -> None:
     for name in sorted({*wanted, *found}):
         if name not in found:
             raise DataError(f"{name} is missing in {source}", "use another backup")
@@ -238,7 +238,7 @@ def parse(source: Path, text: bytes) -> Contents:
         value: Any = json.loads(text)
         if value.pop("format") != FORMAT:
             raise ValueError("another format")
-        files = {str(name): Entry(str(e["sha256"]), int(e["size"])) for name, e in value.pop("files").items()}
+        files = {str(name): ArchiveEntry(str(e["sha256"]), int(e["size"])) for name, e in value.pop("files").items()}
         return Contents(**value, files=files)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from controller.files.versions import Versions
-from controller.home.archive import NAME, Contents, Entry, Sink, check_target, write
+from controller.home.archive import NAME, ArchiveEntry, Contents, Sink, check_target, write
 from controller.store import Transaction, reading
 from controller.store.rows import RunRow, VersionRow
 from controller.store.sqlite_file import copy_file
@@ -186,7 +186,7 @@ def _check_room(target: Path, names: dict[str, Path]) -> None:
         )
 
 
-def _add(sink: Sink, name: str, path: Path, moment: Moment) -> Entry:
+def _add(sink: Sink, name: str, path: Path, moment: Moment) -> ArchiveEntry:
     with open(path, "rb") as file:
         entry = sink.add(name, os.fstat(file.fileno()).st_size, file)
     expected = moment.files.get(name)
@@ -195,7 +195,7 @@ def _add(sink: Sink, name: str, path: Path, moment: Moment) -> Entry:
     return entry
 
 
-def _contents(moment: Moment, files: dict[str, Entry], secrets: bool) -> Contents:
+def _contents(moment: Moment, files: dict[str, ArchiveEntry], secrets: bool) -> Contents:
     return Contents(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         curtail=__version__,

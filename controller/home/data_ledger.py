@@ -21,13 +21,13 @@ Finding = tuple[str, str | None]
 """An invariant, and its first violation or None."""
 
 
-def check(home: Path, weights: bool) -> int:
+def check_data_ledger(home: Path, weights: bool) -> int:
     """Print one line for each invariant. Returns: the exit code.
 
     Args: weights: also hash the files of all kept versions.
     Raises: CurtailError: names the first violation. NotFound: `home` has no store.
     """
-    findings = look(home, weights)
+    findings = inspect_store(home, weights)
     for what, problem in findings:
         print(f"{'holds' if problem is None else 'BROKEN':<8}{what}{'' if problem is None else ': ' + problem}")
     broken = next(((what, problem) for what, problem in findings if problem is not None), None)
@@ -36,7 +36,7 @@ def check(home: Path, weights: bool) -> int:
     return 0
 
 
-def look(home: Path, weights: bool) -> list[Finding]:
+def inspect_store(home: Path, weights: bool) -> list[Finding]:
     """Every invariant with its first violation, in the present state of the store.
 
     Raises: NotFound, CurtailError: there is no store, or it cannot be read.

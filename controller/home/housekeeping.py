@@ -62,7 +62,7 @@ class Upkeep:
         self._stop.set()
         self._thread.join()
 
-    def look(self) -> None:
+    def run_once(self) -> None:
         """Maintain the store once. Raises: CurtailError: for example a full disk; the next call retries."""
         while self._store.call(lambda tx: tx.prune_events(EVENTS_KEPT, EVENTS_STEP)) == EVENTS_STEP:
             if self._stop.is_set():
@@ -75,7 +75,7 @@ class Upkeep:
     def _run(self) -> None:
         while not self._stop.wait(EVERY_S):
             try:
-                self.look()
+                self.run_once()
                 self._complaint = ""
             except CurtailError as error:
                 if str(error) != self._complaint:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from controller.home.archive import Contents, unpack
 from controller.home.backup import wanted
-from controller.home.data_ledger import look
+from controller.home.data_ledger import inspect_store
 from controller.store import Store, reading
 from curtail.errors import DataError, Refused
 from curtail.system.clock import Clock, SystemClock
@@ -41,7 +41,7 @@ def restore(source: Path, home: Path, clock: Clock) -> Contents:
         beside.mkdir(mode=0o700)
         contents = unpack(source, beside)
         _place_secrets(beside)
-        check(source, beside)
+        check_backup(source, beside)
         _tell(beside, contents, clock)
         _publish(beside, home)
     except OSError as error:
@@ -51,7 +51,7 @@ def restore(source: Path, home: Path, clock: Clock) -> Contents:
     return contents
 
 
-def check(source: Path, folder: Path) -> None:
+def check_backup(source: Path, folder: Path) -> None:
     """Check the run that was unpacked from `source` to `folder`.
 
     Raises: DataError: a file is missing, or the ledger is broken. CurtailError: the store is damaged.
@@ -63,7 +63,7 @@ def check(source: Path, folder: Path) -> None:
         missing = [name for name in wanted(tx, folder).files if not (folder / name).is_file()]
     if missing:
         raise DataError(f"{missing[0]} is missing in {source}, but its store refers to it", "use another backup")
-    for what, problem in look(folder, weights=True):
+    for what, problem in inspect_store(folder, weights=True):
         if problem is not None:
             raise DataError(f"the ledger in {source} is broken: {what}: {problem}", "use another backup")
 

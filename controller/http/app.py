@@ -18,16 +18,16 @@ from starlette.exceptions import HTTPException
 from controller.auth.credentials import Forbidden
 from controller.files.uploads import Uploads
 from controller.http import openapi
-from controller.http.checks import Backend, Door, NoJson, TooLarge, admit
+from controller.http.checks import AppContext, NoJson, ServerIdentity, TooLarge, admit
 from controller.http.ranges import RangeRefused
-from controller.http.request_limits import Guard, Refusal, TooSlow
+from controller.http.request_limits import Refusal, RequestLimits, TooSlow
 from controller.http.routes import ROUTES, Route
 from controller.service.service import Service
 from curtail import __version__, wire
 from curtail.errors import AuthError, CurtailError, DiskError, NotFound, Refused, UsageError, WireError
 from curtail.system.clock import Clock
 
-__all__ = ["STATUS_OF", "Door", "create_app"]
+__all__ = ["STATUS_OF", "ServerIdentity", "create_app"]
 
 log = logging.getLogger("curtail.api")
 
@@ -53,7 +53,7 @@ def create_app(
     uploads: Uploads,
     run_info: wire.RunInfo,
     healthy: Callable[[], str | None],
-    door: Door | None = None,
+    door: ServerIdentity | None = None,
     clock: Clock | None = None,
 ) -> FastAPI:
     """The application.
@@ -65,17 +65,17 @@ def create_app(
     """
     app = FastAPI(title="curtail controller", version=__version__, docs_url=None, redoc_url=None)
     app.openapi = functools.partial(functools.cache(openapi.document), __version__)  # type: ignore[method-assign]
-    app.add_middleware(Guard, answer=_refuse, clock=clock, wall=lambda: service.clock.wall())
+    app.add_middleware(RequestLimits, answer=_refuse, clock=clock, wall=lambda: service.clock.wall())
     app.add_exception_handler(CurtailError, _problem)
     app.add_exception_handler(HTTPException, _no_such_path)
     app.add_exception_handler(Exception, _broken)
-    backend = Backend(service, uploads, run_info, healthy, door or Door())
+    backend = AppContext(service, uploads, run_info, healthy, door or ServerIdentity())
     for route in ROUTES:
         app.add_api_route(route.path, _endpoint(backend, route), methods=[route.method], response_model=None)
     return app
 
 
-def _endpoint(backend: Backend, route: Route) -> Callable[[Request], Awaitable[Response]]:
+def _endpoint(backend: AppContext, route: Route) -> Callable[[Request], Awaitable[Response]]:
     roles = () if route.status_view and backend.door.open_status else route.roles
 
     async def endpoint(request: Request) -> Response:

@@ -18,7 +18,7 @@ from anyio import CapacityLimiter
 from starlette.requests import ClientDisconnect, Request
 
 from controller.auth.credentials import Caller, Role
-from controller.auth.nonces import Replays
+from controller.auth.nonces import NonceCache
 from controller.files.uploads import Uploads
 from controller.service.service import Service
 from controller.store import Transaction
@@ -46,7 +46,7 @@ class NoJson(WireError):
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
+class ServerIdentity:
     """Who the controller is to strangers, and what they may see."""
 
     authority: str = ""  # certificate in PEM
@@ -55,16 +55,16 @@ class Door:
 
 
 @dataclass(frozen=True, slots=True)
-class Backend:
+class AppContext:
     """What the calls of the routes use."""
 
     service: Service
     uploads: Uploads
     run_info: wire.RunInfo
     healthy: Callable[[], str | None]  # None, or why the controller cannot do its work
-    door: Door
+    door: ServerIdentity
     writing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(WRITERS))
-    nonces: Replays = field(default_factory=Replays)
+    nonces: NonceCache = field(default_factory=NonceCache)
 
     async def transact(self, use_case: Callable[[Transaction], Result]) -> Result:
         """What `use_case` returns from one transaction on the store's thread."""
@@ -110,7 +110,7 @@ class Incoming:
 
 
 async def admit(
-    backend: Backend, request: Request, roles: tuple[Role, ...], signed: Signed | None, takes: type | None
+    backend: AppContext, request: Request, roles: tuple[Role, ...], signed: Signed | None, takes: type | None
 ) -> Incoming:
     """Check a request and decode its body.
 
@@ -133,18 +133,18 @@ async def admit(
         raw = b"" if message is None else await read_body(request)
         if signed is Signed.NONCE_IN_MEMORY:
             sent, now = Incoming(request, raw, None, caller), backend.now()
-            backend.nonces.take(sent.machine.key, sent.stamp(sent.machine.key, now), now)
+            backend.nonces.consume(sent.machine.key, sent.stamp(sent.machine.key, now), now)
     return Incoming(request, raw, None if message is None else wire.decode(message, raw), caller)
 
 
-async def _take_once(backend: Backend, sent: Incoming) -> None:
+async def _take_once(backend: AppContext, sent: Incoming) -> None:
     """Raises: AuthError, Refused: not signed, sent before (also before a restart), or of another fence."""
     who = sent.machine
     stamp = sent.stamp(who.key, backend.now())
     await backend.transact(lambda tx: backend.service.access.signed(tx, who, stamp))
 
 
-async def identify(backend: Backend, request: Request, roles: tuple[Role, ...]) -> Caller:
+async def identify(backend: AppContext, request: Request, roles: tuple[Role, ...]) -> Caller:
     """Whose credential the request shows. Raises: AuthError: nobody's. Forbidden: none of `roles`."""
     scheme, _, shown = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not shown:
@@ -159,7 +159,7 @@ def check_signature(request: Request, body: bytes, key: str, now: float) -> sign
     if not key:
         raise AuthError("this machine joined without a key", "join again with a join token and this version of curtail")
     stamp = signing.read_stamp(request.headers.get(signing.HEADER))
-    signing.check(stamp, key, request.method, request.url.path, body, now)
+    signing.verify_signature(stamp, key, request.method, request.url.path, body, now)
     return stamp
 
 

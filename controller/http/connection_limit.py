@@ -68,7 +68,7 @@ def origin(host: str) -> str:
     return "" if address.is_loopback else str(address)
 
 
-class Crowd:
+class ConnectionCounter:
     """Counts connections by peer. Thread-safe: the garbage collector may count out a socket that was never closed."""
 
     def __init__(self, caps: Caps) -> None:
@@ -122,13 +122,13 @@ class Admitted(socket.socket):
         self._gone()
 
 
-class Gate(socket.socket):
+class CountingListener(socket.socket):
     """The listening socket, which applies the limit at accept; takes over `listener`."""
 
     def __init__(self, listener: socket.socket, caps: Caps, clock: Clock | None = None) -> None:
         family, kind, proto = listener.family, listener.type, listener.proto
         super().__init__(family, kind, proto, fileno=listener.detach())
-        self.crowd = Crowd(caps)
+        self.crowd = ConnectionCounter(caps)
         self._clock = clock or SystemClock()
         self._refused, self._said = 0, float("-inf")
 

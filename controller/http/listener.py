@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from controller.auth.authority import Identity
+from controller.auth.authority import TlsIdentity
 from curtail.errors import CurtailError, UsageError
 from curtail.security.tls import is_loopback
 
@@ -44,7 +44,7 @@ BANNER = """
 
 
 @dataclass(frozen=True, slots=True)
-class Face:
+class ListenAddress:
     """How the controller is reached."""
 
     host: str
@@ -72,7 +72,7 @@ class Face:
         return f"{'https' if self.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def choose(host: str, tls: bool | None, insecure: bool, open_status: bool) -> Face:
+def choose(host: str, tls: bool | None, insecure: bool, open_status: bool) -> ListenAddress:
     """What the command line asks for.
 
     Args: tls: None: as the host needs it.
@@ -87,7 +87,7 @@ def choose(host: str, tls: bool | None, insecure: bool, open_status: bool) -> Fa
             f"--no-tls at {host} would send credentials in clear",
             "leave --no-tls out; or, in a network that is trusted as a whole, add --insecure",
         )
-    return Face(host, wanted, open_status or inside, not wanted and not inside)
+    return ListenAddress(host, wanted, open_status or inside, not wanted and not inside)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -108,7 +108,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def announcing(
-    face: Face, port: int, names: Sequence[str], run: str, name: str
+    face: ListenAddress, port: int, names: Sequence[str], run: str, name: str
 ) -> contextlib.AbstractContextManager[object]:
     """While the block runs, the local network can find the controller of the run `run`, called `name`."""
     from curtail.system.mdns import announce
@@ -119,7 +119,7 @@ def announcing(
 
 @contextlib.contextmanager
 def renewing(
-    context: ssl.SSLContext, identity: Identity, ensure: Callable[[], Identity], every_s: float = LOOK_S
+    context: ssl.SSLContext, identity: TlsIdentity, ensure: Callable[[], TlsIdentity], every_s: float = LOOK_S
 ) -> Iterator[None]:
     """While the block runs, new connections get a renewed certificate as soon as there is one.
 
@@ -144,7 +144,7 @@ def renewing(
         thread.join()
 
 
-def renew(context: ssl.SSLContext, ends: float, ensure: Callable[[], Identity]) -> float:
+def renew(context: ssl.SSLContext, ends: float, ensure: Callable[[], TlsIdentity]) -> float:
     """Check the certificate once; returns when the one in use expires. Raises: CurtailError, OSError."""
     now = ensure()
     if now.ends != ends:

@@ -108,7 +108,7 @@ def is_control(method: str, path: str) -> bool:
     return not (_PART.fullmatch(path) or (method == "GET" and _BLOB.fullmatch(path)))
 
 
-class Guard:
+class RequestLimits:
     """ASGI middleware that applies the limits of this module.
 
     Args:

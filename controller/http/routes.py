@@ -16,13 +16,13 @@ from starlette.responses import Response
 from controller.auth import tokens
 from controller.auth.credentials import Role
 from controller.http import transfers
-from controller.http.checks import Backend, Incoming, Signed
+from controller.http.checks import AppContext, Incoming, Signed
 from controller.service import snapshot
 from controller.store import Transaction
 from curtail import wire
 from curtail.errors import AuthError, NotFound
 
-Call = Callable[[Backend, Incoming], Awaitable[Any]]
+Call = Callable[[AppContext, Incoming], Awaitable[Any]]
 """What answers a request that passed its checks: returns the route's message, or a whole response."""
 
 EXAMPLE_HASH = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -57,21 +57,21 @@ class Route:
     status_view: bool = False  # needs no credential where the controller's status is open
 
 
-def in_store(use_case: Callable[[Backend, Transaction, Incoming], object]) -> Call:
+def in_store(use_case: Callable[[AppContext, Transaction, Incoming], object]) -> Call:
     """The call that is one transaction on the store's thread."""
 
-    async def call(backend: Backend, sent: Incoming) -> object:
+    async def call(backend: AppContext, sent: Incoming) -> object:
         return await backend.transact(lambda tx: use_case(backend, tx, sent))
 
     return call
 
 
-async def _join(backend: Backend, sent: Incoming) -> wire.JoinReply:
+async def _join(backend: AppContext, sent: Incoming) -> wire.JoinReply:
     stamp = sent.stamp(sent.body.key, backend.now())
     return await backend.transact(lambda tx: backend.service.join(tx, sent.body, stamp))
 
 
-async def _renew(backend: Backend, sent: Incoming) -> wire.JoinReply:
+async def _renew(backend: AppContext, sent: Incoming) -> wire.JoinReply:
     row = await backend.transact(lambda tx: tx.machine(sent.body.site, sent.body.agent))
     if row is None or not row.key:
         raise AuthError("no machine with this key joined here", "join with a join token")
@@ -79,17 +79,17 @@ async def _renew(backend: Backend, sent: Incoming) -> wire.JoinReply:
     return await backend.transact(lambda tx: backend.service.access.renew(tx, row, stamp))
 
 
-async def _ca_certs(backend: Backend, sent: Incoming) -> wire.CaCerts:
+async def _ca_certs(backend: AppContext, sent: Incoming) -> wire.CaCerts:
     if not backend.door.authority:
         raise NotFound("this controller has no authority")
     return wire.CaCerts(backend.door.authority)
 
 
-async def _run(backend: Backend, sent: Incoming) -> wire.RunInfo:
+async def _run(backend: AppContext, sent: Incoming) -> wire.RunInfo:
     return backend.run_info
 
 
-async def _health(backend: Backend, sent: Incoming) -> Response:
+async def _health(backend: AppContext, sent: Incoming) -> Response:
     reason = backend.healthy()
     text = "ok\n" if reason is None else f"{reason}\n"
     return Response(text, 200 if reason is None else 503, media_type="text/plain")

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from controller.auth.authority import Identity
+from controller.auth.authority import TlsIdentity
 from controller.energy.simulation import EnergySimulation
-from controller.http.listener import ADDRESS_SHARE, Face, renewing
+from controller.http.listener import ADDRESS_SHARE, ListenAddress, renewing
 from controller.scheduling.permits import TICK_LIMIT_S
 from controller.service.service import Service
 from curtail.system.clock import Clock
@@ -52,9 +52,9 @@ class Endpoint:
     """Where and as whom the application is served."""
 
     listener: socket.socket
-    face: Face
-    identity: Identity
-    renewed: Callable[[], Identity]  # the identity, with a new certificate if it is time
+    face: ListenAddress
+    identity: TlsIdentity
+    renewed: Callable[[], TlsIdentity]  # the identity, with a new certificate if it is time
     address_share: float = ADDRESS_SHARE  # of all connections, what one address beyond loopback may hold
 
 
@@ -94,5 +94,5 @@ def serve(app: Any, endpoint: Endpoint, pulse: Pulse) -> int:
         if config.ssl is not None:
             config.ssl.minimum_version = ssl.TLSVersion.TLSv1_3
             stack.enter_context(renewing(config.ssl, identity, endpoint.renewed))
-        server.run(sockets=[connection_limit.Gate(endpoint.listener, caps)])
+        server.run(sockets=[connection_limit.CountingListener(endpoint.listener, caps)])
     return 130 if signal.SIGINT in received else 0

@@ -17,14 +17,14 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from controller.files.uploads import check_name
-from controller.http.checks import Backend, Incoming, stream
+from controller.http.checks import AppContext, Incoming, stream
 from controller.http.ranges import PIECE, parse_range, read_pieces
 from controller.store.rows import BlobRow
 from curtail import wire
 from curtail.errors import NotFound, WireError
 
 
-async def offer(backend: Backend, sent: Incoming) -> wire.BlobStatus:
+async def offer(backend: AppContext, sent: Incoming) -> wire.BlobStatus:
     """Reserve room for a file; which parts are missing."""
     who, body, uploads = sent.machine, sent.body, backend.uploads
     await run_in_threadpool(uploads.tidy, backend.now())
@@ -40,7 +40,7 @@ async def offer(backend: Backend, sent: Incoming) -> wire.BlobStatus:
     return await run_in_threadpool(uploads.reserve, body.sha256, body.size)
 
 
-async def part(backend: Backend, sent: Incoming) -> wire.Ack:
+async def part(backend: AppContext, sent: Incoming) -> wire.Ack:
     """Write one part of a reserved file while it arrives."""
     request, who, writing = sent.request, sent.machine, backend.writing
     sha256, number = request.path_params["sha256"], int(request.path_params["number"])
@@ -54,7 +54,7 @@ async def part(backend: Backend, sent: Incoming) -> wire.Ack:
     return wire.Ack(True)
 
 
-async def finish(backend: Backend, sent: Incoming) -> wire.BlobStatus:
+async def finish(backend: AppContext, sent: Incoming) -> wire.BlobStatus:
     """Check a file of which all parts are there, and keep it."""
     who, sha256 = sent.machine, sent.request.path_params["sha256"]
     known = await backend.transact(lambda tx: backend.service.access.check_upload(tx, who, check_name(sha256)))
@@ -65,7 +65,7 @@ async def finish(backend: Backend, sent: Incoming) -> wire.BlobStatus:
     return wire.BlobStatus(sha256, known.size, backend.uploads.part_bytes, (), complete=True)
 
 
-async def download(backend: Backend, sent: Incoming) -> Response:
+async def download(backend: AppContext, sent: Incoming) -> Response:
     """A file, or the range of it that the request names."""
     request, who, sha256 = sent.request, sent.machine, sent.request.path_params["sha256"]
     known = await backend.transact(lambda tx: backend.service.access.readable(tx, who, check_name(sha256)))
@@ -83,7 +83,7 @@ async def download(backend: Backend, sent: Incoming) -> Response:
     if partial:
         headers["content-range"] = f"bytes {first}-{stop - 1}/{known.size}"
     pieces = _pieces(known, first, stop)
-    await backend.transact(lambda tx: backend.service.booking.carried(who.site, stop - first))
+    await backend.transact(lambda tx: backend.service.energy_ledger.carried(who.site, stop - first))
     return StreamingResponse(pieces, 206 if partial else 200, headers=headers, media_type="application/octet-stream")
 
 

@@ -23,7 +23,7 @@ MARKS = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class IntegralMark:
     """A known reading that was included, and the integral up to it."""
 
     number: int  # index among the region's known readings: 0, 1, 2, ...
@@ -33,12 +33,12 @@ class Mark:
     total: float  # integral of the readings from the run's start to `since`, gCO2/kWh x s
 
 
-class Course:
+class MciIntegral:
     """The integral of one region's readings from `started` on; each reading holds until the next."""
 
     def __init__(self, started: float) -> None:
         self._started = started
-        self._marks: list[Mark] = []  # every `_every`th, and the last one
+        self._marks: list[IntegralMark] = []  # every `_every`th, and the last one
         self._every = 1
 
     @property
@@ -58,18 +58,18 @@ class Course:
             first = next(to_come, None)
             if first is None:
                 return
-            self._marks.append(Mark(0, *first, self._started, 0.0))
+            self._marks.append(IntegralMark(0, *first, self._started, 0.0))
         last = self._marks.pop()
         number, point, mci, since, total = last.number, last.point, last.mci, last.since, last.total
         for following, value in to_come:  # may be a whole run, after a restart, so only marks that are kept are made
             if following >= stop:
                 break
             if number % self._every == 0:
-                self._keep(Mark(number, point, mci, since, total))
+                self._keep(IntegralMark(number, point, mci, since, total))
             until = max(self._started, following)
             total += mci * (until - since)
             number, point, mci, since = number + 1, following, value, until
-        self._marks.append(Mark(number, point, mci, since, total))
+        self._marks.append(IntegralMark(number, point, mci, since, total))
 
     def until(self, stop: float) -> float | None:
         """The integral up to `stop`, which is after the last included reading; None without readings."""
@@ -78,7 +78,7 @@ class Course:
         last = self._marks[-1]
         return last.total + last.mci * max(0.0, stop - last.since)
 
-    def _keep(self, mark: Mark) -> None:
+    def _keep(self, mark: IntegralMark) -> None:
         self._marks.append(mark)
         if len(self._marks) > MARKS:
             self._every *= 2
@@ -90,7 +90,7 @@ class AlwaysOn:
 
     def __init__(self, started: float) -> None:
         self._started = started
-        self._courses: dict[str, Course] = {}
+        self._courses: dict[str, MciIntegral] = {}
         self._noted: int | None = None  # id of the newest reading at the last call
 
     def kg(self, tx: Transaction, train_seconds: float, regions: Mapping[str, tuple[int, float]]) -> float | None:
@@ -113,7 +113,7 @@ class AlwaysOn:
         return total
 
     def _held(self, tx: Transaction, region: str, stop: float) -> float | None:
-        course = self._courses.setdefault(region, Course(self._started))
+        course = self._courses.setdefault(region, MciIntegral(self._started))
         course.back(stop)
         course.on(tx.known_readings(region, course.last), stop)
         return course.until(stop)

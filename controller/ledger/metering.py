@@ -9,7 +9,7 @@ ledger's clock may run faster, and its energy grows accordingly.
 
 `Drawn`: the present draw of each region's sites together.
 
-`Trained`: a job reports steps from the start of a round. Overlapped steps first count
+`JobProgress`: a job reports steps from the start of a round. Overlapped steps first count
 as further steps of the old round, then as the first steps of the next. So the job's
 total is what it committed before a round plus what it reports of that round, and only
 the growth of the total is counted. Steps that are dropped and repeated count once.
@@ -51,7 +51,7 @@ class Flow:
 
 
 @dataclass(slots=True)
-class Machine:
+class MachineMeter:
     """One machine: its last report, and the energy booked for it since the last samples."""
 
     power: Power
@@ -75,7 +75,7 @@ class Metered:
 class SiteMeter:
     """The meters of one site."""
 
-    machines: dict[str, Machine] = field(default_factory=dict)
+    machines: dict[str, MachineMeter] = field(default_factory=dict)
     at: float | None = None  # time up to which it is booked
     measured: bool = False  # is the site booked with its machines' own rates?
     apart: bool = False  # are its GPUs booked separately?
@@ -106,7 +106,7 @@ class SiteMeter:
             if power is None:
                 self.machines.pop(agent, None)
             elif known is None:
-                self.machines[agent] = Machine(power)
+                self.machines[agent] = MachineMeter(power)
             elif power is not known.power:
                 total = total.plus(_report(known, power, speed, share))
         for agent in [agent for agent in self.machines if agent not in reports]:
@@ -128,7 +128,7 @@ class SiteMeter:
         return Metered(watts, "+".join(sorted(methods)), Draw(gpu, host, sampled / len(machines)))
 
 
-def _report(machine: Machine, power: Power, speed: float, share: float) -> Flow:
+def _report(machine: MachineMeter, power: Power, speed: float, share: float) -> Flow:
     """Process a machine's new report. Returns: its difference to the energy booked since the last samples."""
     spent = difference(machine.power, power)
     machine.power = power
@@ -210,7 +210,7 @@ class Drawn:
 
 
 @dataclass(slots=True)
-class Trained:
+class JobProgress:
     """The counted steps and tokens of one job."""
 
     round: int = 0  # of its latest commit
@@ -249,6 +249,6 @@ class Trained:
         return list(astuple(self))
 
     @staticmethod
-    def of(kept: Sequence[int]) -> Trained:
+    def of(kept: Sequence[int]) -> JobProgress:
         """The inverse of `kept`."""
-        return Trained(*kept)
+        return JobProgress(*kept)

@@ -17,10 +17,10 @@ from typing import Any
 from controller.energy.microgrid import Supply
 from controller.fleet.live import Fleet, LiveSite
 from controller.ledger.always_on import AlwaysOn
-from controller.ledger.metering import CONSTANT, METER, Drawn, Flow, Metered, SiteMeter, Trained
+from controller.ledger.metering import CONSTANT, METER, Drawn, Flow, JobProgress, Metered, SiteMeter
 from controller.store import Transaction
 from curtail.carbon import accounting
-from curtail.carbon.accounting import Basis, Draw, Entry, Grown, Interval, Totals
+from curtail.carbon.accounting import Basis, Draw, Grown, Interval, LedgerEntry, Totals
 from curtail.config import RunConfig
 from curtail.grid.reading import Reading
 from curtail.policy.rules import Verdict
@@ -28,7 +28,7 @@ from curtail.policy.rules import Verdict
 ESTIMATED, STALE, SUSPECT = "estimated", "stale", "suspect zero"
 
 
-class Booking:
+class EnergyLedger:
     """The ledger's open end. Its methods run inside a transaction on the store's thread.
 
     Args: speed: seconds of the controller's clock in a real one.
@@ -39,7 +39,7 @@ class Booking:
         self._speed = speed
         self._open: dict[str, Interval] = {}
         self._meters: dict[str, SiteMeter] = {}
-        self._trained: dict[str, dict[str, Trained]] = {}  # of each site, the latest job alone
+        self._trained: dict[str, dict[str, JobProgress]] = {}  # of each site, the latest job alone
         self._until: dict[str, float] = {}  # of sites without an open interval: up to when they are booked
         self._silent: set[str] = set()
         self._saved: dict[str, tuple[Interval, dict[str, list[int]]]] = {}
@@ -57,14 +57,14 @@ class Booking:
         self._count(entry for _, entry in tx.entries_after(0))
         for interval, seen, marks in tx.open_with_marks():
             self._write(tx, accounting.close(interval, seen))
-            self._trained[interval.site] = {job: Trained.of(kept) for job, kept in marks.items()}
+            self._trained[interval.site] = {job: JobProgress.of(kept) for job, kept in marks.items()}
             stop = seen if now is None else max(seen, now)
             for part in self._meanwhile(interval, seen, stop):
                 self._write(tx, part)
             self._until[interval.site] = stop
             tx.drop_open(interval.site)
 
-    def _meanwhile(self, last: Interval, seen: float, now: float) -> list[Entry]:
+    def _meanwhile(self, last: Interval, seen: float, now: float) -> list[LedgerEntry]:
         """Estimated rows of [seen, now), in which there was no controller."""
         permit = min(now, seen + self._config.policy.permit * self._speed)
         if last.phase in accounting.STANDING:
@@ -149,7 +149,7 @@ class Booking:
 
     def trained(self, site: str, job: str, number: int, steps: int, tokens: int, committed: bool = False) -> None:
         """Count what a job says of its round `number`, or has committed of it: since the round began."""
-        known = self._trained.get(site, {}).get(job) or Trained()
+        known = self._trained.get(site, {}).get(job) or JobProgress()
         self._trained[site] = {job: known}
         more = known.committed(number, steps, tokens) if committed else known.said(number, steps, tokens)
         self._add(site, steps=more[0], tokens=more[1])
@@ -305,12 +305,12 @@ class Booking:
             self._saved[site] = (interval, marks)
             tx.put_open(interval, now, marks)
 
-    def _write(self, tx: Transaction, entry: Entry | None) -> None:
+    def _write(self, tx: Transaction, entry: LedgerEntry | None) -> None:
         if entry is not None:
             tx.add_entries([entry])
             self._count([entry])
 
-    def _count(self, entries: Iterable[Entry]) -> None:
+    def _count(self, entries: Iterable[LedgerEntry]) -> None:
         for entry in entries:
             self.totals = accounting.add(self.totals, [entry])
             self.by_site[entry.site] = accounting.add(self.by_site.get(entry.site, Totals()), [entry])

@@ -18,7 +18,7 @@ from typing import Protocol, TypeVar
 from controller.signals.answer import SignalError
 from controller.store import Transaction
 from controller.store.rows import SettledRow
-from curtail.carbon.accounting import Entry, carbon_kg
+from curtail.carbon.accounting import LedgerEntry, carbon_kg
 
 Result = TypeVar("Result")
 
@@ -84,7 +84,7 @@ def mean(history: History, start: float, stop: float) -> float | None:
 
 
 def revisions(
-    rows: Sequence[tuple[int, Entry]], known: Mapping[int, SettledRow], history: History, basis: str, asked: float
+    rows: Sequence[tuple[int, LedgerEntry]], known: Mapping[int, SettledRow], history: History, basis: str, asked: float
 ) -> tuple[list[SettledRow], int]:
     """New revisions for rows of one region, and how many rows must wait."""
     new, waiting = [], 0
@@ -108,7 +108,7 @@ def settle(call: Call, historian: Historian, asked: float, since: float = -inf) 
     Args: asked: Unix time.
     """
     report = Settlement(historian.basis)
-    rows: dict[str, list[tuple[int, Entry]]] = {}
+    rows: dict[str, list[tuple[int, LedgerEntry]]] = {}
     for number, entry in call(lambda tx: tx.numbered_entries(since)):
         rows.setdefault(entry.region, []).append((number, entry))
     for region, group in rows.items():
@@ -123,7 +123,7 @@ def settle(call: Call, historian: Historian, asked: float, since: float = -inf) 
     return report
 
 
-def _add(call: Call, report: Settlement, group: list[tuple[int, Entry]], history: History, asked: float) -> None:
+def _add(call: Call, report: Settlement, group: list[tuple[int, LedgerEntry]], history: History, asked: float) -> None:
     def write(tx: Transaction) -> None:
         # Compared inside the writing transaction, because a command and the controller may settle at the same time.
         known = tx.settled(report.basis, min(number for number, _ in group))
@@ -138,7 +138,7 @@ def _add(call: Call, report: Settlement, group: list[tuple[int, Entry]], history
     call(write)
 
 
-def settled_entries(rows: Sequence[tuple[int, Entry]], settled: Mapping[int, SettledRow]) -> list[Entry]:
+def settled_entries(rows: Sequence[tuple[int, LedgerEntry]], settled: Mapping[int, SettledRow]) -> list[LedgerEntry]:
     """The rows with their settled MCI in place of the MCI at the decision; rows without one are unchanged.
 
     A row then counts as inside a window if its settled MCI is below its threshold and no order was in force.

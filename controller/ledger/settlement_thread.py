@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from controller.ledger.historians import open_historians
 from controller.ledger.settlement import Call, Historian, settle
-from controller.signals.select import Signal, Surroundings
+from controller.signals.select import SelectedSignal, Surroundings
 from curtail.config import RunConfig
 from curtail.errors import CurtailError
 from curtail.system.clock import Clock
@@ -27,7 +27,7 @@ STOP_S = 2.0
 """Longest wait for the thread at shutdown; a thread that hangs in the network ends with the process."""
 
 
-def live_settler(call: Call, config: RunConfig, chosen: Signal, around: Surroundings) -> Settler:
+def live_settler(call: Call, config: RunConfig, chosen: SelectedSignal, around: Surroundings) -> Settler:
     """The settler of a run; with a replayed trace, which never changes, it does nothing."""
     historians: list[Historian] = []
     if chosen.trace is None:

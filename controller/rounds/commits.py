@@ -9,8 +9,8 @@ from __future__ import annotations
 import secrets
 
 from controller.rounds import lifecycle
-from controller.rounds.leases import Members
-from controller.rounds.lifecycle import Kind, Member, MemberEvent, Round
+from controller.rounds.leases import Leases
+from controller.rounds.lifecycle import Member, MemberEvent, Round, RoundKind
 from controller.store import Transaction
 from controller.store.rows import MemberRow, RoundRow
 from controller.store.sample_pool import Range
@@ -22,7 +22,7 @@ from curtail.wire import CommitRequest, Receipt
 class Commits:
     """Checks and commits contributions."""
 
-    def __init__(self, config: RunConfig, members: Members) -> None:
+    def __init__(self, config: RunConfig, members: Leases) -> None:
         self._config = config
         self._members = members
 
@@ -79,7 +79,7 @@ class Commits:
             raise Refused(f"{where} has {request.samples} samples, more than its lease")
         if request.samples != request.steps * batch or request.tokens != request.samples * run.sequence_len:
             raise Refused(f"{where}: the numbers of steps, samples and tokens do not match")
-        if request.keep and not lifecycle.may_keep(Kind(row.kind), self._config.rounds.overlap):
+        if request.keep and not lifecycle.may_keep(RoundKind(row.kind), self._config.rounds.overlap):
             raise Refused(f"{where} keeps samples, but federated rounds of this run do not overlap", "do not keep any")
         if request.keep and tx.kept(member.site) is not None:
             raise Refused(f"{where} keeps samples, but the site already keeps others", "do not keep any")

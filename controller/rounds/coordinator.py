@@ -16,9 +16,9 @@ from controller.files.uploads import Uploads
 from controller.files.versions import Versions
 from controller.rounds import lifecycle
 from controller.rounds.commits import Commits
-from controller.rounds.leases import Gone, Members
-from controller.rounds.lifecycle import Kind, Member, Round, RoundEvent
-from controller.rounds.publish import Merger, Merging
+from controller.rounds.leases import Gone, Leases
+from controller.rounds.lifecycle import Member, Round, RoundEvent, RoundKind
+from controller.rounds.publish import Merger, Publisher
 from controller.store import Transaction
 from controller.store.events import Event
 from controller.store.rows import MemberRow, RoundRow, VersionRow
@@ -42,7 +42,7 @@ ARRIVALS = 20
 NOTHING_LEFT = "all samples of the token budget are leased; waiting for their commits"
 
 
-class RoundKeeper:
+class RoundCoordinator:
     """Coordinates rounds: admits members, ends rounds, starts merges.
 
     Args:
@@ -61,9 +61,9 @@ class RoundKeeper:
     ) -> None:
         self._config = config
         self._event = event
-        self._members = Members(config, event)
+        self._members = Leases(config, event)
         self._commits = Commits(config, self._members)
-        self._merging = Merging(config, versions, uploads, merger, self._members, event, merged)
+        self._merging = Publisher(config, versions, uploads, merger, self._members, event, merged)
         self.publish = self._merging.publish
 
     # -- checkout ------------------------------------------------------------
@@ -108,7 +108,7 @@ class RoundKeeper:
         if row is not None and tx.member(row.round, request.site) is not None:
             return f"round {row.round} continues without this site until the others commit"
         if row is not None and not self._may_enter(row, request, now):
-            if Kind(row.kind) is Kind.LOCAL and not row.cut and not request.closing:
+            if RoundKind(row.kind) is RoundKind.LOCAL and not row.cut and not request.closing:
                 tx.set_round(row.round, cut=1)
             return f"waiting for the end of round {row.round}"
         if tx.pool().size == 0 and tx.kept(request.site) is None:
@@ -117,13 +117,13 @@ class RoundKeeper:
 
     def _may_enter(self, row: RoundRow, request: CheckoutRequest, now: float) -> bool:
         if request.closing:  # it needs no time to train, because its contribution is finished
-            return Kind(row.kind) is Kind.FEDERATED and now < row.deadline_wall
-        return lifecycle.may_enter(Kind(row.kind), row.opened_wall, row.deadline_wall, now)
+            return RoundKind(row.kind) is RoundKind.FEDERATED and now < row.deadline_wall
+        return lifecycle.may_enter(RoundKind(row.kind), row.opened_wall, row.deadline_wall, now)
 
     def _open(self, tx: Transaction, ready: frozenset[str], now: float) -> RoundRow:
         row = RoundRow(
             round=tx.next_round(),
-            kind=(Kind.LOCAL if len(ready) <= 1 else Kind.FEDERATED).value,
+            kind=(RoundKind.LOCAL if len(ready) <= 1 else RoundKind.FEDERATED).value,
             state=Round.OPEN.value,
             base_version=tx.latest_version().version,
             opened_wall=now,
@@ -137,11 +137,11 @@ class RoundKeeper:
     def _reply(
         self, tx: Transaction, row: RoundRow, member: MemberRow, request: CheckoutRequest, now: float, sites: int
     ) -> CheckoutReply:
-        base, run, kind = tx.version(row.base_version), tx.run(), Kind(row.kind)
+        base, run, kind = tx.version(row.base_version), tx.run(), RoundKind(row.kind)
         assert base is not None and run is not None
         batch, settings = self._config.training.batch_samples, self._config.rounds
         keep = lifecycle.may_keep(kind, settings.overlap)
-        together = 1 if kind is Kind.LOCAL else max(1, sites)
+        together = 1 if kind is RoundKind.LOCAL else max(1, sites)
         rate, memory = lifecycle.inner_factors(together, *settings.powers)
         fetch, blob = self._fetch(tx, base, request, member, keep)
         assignment = Assignment(
@@ -251,7 +251,7 @@ class RoundKeeper:
             return row
         for member in members:
             if Member(member.state) is Member.TRAINING:
-                overdue = lifecycle.overdue(Kind(row.kind), settings.staleness_discount)
+                overdue = lifecycle.overdue(RoundKind(row.kind), settings.staleness_discount)
                 tx.set_member(row.round, member.site, arrived_wall=row.deadline_wall + settings.grace)
                 self._members.release(tx, member, overdue, "it missed the deadline")
         state = lifecycle.advance_round(Round(row.state), event)

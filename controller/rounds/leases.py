@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from controller.rounds import lifecycle
-from controller.rounds.lifecycle import Kind, Member, MemberEvent
+from controller.rounds.lifecycle import Member, MemberEvent, RoundKind
 from controller.store import Transaction, sample_pool
 from controller.store.events import Event
 from controller.store.rows import KeptRow, MemberRow, RoundRow
@@ -26,7 +26,7 @@ ROUNDS = 3
 """How many of a site's latest contributions show the samples that it needs; a single one may have been cut short."""
 
 
-class Members:
+class Leases:
     """Leases of all sites, from checkout to return."""
 
     def __init__(self, config: RunConfig, event: Event) -> None:
@@ -54,7 +54,7 @@ class Members:
             state=Member.TRAINING.value,
             lease_start=lease.start,
             lease_stop=lease.stop,
-            codec="weights" if Kind(row.kind) is Kind.LOCAL else self._config.rounds.codec,
+            codec="weights" if RoundKind(row.kind) is RoundKind.LOCAL else self._config.rounds.codec,
         )
         tx.add_member(member)
         return member
@@ -62,7 +62,7 @@ class Members:
     def _take(self, tx: Transaction, row: RoundRow, request: CheckoutRequest, ready: frozenset[str]) -> Range | None:
         pool, kept = tx.pool(), tx.kept(request.site)
         if kept is None:
-            ahead = lifecycle.may_keep(Kind(row.kind), self._config.rounds.overlap)
+            ahead = lifecycle.may_keep(RoundKind(row.kind), self._config.rounds.overlap)
             wanted = self._share(tx, row, pool.size, ahead, ready)
             least = self._worth(tx, request.site) if pool.returned else 0  # without returned ranges there is no choice
             lease, pool = sample_pool.take(pool, wanted, least) if wanted else (None, pool)

@@ -27,7 +27,7 @@ MOMENTUM_SHARE = 0.9
 """Fraction of the token budget after which the outer momentum is off."""
 
 
-class Kind(StrEnum):
+class RoundKind(StrEnum):
     """What the members of a round send."""
 
     LOCAL = "LOCAL"  # the exact weights of the only member
@@ -149,23 +149,25 @@ def grace(lateness: Sequence[float], most: float) -> float:
     return min(most, max(LEAST_GRACE_S, median + SPREADS * spread))
 
 
-def may_enter(kind: Kind, opened: float, deadline: float, now: float) -> bool:
+def may_enter(kind: RoundKind, opened: float, deadline: float, now: float) -> bool:
     """May another site enter the open round, or must it wait for the next one?
 
     A FEDERATED round admits it while half of its time is left; with less the download
     is not worth it. A LOCAL round admits none, because its member sends exact weights.
     """
-    return kind is Kind.FEDERATED and deadline - now >= 0.5 * (deadline - opened)
+    return kind is RoundKind.FEDERATED and deadline - now >= 0.5 * (deadline - opened)
 
 
-def may_keep(kind: Kind, overlap: bool) -> bool:
+def may_keep(kind: RoundKind, overlap: bool) -> bool:
     """May a job make overlapped steps? In a LOCAL round always, because its weights are the next version."""
-    return kind is Kind.LOCAL or overlap
+    return kind is RoundKind.LOCAL or overlap
 
 
-def overdue(kind: Kind, staleness_discount: float) -> MemberEvent:
+def overdue(kind: RoundKind, staleness_discount: float) -> MemberEvent:
     """The event of a missed deadline. Exact weights (LOCAL) fit no other base, so they cannot be merged late."""
-    return MemberEvent.OVERDUE if kind is Kind.FEDERATED and staleness_discount > 0 else MemberEvent.DEADLINE_PASSED
+    return (
+        MemberEvent.OVERDUE if kind is RoundKind.FEDERATED and staleness_discount > 0 else MemberEvent.DEADLINE_PASSED
+    )
 
 
 def discount(staleness_discount: float, staleness: int) -> float:

@@ -17,8 +17,8 @@ from controller.aggregation.outer_step import USUAL_OF, MergeResult, MergeSpec, 
 from controller.files.uploads import Uploads
 from controller.files.versions import Versions
 from controller.rounds import lifecycle
-from controller.rounds.leases import Members
-from controller.rounds.lifecycle import Kind, Member, MemberEvent, Round, RoundEvent
+from controller.rounds.leases import Leases
+from controller.rounds.lifecycle import Member, MemberEvent, Round, RoundEvent, RoundKind
 from controller.store import Transaction
 from controller.store.events import Event
 from controller.store.rows import BlobRow, MemberRow, RoundRow, RunRow, VersionRow
@@ -42,7 +42,7 @@ class Merger(Protocol):
     def start(self, spec: MergeSpec, done: Callable[[MergeResult | None], None]) -> None: ...
 
 
-class Merging:
+class Publisher:
     """Starts merges, one at a time, and publishes versions.
 
     Args: merged: called after a merge failed or ended, in the merger's thread, with the spec and result.
@@ -54,7 +54,7 @@ class Merging:
         versions: Versions,
         uploads: Uploads,
         merger: Merger,
-        members: Members,
+        members: Leases,
         event: Event,
         merged: Callable[[MergeSpec, MergeResult | None], None],
     ) -> None:
@@ -83,7 +83,7 @@ class Merging:
         if not tx.waiting(Member.COMMITTED.value):
             return None
         base = tx.latest_version().version
-        row = RoundRow(tx.next_round(), Kind.FEDERATED.value, Round.MERGING.value, base, now, now, 0, None)
+        row = RoundRow(tx.next_round(), RoundKind.FEDERATED.value, Round.MERGING.value, base, now, now, 0, None)
         tx.add_round(row)
         self.start(tx, row)
         return row
@@ -128,7 +128,7 @@ class Merging:
     def _contributions(self, tx: Transaction, row: RoundRow) -> list[MemberRow]:
         """The contributions to merge: the round's own, and in a FEDERATED round late ones of earlier rounds."""
         waiting = tx.waiting(Member.COMMITTED.value)
-        return [m for m in waiting if m.round == row.round or Kind(row.kind) is Kind.FEDERATED]
+        return [m for m in waiting if m.round == row.round or RoundKind(row.kind) is RoundKind.FEDERATED]
 
     def _part(self, tx: Transaction, row: RoundRow, member: MemberRow) -> Part:
         own = tx.round(member.round)

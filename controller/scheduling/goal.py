@@ -21,7 +21,7 @@ COMMITS = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class RunProgress:
     """What is known of the work; tokens, seconds, kg."""
 
     left: int  # tokens of the budget that nobody has trained yet
@@ -32,7 +32,7 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class Aim:
+class RunGoal:
     """The goal, and what it is made of."""
 
     goal: Goal
@@ -41,7 +41,7 @@ class Aim:
     problem: str  # why no price can be set although one is wanted; "" if one can
 
 
-def aim(config: RunConfig, run: RunRow, speed: float, progress: Progress, perfect: bool) -> Aim:
+def make_goal(config: RunConfig, run: RunRow, speed: float, progress: RunProgress, perfect: bool) -> RunGoal:
     """The goal of a run.
 
     Args:
@@ -64,10 +64,10 @@ def aim(config: RunConfig, run: RunRow, speed: float, progress: Progress, perfec
         max_sites=policy.max_sites,
         rounds=Rounds(_round_s(config, run.sequence_len, speed, rate), progress.sync_s),
     )
-    return Aim(goal, rate, known_by, problem)
+    return RunGoal(goal, rate, known_by, problem)
 
 
-def _rate(progress: Progress, assumed: float | None) -> tuple[float | None, str]:
+def _rate(progress: RunProgress, assumed: float | None) -> tuple[float | None, str]:
     """Tokens per wall second of one site, and how that is known."""
     tokens, seconds = sum(t for t, _ in progress.commits), sum(s for _, s in progress.commits)
     if tokens > 0 and seconds > 0:

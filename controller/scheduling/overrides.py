@@ -24,7 +24,7 @@ LONGEST_TEXT = 200
 """Characters of a reason, or of a name."""
 
 
-class Orders:
+class Overrides:
     """The orders in force."""
 
     def __init__(self, regions: Iterable[str], event: Event) -> None:

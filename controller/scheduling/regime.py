@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from controller.fleet.live import Fleet
 from controller.scheduling.permits import run_refusal
-from controller.scheduling.scheduler import Deciding
+from controller.scheduling.scheduler import Scheduler
 from controller.store import Transaction
 from controller.store.events import Event
 from controller.store.rows import RunRow
@@ -75,13 +75,13 @@ class RegimeTracker:
     def __init__(
         self,
         fleet: Fleet,
-        deciding: Deciding,
+        scheduler: Scheduler,
         clock: Clock,
         lost_after: float,
         away: Callable[[str], bool],
         event: Event,
     ) -> None:
-        self._fleet, self._deciding, self._clock = fleet, deciding, clock
+        self._fleet, self._scheduler, self._clock = fleet, scheduler, clock
         self._lost_after, self._away, self._event = lost_after, away, event
 
     def step(self, tx: Transaction, run: RunRow, now: float, disk: str) -> None:
@@ -92,16 +92,16 @@ class RegimeTracker:
         refusal, sites = _refusal(run, disk), self._sites()
         regime = regime_of(training_sites(refusal, sites))
         if regime.value != run.regime:
-            reason = explain_regime(regime, refusal, sites, self._deciding.regions)
+            reason = explain_regime(regime, refusal, sites, self._scheduler.regions)
             self._event(tx, "regime", f"{regime.value}: {reason}")
         tx.set_run(**advance_regime(run, regime, now))
 
     def reason(self, run: RunRow, disk: str) -> str:
         """One sentence on why the regime is what it is. Args: disk: as `step`."""
-        return explain_regime(Regime(run.regime), _refusal(run, disk), self._sites(), self._deciding.regions)
+        return explain_regime(Regime(run.regime), _refusal(run, disk), self._sites(), self._scheduler.regions)
 
     def _sites(self) -> tuple[SiteStanding, ...]:
-        now, verdicts = self._clock.monotonic(), self._deciding.sites
+        now, verdicts = self._clock.monotonic(), self._scheduler.sites
         return tuple(
             SiteStanding(
                 live.site,

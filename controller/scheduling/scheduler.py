@@ -17,20 +17,20 @@ from statistics import median
 
 from controller.energy.clock import ReplayClock
 from controller.fleet.live import Fleet, LiveSite
-from controller.ledger.recorder import Booking
+from controller.ledger.recorder import EnergyLedger
 from controller.rounds.lifecycle import Member
-from controller.scheduling.goal import COMMITS, Aim, Progress, aim
-from controller.scheduling.overrides import Orders
+from controller.scheduling.goal import COMMITS, RunGoal, RunProgress, make_goal
+from controller.scheduling.overrides import Overrides
 from controller.scheduling.site_costs import Learned, costs, learn
 from controller.signals.replay import Source
 from controller.store import Transaction
 from controller.store.events import Event
 from controller.store.rows import RunRow
-from curtail.carbon.accounting import Entry
+from curtail.carbon.accounting import LedgerEntry
 from curtail.config import RunConfig
 from curtail.grid.reading import Reading
 from curtail.policy.costs import SiteCosts
-from curtail.policy.decision import View, decide
+from curtail.policy.decision import SiteView, decide
 from curtail.policy.price import Price
 from curtail.policy.rules import RegionRule, Site, Verdict, Window
 from curtail.system.clock import Clock
@@ -54,7 +54,7 @@ def rules(config: RunConfig) -> dict[str, RegionRule]:
     }
 
 
-class Deciding:
+class Scheduler:
     """The verdicts in force.
 
     Args:
@@ -69,25 +69,25 @@ class Deciding:
         replay: ReplayClock,
         clock: Clock,
         fleet: Fleet,
-        booking: Booking,
+        energy_ledger: EnergyLedger,
         event: Event,
         away: Callable[[str], bool],
         perfect: bool,
     ) -> None:
         self._config, self._source, self._replay, self._clock = config, source, replay, clock
-        self._fleet, self._booking, self._event = fleet, booking, event
+        self._fleet, self._energy_ledger, self._event = fleet, energy_ledger, event
         self._away, self._perfect = away, perfect
         self._rules = rules(config)
         self._windows: dict[str, Window] = {}
         self._learned: dict[str, Learned] = {}
         self._costs: dict[tuple[str, str], SiteCosts] = {}  # of a site in a region, until it teaches more
         self._last_row = 0
-        self.orders = Orders(config.regions, event)
+        self.orders = Overrides(config.regions, event)
         self.readings: dict[str, Reading] = {}
         self.regions: dict[str, Verdict] = {}  # for people: the best of its sites, or what one would hear
         self.sites: dict[str, Verdict] = {}  # of those that are here, or could be switched on
         self.price: Price | None = None
-        self.aim: Aim | None = None
+        self.aim: RunGoal | None = None
 
     def restore(self, tx: Transaction) -> None:
         """Continue after a restart: orders, and what the sites cost. No verdict is trusted."""
@@ -158,7 +158,7 @@ class Deciding:
         self._learned = learn(self._noted(itertools.chain([first], rows)), self._learned)
         self._costs.clear()
 
-    def _noted(self, rows: Iterable[tuple[int, Entry]]) -> Iterator[Entry]:
+    def _noted(self, rows: Iterable[tuple[int, LedgerEntry]]) -> Iterator[LedgerEntry]:
         for self._last_row, entry in rows:
             yield entry
 
@@ -166,12 +166,12 @@ class Deciding:
         self._last_row, self._learned = last_row, learned
         self._costs.clear()
 
-    def _view(self, region: str, now: float, live: LiveSite | None) -> View:
+    def _view(self, region: str, now: float, live: LiveSite | None) -> SiteView:
         site = None
         if live is not None:
             running = live.running(self._clock.monotonic(), self._config.fleet.lost_after)
             site = Site(self.costs(live), running, 0.0 if live.held_since is None else now - live.held_since)
-        return View(
+        return SiteView(
             self._rules[region],
             self._windows.get(region, Window()),
             self.readings[region],
@@ -181,7 +181,7 @@ class Deciding:
             self._source.second(region, now),
         )
 
-    def _aim(self, tx: Transaction, run: RunRow, now: float) -> Aim:
+    def _aim(self, tx: Transaction, run: RunRow, now: float) -> RunGoal:
         live = tx.live_round()
         training = set()
         if live is not None:
@@ -193,14 +193,16 @@ class Deciding:
         )
         waiting = sum(member.tokens for member in tx.waiting(Member.COMMITTED.value))
         exchanges = [self.costs(site).sync_s for site in self._fleet]
-        progress = Progress(
+        progress = RunProgress(
             left=max(0, run.sample_limit * run.sequence_len - run.tokens - waiting - under_way),
             commits=tx.recent_speeds(COMMITS),
             reported=[site.tokens_per_s for site in self._fleet if site.phase == "train"],
-            spent_kg=self._booking.present(now)[0].kg_attributed if self._config.policy.budget_kg is not None else 0.0,
+            spent_kg=self._energy_ledger.present(now)[0].kg_attributed
+            if self._config.policy.budget_kg is not None
+            else 0.0,
             sync_s=median(exchanges) if exchanges else self._config.policy.sync,
         )
-        return aim(self._config, run, self._replay.speed, progress, self._perfect)
+        return make_goal(self._config, run, self._replay.speed, progress, self._perfect)
 
     def _tell(self, tx: Transaction, region: str, verdict: Verdict) -> None:
         before = self.regions.get(region)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from curtail.carbon.accounting import Entry
+from curtail.carbon.accounting import LedgerEntry
 from curtail.policy.costs import SiteCosts
 
 LAST = 5
@@ -60,7 +60,7 @@ class Learned:
         return len(self.seconds.get("start", ()))
 
 
-def note(learned: Learned, entry: Entry) -> Learned:
+def note(learned: Learned, entry: LedgerEntry) -> Learned:
     """What is known after one more row of the same site."""
     spell = learned.spell
     follows = spell is not None and abs(entry.t0 - spell.t1) <= TOUCH_S
@@ -100,7 +100,7 @@ def _with(known: Mapping[str, Seconds], kind: str, value: float) -> Mapping[str,
     return {**known, kind: (*known.get(kind, ()), value)[-LAST:]}
 
 
-def learn(entries: Iterable[Entry], known: Mapping[str, Learned] | None = None) -> dict[str, Learned]:
+def learn(entries: Iterable[LedgerEntry], known: Mapping[str, Learned] | None = None) -> dict[str, Learned]:
     """What is known of each site, from rows in the order in which they were written."""
     found = dict(known or {})
     for entry in entries:

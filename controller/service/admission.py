@@ -26,7 +26,7 @@ class Admission:
     gone: tuple[MachineRow, ...]  # those whose place is taken: their credentials end
 
 
-def check(request: JoinRequest) -> None:
+def check_admission(request: JoinRequest) -> None:
     """Raises: WireError: the request cannot be meant."""
     for text, what in ((request.site, "site"), (request.agent, "agent")):
         if not text or len(text) > 64:

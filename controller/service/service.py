@@ -28,14 +28,14 @@ from controller.files.versions import Versions
 from controller.fleet.live import Fleet, LiveSite
 from controller.fleet.power_commands import Runner
 from controller.fleet.power_switch import Now, Switches
-from controller.ledger.recorder import Booking
-from controller.rounds.coordinator import RoundKeeper
+from controller.ledger.recorder import EnergyLedger
+from controller.rounds.coordinator import RoundCoordinator
 from controller.rounds.lifecycle import MemberEvent
 from controller.rounds.publish import Merger
 from controller.scheduling import permits
 from controller.scheduling.permits import PermitFacts
 from controller.scheduling.regime import RegimeTracker
-from controller.scheduling.scheduler import Deciding
+from controller.scheduling.scheduler import Scheduler
 from controller.service.access import Access
 from controller.service.sites import Sites
 from controller.signals.replay import Source
@@ -53,7 +53,7 @@ log = logging.getLogger("curtail.service")
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class ServiceDeps:
     """What the service is made of."""
 
     store: Store
@@ -72,7 +72,7 @@ class Parts:
 class Service:
     """All use cases. Methods that take a `Transaction` run on the store's thread."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: ServiceDeps) -> None:
         self.config = parts.config
         self.store = parts.store
         self.source = parts.source
@@ -83,22 +83,22 @@ class Service:
         self.even = EvenClock(parts.clock)  # of rounds: their deadlines are stored
         self.versions = parts.versions
         self.fleet = Fleet()
-        self.booking = Booking(parts.config, parts.replay.speed)
-        self.rounds = RoundKeeper(
+        self.energy_ledger = EnergyLedger(parts.config, parts.replay.speed)
+        self.rounds = RoundCoordinator(
             parts.config, parts.versions, parts.uploads, parts.merger, self._event, self._merge_ended
         )
         self.sites = Sites(
-            parts.config, self.even, parts.replay, self.fleet, self.booking, self.rounds.release_site, self._event
+            parts.config, self.even, parts.replay, self.fleet, self.energy_ledger, self.rounds.release_site, self._event
         )
         self.switches = Switches(parts.config, parts.commands, self._event)
         self.access = Access(parts.config, parts.clock, self.sites, self._event)
-        self.deciding = Deciding(
-            parts.config, parts.source, parts.replay, parts.clock, self.fleet, self.booking, self._event,
+        self.scheduler = Scheduler(
+            parts.config, parts.source, parts.replay, parts.clock, self.fleet, self.energy_ledger, self._event,
             self.switches.away, parts.perfect_forecast,
         )  # fmt: skip
-        self.readings, self.verdicts = self.deciding.readings, self.deciding.regions
+        self.readings, self.verdicts = self.scheduler.readings, self.scheduler.regions
         self.regime = RegimeTracker(
-            self.fleet, self.deciding, parts.clock, parts.config.fleet.lost_after, self.switches.away, self._event
+            self.fleet, self.scheduler, parts.clock, parts.config.fleet.lost_after, self.switches.away, self._event
         )
         self.supplies: dict[str, Supply] = {}  # by region
         self._last_tick: float | None = None  # monotonic
@@ -108,14 +108,14 @@ class Service:
         """Continue from what the store holds; to be called once before anything else."""
         run = self._run(tx)
         tx.begin_chain()
-        self.booking.restore(tx, self.replay.now())
+        self.energy_ledger.restore(tx, self.replay.now())
         for site in tx.sites():
             if not site.left_run:
                 self.sites.enter(tx, site)
         self.switches.restore(tx, self._moment(run))
         fleet = self.config.fleet
         self.rounds.resume(tx, self.even.wall(), fleet.lost_after)
-        self.deciding.restore(tx)
+        self.scheduler.restore(tx)
         # No persisted regime is trusted: the first tick decides anew.
         tx.set_run(regime=Regime.PAUSED.value, regime_since=run.clock)
         self._event(tx, "controller", f"the controller started at version {tx.latest_version().version}")
@@ -171,8 +171,8 @@ class Service:
         now = self.clock.monotonic()
         live = self.sites.live(tx, who)
         machine = self.sites.heard(tx, live, who, beat)
-        if self._last_tick is not None and live.site not in self.deciding.sites:
-            self.deciding.step(tx, run, self.replay.now())  # it was silent, or has just come
+        if self._last_tick is not None and live.site not in self.scheduler.sites:
+            self.scheduler.step(tx, run, self.replay.now())  # it was silent, or has just come
         facts, lost_after = self._permit_facts(run, live, now), self.config.fleet.lost_after
         lead = live.lead
         live.permit = permits.grant_permit(facts, "" if lead is None else live.waits(lead, now, lost_after))
@@ -198,7 +198,7 @@ class Service:
             step_age_s=None if self._last_tick is None else now - self._last_tick,
             disk=self.room.reason,
             switching_off=self.switches.going_down(live.site),
-            verdict=self.deciding.sites.get(live.site),
+            verdict=self.scheduler.sites.get(live.site),
             now=now,
             clock=self.replay.now(),
             speed=self.replay.speed,
@@ -223,7 +223,7 @@ class Service:
         )
         if refused is not None:
             return refused
-        if live.expected > 1 and live.muster.crew is None:
+        if live.expected > 1 and live.crew_state.crew is None:
             return wire.CheckoutReply(
                 "wait", "waiting for the reports of the site's other machines", permits.RETRY_S, None
             )
@@ -241,7 +241,7 @@ class Service:
             return wire.ProgressReply(True, "another machine of the site leads now")
         live.step, live.loss, live.tokens_per_s = progress.step, progress.loss, progress.tokens_per_s
         live.working_on, live.round_tokens = progress.round, progress.tokens
-        self.booking.trained(live.site, progress.job, progress.round, progress.step, progress.tokens)
+        self.energy_ledger.trained(live.site, progress.job, progress.round, progress.step, progress.tokens)
         return self.rounds.progress(tx, progress)
 
     def commit(self, tx: Transaction, who: MachineRow, request: wire.CommitRequest) -> wire.Receipt:
@@ -249,9 +249,9 @@ class Service:
         self._check_fence(who, request.site, request.fence)
         receipt = self.rounds.commit(tx, request, self.even.wall())
         if not receipt.repeated:
-            self.booking.trained(who.site, request.job, request.round, request.steps, request.tokens, True)
+            self.energy_ledger.trained(who.site, request.job, request.round, request.steps, request.tokens, True)
             blob = tx.blob(request.blob)
-            self.booking.carried(who.site, 0 if blob is None else blob.size)
+            self.energy_ledger.carried(who.site, 0 if blob is None else blob.size)
         return receipt
 
     def _merge_ended(self, spec: MergeSpec, result: MergeResult | None) -> None:
@@ -268,7 +268,7 @@ class Service:
 
     def tick(self, now: float, supplies: Mapping[str, Supply]) -> None:
         """One step of the energy simulation: read, decide, book, end rounds. Called in its thread."""
-        self.room.look(len(self.fleet))
+        self.room.measure(len(self.fleet))
         self.store.call(lambda tx: self._tick(tx, now, supplies))
 
     def _tick(self, tx: Transaction, now: float, supplies: Mapping[str, Supply]) -> None:
@@ -278,7 +278,7 @@ class Service:
         for region, supply in supplies.items():
             if supply.stored_wh is not None:
                 tx.put_stored(region, supply.stored_wh, now)
-        self.deciding.step(tx, run, now)
+        self.scheduler.step(tx, run, now)
         for live in self.fleet:
             self.sites.gather(tx, live)
             heard = live.heard(mono, self.config.fleet.lost_after)
@@ -286,7 +286,7 @@ class Service:
                 live.permit,
                 heard=heard,
                 seen_age_s=None if live.seen is None else mono - live.seen,
-                verdict=self.deciding.sites.get(live.site),
+                verdict=self.scheduler.sites.get(live.site),
                 disk=self.room.reason,
             )
             if not heard and not live.permit.is_live(mono):
@@ -326,7 +326,7 @@ class Service:
         """Switch the site's machines off or on, if its region stops or may start."""
         now, horizon = self._moment(run), self.switches.horizon(live.site)
         forecast = self.source.forecast(live.region, now.clock, horizon) if horizon > 0 else None
-        price, verdict = self.deciding.price, self.deciding.verdict(live)
+        price, verdict = self.scheduler.price, self.scheduler.verdict(live)
         assert verdict is not None, "the step that switches has decided before"
         self.switches.step(tx, live, now, verdict, forecast, None if price is None else price.limit)
 
@@ -337,11 +337,11 @@ class Service:
 
     def power(self, region: str) -> float:
         """W the region's sites draw now, PUE included; for the energy simulation, any thread."""
-        return self.booking.drawn.of(region)
+        return self.energy_ledger.drawn.of(region)
 
     def _book(self, tx: Transaction, live: LiveSite, now: float) -> None:
-        self.booking.book_with_region(
-            tx, live, self.fleet, now, self.clock.monotonic(), self.readings.get(live.region), self.deciding.verdict,
+        self.energy_ledger.book_with_region(
+            tx, live, self.fleet, now, self.clock.monotonic(), self.readings.get(live.region), self.scheduler.verdict,
             self.supplies.get(live.region),
         )  # fmt: skip
 
@@ -353,9 +353,9 @@ class Service:
         Raises: NotFound, WireError: as `controller.scheduling.overrides`.
         """
         now = self.replay.now()
-        self.deciding.orders.place(tx, request, now, self.clock.wall())
+        self.scheduler.orders.place(tx, request, now, self.clock.wall())
         if self._last_tick is not None:
-            self.deciding.step(tx, self._run(tx), now)
+            self.scheduler.step(tx, self._run(tx), now)
         return wire.Ack(True)
 
     # -- the rest ----------------------------------------------------------------

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from controller.auth import credentials
 from controller.energy.clock import ReplayClock
 from controller.fleet.live import Fleet, LiveMachine, LiveSite
-from controller.ledger.recorder import Booking
+from controller.ledger.recorder import EnergyLedger
 from controller.service import admission
 from controller.store import Transaction
 from controller.store.events import Event
@@ -39,12 +39,12 @@ class Sites:
         clock: Clock,
         replay: ReplayClock,
         fleet: Fleet,
-        booking: Booking,
+        energy_ledger: EnergyLedger,
         release: Release,
         event: Event,
     ) -> None:
         self._lost_after, self._clock, self._replay = config.fleet.lost_after, clock, replay
-        self._fleet, self._booking, self._release, self._event = fleet, booking, release, event
+        self._fleet, self._energy_ledger, self._release, self._event = fleet, energy_ledger, release, event
 
     def join(self, tx: Transaction, request: wire.JoinRequest, token: TokenRow) -> tuple[int, str]:
         """Admit an agent that showed this token; fence and credential of its machine.
@@ -52,7 +52,7 @@ class Sites:
         Raises: Refused: the site is somebody else's, or the others say something else of it. WireError: no name,
         no number of machines.
         """
-        admission.check(request)
+        admission.check_admission(request)
         before, rows, now = tx.site(request.site), tx.machines(request.site), self._clock.monotonic()
         live = self._fleet.find(request.site)
 
@@ -94,7 +94,7 @@ class Sites:
             tx.drop_machine(gone.site, gone.agent)
         tx.put_machine(row)
         if live is None or not any(here(other) for other in admitted.stay):
-            self._booking.finish(tx, request.site, self._replay.now(), again=True)
+            self._energy_ledger.finish(tx, request.site, self._replay.now(), again=True)
             live = self.enter(tx, site)
         for gone in admitted.gone:
             live.machines.pop(gone.agent, None)
@@ -118,7 +118,7 @@ class Sites:
             live.show()
             self._event(tx, "site", f"{who.machine} of {who.site} left: {reason}")
             return
-        self._booking.finish(tx, who.site, self._replay.now())
+        self._energy_ledger.finish(tx, who.site, self._replay.now())
         tx.set_site(who.site, left_run=1)
         self._fleet.drop(who.site)
         self._event(tx, "site", f"{who.site} left: {reason}")

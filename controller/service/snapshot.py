@@ -28,7 +28,7 @@ def make(tx: Transaction, service: Service) -> wire.Status:
     assert run is not None
     now = service.replay.now()
     latest = tx.latest_version()
-    totals, by_site = service.booking.present(now)
+    totals, by_site = service.energy_ledger.present(now)
     known = {site.site: site for site in tx.sites()}
     return wire.Status(
         protocol=wire.PROTOCOL,
@@ -63,7 +63,7 @@ def make(tx: Transaction, service: Service) -> wire.Status:
 
 def _plan(service: Service, now: float) -> wire.PlanStatus | None:
     """The price in force and what it rests on; None before the first step."""
-    aim, price, budget = service.deciding.aim, service.deciding.price, service.config.policy.budget_kg
+    aim, price, budget = service.scheduler.aim, service.scheduler.price, service.config.policy.budget_kg
     if aim is None:
         return None
     deadline = aim.goal.deadline
@@ -127,7 +127,7 @@ def _energy(
         kg_attributed=totals.kg_attributed,
         kg_standing=totals.kg_standing,
         curtailed_pct=totals.curtailed_pct,
-        kg_always_on=service.booking.always_on_now(tx, totals, run.started, regions),
+        kg_always_on=service.energy_ledger.always_on_now(tx, totals, run.started, regions),
         unknown_kwh=totals.unknown_kwh,
         own_kwh=totals.own_kwh,
         ledger_records=records,
@@ -156,15 +156,15 @@ def _region(tx: Transaction, service: Service, region: str, now: float) -> wire.
 
 
 def _override(service: Service, region: str, now: float) -> wire.OverrideStatus | None:
-    order = service.deciding.orders.of(region, now)
+    order = service.scheduler.orders.of(region, now)
     return None if order is None else wire.OverrideStatus(order.train, order.until - now, order.by, order.why)
 
 
 def _costs(service: Service, live: LiveSite) -> wire.CostsStatus:
-    known = service.deciding.costs(live)
+    known = service.scheduler.costs(live)
     return wire.CostsStatus(
         known.start_s, known.stop_s, known.sync_s, known.train_w, known.idle_w, known.paused_w,
-        service.deciding.learned(live.site).starts,
+        service.scheduler.learned(live.site).starts,
     )  # fmt: skip
 
 

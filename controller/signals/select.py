@@ -36,7 +36,7 @@ AVERAGES = ("electricitymaps",)
 
 
 @dataclass(frozen=True, slots=True)
-class Signal:
+class SelectedSignal:
     """The source of a run."""
 
     name: str
@@ -65,9 +65,9 @@ class Surroundings:
     plugins: Callable[[], Mapping[str, Callable[[], Any]]] | None = None  # name -> loads the plug-in
 
 
-def replayed(trace: Trace, config: RunConfig, foresight: bool) -> Signal:
+def replayed(trace: Trace, config: RunConfig, foresight: bool) -> SelectedSignal:
     """A recorded trace as the signal."""
-    return Signal("trace", TraceSource(trace, columns(config), foresight), trace)
+    return SelectedSignal("trace", TraceSource(trace, columns(config), foresight), trace)
 
 
 def columns(config: RunConfig) -> dict[str, str]:
@@ -80,7 +80,7 @@ def names(config: RunConfig) -> dict[str, str]:
     return {region: section.signal or region for region, section in config.regions.items()}
 
 
-def open_signal(config: RunConfig, around: Surroundings, or_else: str = "") -> Signal:
+def open_signal(config: RunConfig, around: Surroundings, or_else: str = "") -> SelectedSignal:
     """The source that the run file names; polling has not started yet.
 
     Args: or_else: alternatives to add to the remedy if the run file names no signal; begins with a comma.
@@ -96,10 +96,10 @@ def open_signal(config: RunConfig, around: Surroundings, or_else: str = "") -> S
         return replayed(trace, config, config.signal.forecast)
     if name == "constant":
         assert config.signal.value is not None
-        return Signal(name, ConstantSource(config.signal.value))
+        return SelectedSignal(name, ConstantSource(config.signal.value))
     feed = open_feed(config, around)
     polled = PolledSource(feed, names(config), config.signal.poll, config.policy.max_reading_age, around.clock)
-    return Signal(name, DoubtingSource(polled, config.regions), polled=polled)
+    return SelectedSignal(name, DoubtingSource(polled, config.regions), polled=polled)
 
 
 def open_feed(config: RunConfig, around: Surroundings) -> Feed:

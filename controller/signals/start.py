@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from controller.signals.select import Signal, Surroundings, columns, open_signal, replayed
+from controller.signals.select import SelectedSignal, Surroundings, columns, open_signal, replayed
 from curtail.config import RunConfig
 from curtail.errors import UsageError
 from curtail.grid.reading import UNITS
@@ -29,7 +29,7 @@ class SignalOptions:
     forecast: bool = False  # the trace is its own forecast
 
 
-def choose_signal(options: SignalOptions, config: RunConfig, around: Surroundings) -> Signal:
+def choose_signal(options: SignalOptions, config: RunConfig, around: Surroundings) -> SelectedSignal:
     """The trace of the command line, or else what the run file names.
 
     Raises: UsageError, ConfigError, AuthError, NotFound, DataError.
@@ -53,7 +53,7 @@ def choose_signal(options: SignalOptions, config: RunConfig, around: Surrounding
     return chosen
 
 
-def has_perfect_forecast(options: SignalOptions, config: RunConfig, chosen: Signal) -> bool:
+def has_perfect_forecast(options: SignalOptions, config: RunConfig, chosen: SelectedSignal) -> bool:
     """Is the signal a trace that is its own forecast?"""
     return chosen.trace is not None and _foresees(options, config)
 
@@ -75,7 +75,7 @@ def _check_replay(options: SignalOptions, config: RunConfig, period: float) -> N
         _refuse_without_forecast(config, "add --forecast, or remove {key}")
 
 
-def _check_live(options: SignalOptions, config: RunConfig, chosen: Signal) -> None:
+def _check_live(options: SignalOptions, config: RunConfig, chosen: SelectedSignal) -> None:
     if options.speed != 1.0:
         raise UsageError(f"--speed {options.speed:g} is for a trace; {chosen.name} is live", "leave --speed out")
     if options.forecast:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from controller.store.tables import Tables
-from curtail.carbon.hash_chain import Link, following, genesis
+from curtail.carbon.hash_chain import ChainRecord, following, genesis
 from curtail.carbon.ledger_columns import TABLES, record
 
 
@@ -18,13 +18,13 @@ class ChainTables(Tables):
         row = self._one("SELECT seq, hash FROM chain ORDER BY seq DESC LIMIT 1")
         return (0, genesis(self._run_id())) if row is None else (int(row["seq"]), str(row["hash"]))
 
-    def links(self) -> Iterator[Link]:
+    def links(self) -> Iterator[ChainRecord]:
         """The links of the chain with their records, in order; a missing record is None."""
         # One row at a time, because a year of a large run does not fit into memory.
         for row in self._db.execute("SELECT seq, kind, record, hash FROM chain ORDER BY seq"):
             seq, kind, number, digest = row
             found = self._record(kind, number) if kind in TABLES else None
-            yield Link(seq, kind, number, None if found is None else record(kind, found), digest)
+            yield ChainRecord(seq, kind, number, None if found is None else record(kind, found), digest)
 
     def unchained(self) -> str | None:
         """A record that is not in the chain, as "kind id"; None if there is none."""

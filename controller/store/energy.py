@@ -9,10 +9,10 @@ from typing import Any
 
 from controller.store.chained import ChainTables
 from controller.store.rows import SettledRow, SwitchedRow
-from curtail.carbon.accounting import Basis, Detail, Draw, Entry, Grown, Interval
+from curtail.carbon.accounting import Basis, Detail, Draw, Grown, Interval, LedgerEntry
 from curtail.grid.reading import JOULES_PER_KWH
 
-_PLAIN = tuple(name for name in Entry.__slots__ if name not in ("curtailed", "detail"))
+_PLAIN = tuple(name for name in LedgerEntry.__slots__ if name not in ("curtailed", "detail"))
 _DETAIL = ("machine_kwh", "gpu_kwh", "host_kwh", "coverage", "tokens", "steps", "network_bytes")
 _OPEN = ("site", "region", "phase", "t0", "watts", "method", "pue", "grid_share", "mci")
 _BASIS = ("mci_raw", "source", "point_time", "threshold", "reason")
@@ -52,7 +52,7 @@ class EnergyTables(ChainTables):
 
     # -- closed rows -----------------------------------------------------------
 
-    def add_entries(self, entries: Iterable[Entry]) -> None:
+    def add_entries(self, entries: Iterable[LedgerEntry]) -> None:
         for entry in entries:
             values: dict[str, Any] = {name: getattr(entry, name) for name in _PLAIN}
             values["curtailed"] = int(entry.curtailed)
@@ -63,18 +63,18 @@ class EnergyTables(ChainTables):
                 values["flags"] = ",".join(basis.flags)
             self._add("energy", values)
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[LedgerEntry]:
         """The rows of the ledger, in the order in which they were written."""
         return [entry for _, entry in self.entries_after(0)]
 
-    def numbered_entries(self, since: float = -math.inf) -> list[tuple[int, Entry]]:
+    def numbered_entries(self, since: float = -math.inf) -> list[tuple[int, LedgerEntry]]:
         """The rows that ended after `since`, with their ids."""
         if since == -math.inf:
             return list(self.entries_after(0))
         rows = self._all("SELECT * FROM energy WHERE t1 > ? ORDER BY +id", since)  # +: search by t1, then sort
         return [(row["id"], _entry(row)) for row in rows]
 
-    def entries_after(self, number: int) -> Iterator[tuple[int, Entry]]:
+    def entries_after(self, number: int) -> Iterator[tuple[int, LedgerEntry]]:
         """The rows written after row `number` (0: all), with their ids; read one at a time."""
         rows = self._each("SELECT * FROM energy WHERE id > ? ORDER BY id", number)
         return ((row["id"], _entry(row)) for row in rows)
@@ -167,7 +167,7 @@ def _interval(row: dict[str, Any]) -> tuple[Interval, float]:
     return interval, row["seen"]
 
 
-def _entry(row: dict[str, Any]) -> Entry:
+def _entry(row: dict[str, Any]) -> LedgerEntry:
     machine_kwh = row["machine_kwh"]
     detail = Detail(
         # Rows from before these columns existed have only the mean power.
@@ -187,4 +187,4 @@ def _entry(row: dict[str, Any]) -> Entry:
             row["reason"] or "",
         ),
     )
-    return Entry(**{name: row[name] for name in _PLAIN}, curtailed=bool(row["curtailed"]), detail=detail)
+    return LedgerEntry(**{name: row[name] for name in _PLAIN}, curtailed=bool(row["curtailed"]), detail=detail)

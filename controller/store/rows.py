@@ -148,7 +148,7 @@ class SwitchedRow:
 
     site: str
     region: str
-    state: str  # controller.fleet.power_states.Power; ON: on_pause failed in this pause
+    state: str  # controller.fleet.power_states.PowerState; ON: on_pause failed in this pause
     since: float
     since_wall: float
     failures: int = 0  # of on_resume, in a row

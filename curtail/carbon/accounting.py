@@ -95,7 +95,7 @@ class Detail:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class LedgerEntry:
     """One closed row of the ledger."""
 
     site: str
@@ -114,7 +114,7 @@ class Entry:
     detail: Detail | None = None  # None: planned, not metered
 
 
-def close(interval: Interval, t1: float) -> Entry | None:
+def close(interval: Interval, t1: float) -> LedgerEntry | None:
     """The row for `interval` up to `t1`; None if no time has passed."""
     seconds = t1 - interval.t0
     if seconds <= 0:
@@ -125,7 +125,7 @@ def close(interval: Interval, t1: float) -> Entry | None:
     detail = None
     if interval.basis is not None:
         detail = Detail(interval.watts * seconds / JOULES_PER_KWH, None, None, 0.0, basis=interval.basis)
-    return Entry(
+    return LedgerEntry(
         interval.site,
         interval.region,
         interval.phase,
@@ -148,7 +148,7 @@ def carbon_kg(kwh: float, mci: float | None) -> float | None:
     return None if mci is None else kwh * (mci if mci > 0.0 else 0.0) / 1000.0
 
 
-def _close_grown(interval: Interval, t1: float, seconds: float) -> Entry:
+def _close_grown(interval: Interval, t1: float, seconds: float) -> LedgerEntry:
     sums, draw, basis = grow(interval, t1), interval.draw or Draw(), interval.basis or Basis()
     joules, grid = max(0.0, sums.joules), max(0.0, sums.grid_joules)
     kwh = grid / JOULES_PER_KWH
@@ -159,7 +159,7 @@ def _close_grown(interval: Interval, t1: float, seconds: float) -> Entry:
         joules / JOULES_PER_KWH, gpu, host, coverage, sums.tokens, sums.steps, sums.network_bytes, basis
     )  # fmt: skip
     share = grid / (joules * interval.pue) if joules > 0 else interval.grid_share
-    return Entry(
+    return LedgerEntry(
         interval.site, interval.region, interval.phase, interval.t0, t1, joules / seconds, interval.method,
         interval.pue, share, kwh, interval.mci, carbon_kg(kwh, interval.mci), interval.curtailed, detail,
     )  # fmt: skip
@@ -180,7 +180,7 @@ def grow(interval: Interval, now: float) -> Grown:
     )
 
 
-def change(interval: Interval, now: float, following: Interval) -> tuple[Entry | None, Interval]:
+def change(interval: Interval, now: float, following: Interval) -> tuple[LedgerEntry | None, Interval]:
     """Close `interval` if `following` needs a new row; otherwise continue it at the power of `following`."""
     if not _same_row(interval, following):
         left = _left_over(interval, now)
@@ -235,7 +235,7 @@ class Totals:
         return 100.0 if self.attributed_kwh == 0 else 100.0 * self.curtailed_kwh / self.attributed_kwh
 
 
-def add(totals: Totals, entries: Iterable[Entry]) -> Totals:
+def add(totals: Totals, entries: Iterable[LedgerEntry]) -> Totals:
     """`totals` plus `entries`."""
     attributed, standing = totals.attributed_kwh, totals.standing_kwh
     kg_attributed, kg_standing = totals.kg_attributed, totals.kg_standing
@@ -260,7 +260,7 @@ def add(totals: Totals, entries: Iterable[Entry]) -> Totals:
     return Totals(attributed, standing, kg_attributed, kg_standing, curtailed, unknown, seconds, own)
 
 
-def own_kwh(entry: Entry) -> float:
+def own_kwh(entry: LedgerEntry) -> float:
     """Energy of a row from the region's own solar panels and battery; not part of its `kwh`."""
     return max(0.0, entry.watts * entry.pue * (entry.t1 - entry.t0) / JOULES_PER_KWH - entry.kwh)
 

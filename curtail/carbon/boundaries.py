@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from curtail.carbon.accounting import ATTRIBUTED, Entry
+from curtail.carbon.accounting import ATTRIBUTED, LedgerEntry
 from curtail.config import AccountingSection
 from curtail.grid.reading import JOULES_PER_KWH
 
@@ -56,7 +56,7 @@ class Boundaries:
         return self.reserved_kg + self.pue_kg + self.network_kg + self.controller_kg + self.embodied_kg
 
 
-def boundaries(entries: Iterable[Entry], seconds: float, accounting: AccountingSection) -> Boundaries:
+def boundaries(entries: Iterable[LedgerEntry], seconds: float, accounting: AccountingSection) -> Boundaries:
     """The three boundaries of the rows.
 
     Args: seconds: from the start of the run to now, in which the controller draws power.
@@ -102,7 +102,7 @@ class Sensitivity:
     zeros_at_50_kg: float  # readings of exactly 0 taken as 50 g/kWh
 
 
-def sensitivity(entries: Sequence[Entry], readings: Mapping[str, Readings]) -> Sensitivity:
+def sensitivity(entries: Sequence[LedgerEntry], readings: Mapping[str, Readings]) -> Sensitivity:
     """Recompute the rows' carbon under other assumptions.
 
     Args: readings: by region.

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from curtail.carbon.accounting import ATTRIBUTED, Entry
+from curtail.carbon.accounting import ATTRIBUTED, LedgerEntry
 from curtail.carbon.lower_bound import Cell, oracle_kg
 from curtail.config import RunConfig
 from curtail.grid.reading import JOULES_PER_KWH
@@ -22,7 +22,7 @@ Known = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class SiteTraining:
     """A site's training in the run."""
 
     site: str
@@ -59,9 +59,9 @@ class Counterfactuals:
     efficiency_pct: float | None  # the lower bound as a percentage of the run's own kg (attributed, with PUE)
 
 
-def trained(entries: Sequence[Entry], config: RunConfig) -> list[Trained]:
+def trained(entries: Sequence[LedgerEntry], config: RunConfig) -> list[SiteTraining]:
     """Each site's training; its power is the mean while training, or the configured power if it never trained."""
-    sites: dict[str, list[Entry]] = {}
+    sites: dict[str, list[LedgerEntry]] = {}
     for entry in entries:
         sites.setdefault(entry.site, []).append(entry)
     out = []
@@ -74,12 +74,12 @@ def trained(entries: Sequence[Entry], config: RunConfig) -> list[Trained]:
         joules = sum(row.watts * row.pue * (row.t1 - row.t0) for row in training)
         watts = joules / seconds if seconds > 0 else config.watts(region, "train") * config.regions[region].pue
         tokens = sum(row.detail.tokens for row in rows if row.detail is not None)
-        out.append(Trained(site, region, watts, seconds, tokens))
+        out.append(SiteTraining(site, region, watts, seconds, tokens))
     return out
 
 
 def counterfactuals(
-    sites: Sequence[Trained],
+    sites: Sequence[SiteTraining],
     readings: Mapping[str, Known],
     start: float,
     end: float,
@@ -111,7 +111,7 @@ def counterfactuals(
     )  # fmt: skip
 
 
-def _speeds(sites: Sequence[Trained]) -> dict[str, float]:
+def _speeds(sites: Sequence[SiteTraining]) -> dict[str, float]:
     """Work of each site per second: in tokens if every site that trained has a count, otherwise in seconds."""
     busy = [site for site in sites if site.train_s > 0]
     if not busy or any(site.tokens <= 0 for site in busy):
@@ -120,7 +120,7 @@ def _speeds(sites: Sequence[Trained]) -> dict[str, float]:
     return {site.site: site.speed or mean for site in sites}
 
 
-def _alone(site: Trained, seconds: float, known: Known, start: float, end: float) -> Alone:
+def _alone(site: SiteTraining, seconds: float, known: Known, start: float, end: float) -> Alone:
     kg = _held_kg(known, site.watts, start, start + seconds)
     return Alone(site.site, kg, seconds / 3600.0, min(1.0, max(0.0, end - start) / seconds))
 
@@ -145,7 +145,7 @@ def _steps(known: Known, start: float, stop: float) -> list[tuple[float, float, 
 
 
 def _cells(
-    sites: Sequence[Trained], speeds: Mapping[str, float], readings: Mapping[str, Known],
+    sites: Sequence[SiteTraining], speeds: Mapping[str, float], readings: Mapping[str, Known],
     start: float, end: float, caps: Mapping[str, float],
 ) -> list[Cell]:  # fmt: skip
     """One cell per site and reading: the work possible in that time, and W x g/kWh per unit of work."""
@@ -157,6 +157,6 @@ def _cells(
     ]
 
 
-def training_end(entries: Sequence[Entry], start: float) -> float:
+def training_end(entries: Sequence[LedgerEntry], start: float) -> float:
     """The end of the last attributed row; `start` if there is none."""
     return max((entry.t1 for entry in entries if entry.phase in ATTRIBUTED), default=start)

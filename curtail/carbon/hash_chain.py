@@ -19,7 +19,7 @@ FORMAT = "curtail-ledger-1"
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class ChainRecord:
     """One record with its position in the chain."""
 
     seq: int  # 1, 2, 3, ...
@@ -30,7 +30,7 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class ChainResult:
     """Result of verifying a chain."""
 
     records: int
@@ -55,7 +55,7 @@ def following(before: str, seq: int, kind: str, record: Mapping[str, Value]) -> 
     return hashlib.sha256(f"{before}\n{canonical(seq, kind, record)}".encode()).hexdigest()
 
 
-def follow(run: str, links: Iterable[Link], head: str | None = None) -> Finding:
+def follow(run: str, links: Iterable[ChainRecord], head: str | None = None) -> ChainResult:
     """Recompute the chain; stop at the first record that does not match.
 
     Args:
@@ -69,13 +69,13 @@ def follow(run: str, links: Iterable[Link], head: str | None = None) -> Finding:
         number += 1
         problem = _fits(link, number, last.get(link.kind, 0), before)
         if problem:
-            return Finding(number - 1, before, problem, _passed(head, met))
+            return ChainResult(number - 1, before, problem, _passed(head, met))
         before, last[link.kind] = link.hash, link.row
         met = met or before == head
-    return Finding(number, before, "", _passed(head, met))
+    return ChainResult(number, before, "", _passed(head, met))
 
 
-def _fits(link: Link, number: int, last: int, before: str) -> str:
+def _fits(link: ChainRecord, number: int, last: int, before: str) -> str:
     what = f"record {number} ({link.kind} {link.row})"
     if link.seq != number:
         return f"record {number} is missing: record {number - 1} is followed by record {link.seq}"

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from itertools import zip_longest
 from typing import Any
 
-from curtail.carbon.hash_chain import FORMAT, Finding, Link, follow
+from curtail.carbon.hash_chain import FORMAT, ChainRecord, ChainResult, follow
 from curtail.carbon.ledger_columns import COLUMNS, EDITIONS, Value, header
 from curtail.errors import DataError
 
@@ -30,7 +30,7 @@ class Export:
     """The contents of an exported ledger file."""
 
     run: str
-    links: tuple[Link, ...]
+    links: tuple[ChainRecord, ...]
     form: str
     kinds: tuple[str, ...] = EDITIONS[0]  # kinds whose columns the file has
 
@@ -43,12 +43,14 @@ def moment(seconds: float) -> str:
         return ""
 
 
-def write(run: str, links: Iterable[Link], head: str, form: str, kinds: tuple[str, ...] = EDITIONS[0]) -> Iterator[str]:
+def write_ledger_file(
+    run: str, links: Iterable[ChainRecord], head: str, form: str, kinds: tuple[str, ...] = EDITIONS[0]
+) -> Iterator[str]:
     """The lines of the file, each with its line feed. `links` must have records, all of these kinds."""
     return _csv(run, links, head, kinds) if form == "csv" else _json(run, links, head)
 
 
-def _row(link: Link) -> dict[str, Value]:
+def _row(link: ChainRecord) -> dict[str, Value]:
     """A record with its sequence number, ISO dates and hash, as in both formats."""
     out: dict[str, Value] = {"seq": link.seq, "record": link.kind}
     for column in COLUMNS[link.kind]:
@@ -61,7 +63,7 @@ def _row(link: Link) -> dict[str, Value]:
     return {**out, "hash": link.hash}
 
 
-def _csv(run: str, links: Iterable[Link], head: str, kinds: tuple[str, ...]) -> Iterator[str]:
+def _csv(run: str, links: Iterable[ChainRecord], head: str, kinds: tuple[str, ...]) -> Iterator[str]:
     names, count = header(kinds), 0
     yield _line(names)
     for link in links:
@@ -81,7 +83,7 @@ def _cell(value: Value) -> str:
     return repr(value) if isinstance(value, float) else str(value)
 
 
-def _json(run: str, links: Iterable[Link], head: str) -> Iterator[str]:
+def _json(run: str, links: Iterable[ChainRecord], head: str) -> Iterator[str]:
     yield f'{{"format": {json.dumps(FORMAT)}, "run": {json.dumps(run)}, "records": [\n'
     count = 0
     for link in links:
@@ -90,7 +92,7 @@ def _json(run: str, links: Iterable[Link], head: str) -> Iterator[str]:
     yield f'\n], "count": {count}, "head": {json.dumps(head)}}}\n'
 
 
-def read(data: bytes, name: str) -> Export:
+def read_ledger_file(data: bytes, name: str) -> Export:
     """Parse the export in `data`. Raises: DataError: not an export, or a value of the wrong type."""
     try:
         text = data.decode("utf-8")
@@ -144,7 +146,7 @@ def _text(value: Any) -> str:
     return _cell(value) if isinstance(value, (str, int, float)) else ""
 
 
-def _link(row: dict[str, str], where: str) -> Link:
+def _link(row: dict[str, str], where: str) -> ChainRecord:
     kind = row.get("record", "")
     if kind not in COLUMNS:
         raise DataError(f"{where}: unknown kind of record {kind[:40]!r}")
@@ -152,25 +154,27 @@ def _link(row: dict[str, str], where: str) -> Link:
         cells = {column.name: (column.kind, row.get(column.name, "")) for column in COLUMNS[kind]}
         record: dict[str, Value] = {name: of(text) for name, (of, text) in cells.items() if text != ""}
         number = record.get(COLUMNS[kind][0].name, 0)
-        return Link(int(row.get("seq", "")), kind, int(number), record, row.get("hash", ""))
+        return ChainRecord(int(row.get("seq", "")), kind, int(number), record, row.get("hash", ""))
     except ValueError as error:
         raise DataError(f"{where} is damaged: {error}") from None
 
 
-def check(data: bytes, name: str, head: str | None = None) -> Finding:
+def verify_file(data: bytes, name: str, head: str | None = None) -> ChainResult:
     """Verify the chain of an export, and everything in the file that the chain does not cover.
 
     Raises: DataError: it cannot be parsed as an export; says where.
     """
-    export = read(data, name)
+    export = read_ledger_file(data, name)
     finding = follow(export.run, export.links, head)
     if finding.problem:
         return finding
-    lines = "".join(write(export.run, export.links, finding.head, export.form, export.kinds)).splitlines(keepends=True)
+    lines = "".join(write_ledger_file(export.run, export.links, finding.head, export.form, export.kinds)).splitlines(
+        keepends=True
+    )
     for number, (written, found) in enumerate(
         zip_longest(lines, data.decode("utf-8").splitlines(keepends=True)), start=1
     ):
         if written != found:
             problem = f"line {number} of {name} does not match its record"
-            return Finding(finding.records, finding.head, problem, finding.passed)
+            return ChainResult(finding.records, finding.head, problem, finding.passed)
     return finding

@@ -124,7 +124,7 @@ def agent_service_install(
     words = check_words(("agent", "join"), arguments)
     if any(word in ("-", "--token-file=-") for word in arguments):
         raise UsageError("a systemd unit cannot read a token from stdin", "pass a file to --token-file")
-    from curtail.commands.systemd.install import Wanted, install
+    from curtail.commands.systemd.install import InstallOptions, install
     from curtail.commands.systemd.units import AGENT
 
-    return install(Wanted(AGENT, words, name, system, user or "", dry_run))
+    return install(InstallOptions(AGENT, words, name, system, user or "", dry_run))

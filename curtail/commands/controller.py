@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from curtail.commands.options import DryRun, RunsAs, SystemWide, Unit, UnitName, check_host
+from curtail.commands.options import DryRun, RunsAs, SystemWide, TraceUnit, UnitName, check_host
 from curtail.commands.program import check_words, controller_app, controller_service_app
 
 
@@ -21,7 +21,9 @@ def controller_start(
             show_default=False,
         ),
     ] = None,
-    unit: Annotated[Unit | None, typer.Option(help="With --trace: unit of its values.", show_default=False)] = None,
+    unit: Annotated[
+        TraceUnit | None, typer.Option(help="With --trace: unit of its values.", show_default=False)
+    ] = None,
     speed: Annotated[float, typer.Option(min=0.001, help="Seconds of the trace per second of wall time.")] = 1.0,
     host: Annotated[
         str, typer.Option(help="Address to listen on; TLS is on by default unless it is a loopback address.")
@@ -99,7 +101,7 @@ def controller_service_install(
 ) -> int:
     """Write a systemd unit for a controller, without starting it."""
     words = check_words(("controller", "start"), arguments)
-    from curtail.commands.systemd.install import Wanted, install
+    from curtail.commands.systemd.install import InstallOptions, install
     from curtail.commands.systemd.units import CONTROLLER
 
-    return install(Wanted(CONTROLLER, words, name, system, user or "", dry_run))
+    return install(InstallOptions(CONTROLLER, words, name, system, user or "", dry_run))

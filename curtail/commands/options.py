@@ -20,7 +20,7 @@ LONGEST_TOKEN = 4096
 """Characters; a longer file is not a token file."""
 
 
-class Unit(StrEnum):
+class TraceUnit(StrEnum):
     """Units of an MCI trace."""
 
     GRAMS = "g/kWh"

@@ -108,7 +108,7 @@ def parse_config(table: Mapping[str, Any], where: str = "run file") -> RunConfig
     _check_names("site", sites, where)
     named = {name: section(SiteSection, value, f"{where}: [sites.{name}]") for name, value in sites.items()}
     config = RunConfig(regions=parsed, sites=named, **sections)
-    check(config, where)
+    check_sections(config, where)
     return config
 
 
@@ -119,7 +119,7 @@ def _check_names(what: str, names: Iterable[str], where: str) -> None:
             raise ConfigError(f"{where}: {name!r} cannot be the name of a {what}", f"use {NAMED.said}")
 
 
-def check(config: RunConfig, where: str) -> None:
+def check_sections(config: RunConfig, where: str) -> None:
     """What no section can say of itself alone. Raises: ConfigError: names `where`, and what to write instead."""
     _check_together(config, where)
     for name, region in config.regions.items():

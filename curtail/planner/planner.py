@@ -15,12 +15,12 @@ from dataclasses import dataclass, field, fields, replace
 from math import inf
 
 from curtail.carbon import accounting
-from curtail.carbon.accounting import RUNNING, Entry, Interval, Totals
+from curtail.carbon.accounting import RUNNING, Interval, LedgerEntry, Totals
 from curtail.grid.reading import Reading
 from curtail.grid.trace import Trace
 from curtail.planner.observed_signal import Sight
 from curtail.policy.costs import SiteCosts
-from curtail.policy.decision import Goal, View, decide
+from curtail.policy.decision import Goal, SiteView, decide
 from curtail.policy.price import Price
 from curtail.policy.rules import RegionRule, Site, Verdict, Window
 
@@ -78,7 +78,7 @@ class Planner:
     Args: note: called with every row of the ledger when it is closed.
     """
 
-    def __init__(self, scenario: Scenario, note: Callable[[Entry], None] | None = None) -> None:
+    def __init__(self, scenario: Scenario, note: Callable[[LedgerEntry], None] | None = None) -> None:
         self._s = scenario
         self._note = note
         self._sites = {region: SiteState() for region in scenario.sights}
@@ -159,10 +159,10 @@ class Planner:
             site.window, site.verdict = decision.windows[region], decision.verdicts[region]
             self._obey(region, site, site.verdict, now)
 
-    def _view(self, region: str, site: SiteState, now: float) -> View:
+    def _view(self, region: str, site: SiteState, now: float) -> SiteView:
         held = now - site.held_since if site.phase == "hold" else 0.0
         known = Site(self._s.costs[region], site.running, held)
-        return View(
+        return SiteView(
             self._s.rules[region], site.window, self._reading(region, now), self._s.sights[region].forecast, known
         )
 
@@ -232,7 +232,7 @@ class Planner:
                 self._count(site, accounting.close(last, now))
             site.interval = wanted
 
-    def _count(self, site: SiteState, entry: Entry | None) -> None:
+    def _count(self, site: SiteState, entry: LedgerEntry | None) -> None:
         if entry is None:
             return
         site.totals = accounting.add(site.totals, (entry,))

@@ -48,7 +48,7 @@ Stretch = tuple[float, float, str, object]
 
 
 @dataclass(frozen=True, slots=True)
-class Signal:
+class SignalSeries:
     """One region's MCI."""
 
     region: str
@@ -70,7 +70,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class ChartMark:
     """A labelled point in time in a chart."""
 
     at: float
@@ -83,12 +83,12 @@ def short(name: str, most: int = LONGEST) -> str:
 
 
 def signal_chart(
-    signal: Signal,
+    signal: SignalSeries,
     start: float,
     stop: float,
     lanes: Sequence[tuple[str, Sequence[Stretch]]],
     keys: tuple[Key, ...] = (),
-    marks: Sequence[Mark] = (),
+    marks: Sequence[ChartMark] = (),
 ) -> Picture:
     """MCI with windows and threshold, and below it one lane per site with its phases."""
     foot = LANE * len(lanes) + 8.0 if lanes else 0.0
@@ -135,7 +135,7 @@ def time_chart(
     span: Span,
     width: float = WIDTH,
     from_zero: bool = True,
-    marks: Sequence[Mark] = (),
+    marks: Sequence[ChartMark] = (),
 ) -> Picture | None:
     """Curves over time; None if none of them has a value."""
     values = [value for line in lines for _, value in line.points if value is not None]

@@ -36,7 +36,7 @@ SWITCH_G = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class SiteView:
     """One site, and what is known of its region at the time of a decision."""
 
     rule: RegionRule
@@ -70,7 +70,7 @@ class Decision:
     regime: Regime
 
 
-def doubts(views: Mapping[str, View], now: float) -> dict[str, str]:
+def doubts(views: Mapping[str, SiteView], now: float) -> dict[str, str]:
     """Regions whose reading looks like an outage of its source, and why.
 
     A failing source once served exact zeros for everything for hours. So zeros in all
@@ -90,14 +90,14 @@ def doubts(views: Mapping[str, View], now: float) -> dict[str, str]:
     return found
 
 
-def _agrees(view: View, now: float) -> bool:
+def _agrees(view: SiteView, now: float) -> bool:
     second = view.second
     if second is None or second.mci is None or unusable(second, now, view.rule.max_age):
         return False
     return check_value(second.mci) is None and second.mci <= AGREEMENT and second.mci < view.rule.threshold
 
 
-def decide(views: Mapping[str, View], goal: Goal, now: float, price: Price | None = None) -> Decision:
+def decide(views: Mapping[str, SiteView], goal: Goal, now: float, price: Price | None = None) -> Decision:
     """Decide which sites may train at `now`.
 
     Args: price: of the last decision; it is kept until it is due for a new computation.
@@ -117,7 +117,7 @@ def decide(views: Mapping[str, View], goal: Goal, now: float, price: Price | Non
     return Decision(verdicts, windows, price, regime_of(training))
 
 
-def price_in_force(views: Mapping[str, View], goal: Goal, now: float, last: Price | None) -> Price | None:
+def price_in_force(views: Mapping[str, SiteView], goal: Goal, now: float, last: Price | None) -> Price | None:
     """The price at `now`: the last one while it is fresh; None without a deadline, a budget or forecasts."""
     if goal.work is None or (goal.deadline is None and goal.budget_kg is None):
         return None
@@ -148,7 +148,7 @@ def _stands(left: float) -> float:
     return max(REPLAN_S, left / NEAR_PARTS, (left - FAR_S) / FAR_PARTS)
 
 
-def _outlook(view: View, site: Site, now: float, stop: float) -> Outlook:
+def _outlook(view: SiteView, site: Site, now: float, stop: float) -> Outlook:
     reading, forecast = view.reading, view.forecast
     assert forecast is not None
     first = reading.mci if reading is not None and unusable(reading, now, view.rule.max_age) is None else None
@@ -160,7 +160,7 @@ def _outlook(view: View, site: Site, now: float, stop: float) -> Outlook:
 
 
 def _worth_it(
-    views: Mapping[str, View], verdicts: dict[str, Verdict], goal: Goal, price: float | None, now: float
+    views: Mapping[str, SiteView], verdicts: dict[str, Verdict], goal: Goal, price: float | None, now: float
 ) -> dict[str, Verdict]:
     """Deny a second site whose exchanges would cost more training time than it adds."""
     ends = {
@@ -186,16 +186,16 @@ def _worth_it(
     return found
 
 
-def _running(view: View) -> bool:
+def _running(view: SiteView) -> bool:
     return view.site is not None and view.site.running
 
 
-def _said(views: Mapping[str, View], name: str, asks: View) -> str:
+def _said(views: Mapping[str, SiteView], name: str, asks: SiteView) -> str:
     region = views[name].rule.region
     return region if region != asks.rule.region else "the other site there"
 
 
-def _end(view: View, price: float | None, now: float) -> float:
+def _end(view: SiteView, price: float | None, now: float) -> float:
     if view.forecast is None:
         return inf
     limit = view.rule.threshold if price is None else min(price, view.rule.threshold)
@@ -203,7 +203,9 @@ def _end(view: View, price: float | None, now: float) -> float:
     return inf if end is None else end
 
 
-def _cleanest(views: Mapping[str, View], goal: Goal, verdicts: dict[str, Verdict], now: float) -> dict[str, Verdict]:
+def _cleanest(
+    views: Mapping[str, SiteView], goal: Goal, verdicts: dict[str, Verdict], now: float
+) -> dict[str, Verdict]:
     """Limit the open sites to `goal.max_sites`: overridden ones first, then the cleanest, preferring running ones."""
     open_now = [name for name, verdict in verdicts.items() if verdict.granted and views[name].site is not None]
     if goal.max_sites is None or len(open_now) <= goal.max_sites:

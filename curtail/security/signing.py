@@ -133,7 +133,7 @@ def read_stamp(header: str | None) -> Stamp:
     return Stamp(int(found[1]), found[2], int(found[3]), signature)
 
 
-def check(stamp: Stamp, public: str, method: str, path: str, body: bytes, now: float) -> None:
+def verify_signature(stamp: Stamp, public: str, method: str, path: str, body: bytes, now: float) -> None:
     """Check the signature against the key `public` and the request's time against `now`; replays are not detected here.
 
     Raises: AuthError: wrong key, altered content, or a time too far from `now`; the message has the measured skew.

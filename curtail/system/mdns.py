@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class AnnouncedController:
     """A controller that announced itself."""
 
     name: str
@@ -73,7 +73,7 @@ def announce(
                 _in_thread(zeroconf.close)
 
 
-def browse(timeout_s: float = 3.0, loopback_only: bool = False, enough: int | None = None) -> list[Found]:
+def browse(timeout_s: float = 3.0, loopback_only: bool = False, enough: int | None = None) -> list[AnnouncedController]:
     """The controllers that answer within `timeout_s`, in name order.
 
     Args:
@@ -84,7 +84,9 @@ def browse(timeout_s: float = 3.0, loopback_only: bool = False, enough: int | No
     return _in_thread(lambda: _browse(timeout_s, loopback_only, enough))
 
 
-def find_controller(timeout_s: float = 3.0, browsing: Callable[[float], list[Found]] = browse) -> Found:
+def find_controller(
+    timeout_s: float = 3.0, browsing: Callable[[float], list[AnnouncedController]] = browse
+) -> AnnouncedController:
     """The only controller on the local network.
 
     Raises: NotFound: none answers. UsageError: more than one answers.
@@ -131,10 +133,10 @@ def _register(name: str, port: int, addresses: Sequence[str], properties: Mappin
     return zeroconf
 
 
-def _browse(timeout_s: float, loopback_only: bool, enough: int | None) -> list[Found]:
+def _browse(timeout_s: float, loopback_only: bool, enough: int | None) -> list[AnnouncedController]:
     from zeroconf import InterfaceChoice, ServiceBrowser, ServiceListener, Zeroconf
 
-    found: dict[str, Found] = {}
+    found: dict[str, AnnouncedController] = {}
     done = threading.Event()
 
     class Listener(ServiceListener):
@@ -162,7 +164,7 @@ def _browse(timeout_s: float, loopback_only: bool, enough: int | None) -> list[F
     return [found[name] for name in sorted(found)]
 
 
-def _found(info: Any) -> Found | None:
+def _found(info: Any) -> AnnouncedController | None:
     """The announced controller; a loopback address is preferred, because plain HTTP is allowed there."""
     addresses = info.parsed_addresses()
     if not addresses or not info.port:
@@ -173,7 +175,7 @@ def _found(info: Any) -> Found | None:
     if proto not in ("http", "https"):
         return None
     label = info.name.removesuffix(f".{SERVICE}")
-    return Found(label, f"{proto}://{host}:{info.port}", _text(info, "run"))
+    return AnnouncedController(label, f"{proto}://{host}:{info.port}", _text(info, "run"))
 
 
 def _text(info: Any, key: str) -> str:

@@ -13,7 +13,7 @@ import torch
 
 from agent.job.trainer import schedule_of
 from controller.home.run_info import run_info
-from controller.rounds.lifecycle import Kind, Member, Round
+from controller.rounds.lifecycle import Member, Round, RoundKind
 from curtail.config import config_from_json
 from nanochat import checkpoint, presets, weights
 from nanochat.gpt import GPT
@@ -88,8 +88,8 @@ def test_a_run_follows_its_signal_through_all_regimes_and_back(fleet, site, slow
     assert_books_balance(fleet, end)
     kinds = {m.round: fleet.in_store(lambda tx, n=m.round: tx.round(n)).kind for m in merged(fleet)}
     assert {(kinds[m.round], m.codec) for m in merged(fleet)} == {
-        (Kind.LOCAL.value, "weights"),
-        (Kind.FEDERATED.value, "int8"),
+        (RoundKind.LOCAL.value, "weights"),
+        (RoundKind.FEDERATED.value, "int8"),
     }
     entries = fleet.in_store(lambda tx: tx.entries())
     for name in ("a", "b"):

@@ -72,7 +72,7 @@ def test_a_site_joins_over_tls_is_replaced_after_a_wipe_and_no_secret_is_written
         assert status.returncode == 0 and json.loads(status.stdout)["sites"][0]["site"] == "a"
         assert command("node", "rm", "a", "--home", fleet.home).returncode == 0
         assert again.wait() == 4, again.tail()
-    held = [token_files.read(fleet.home / name) for name in token_files.ROLE_OF]
+    held = [token_files.read_token_file(fleet.home / name) for name in token_files.ROLE_OF]
     secrets = [token.secret for token in held if token is not None] + [viewer.secret]
     secrets.append(json.loads(made.stdout)["token"].split(".")[3])
     allowed = {"join-token", "operator-token", "token-one", "token-two", "token-three"}

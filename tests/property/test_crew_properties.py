@@ -175,10 +175,10 @@ def test_whatever_happens_to_its_machines_a_site_trains_again_as_one_job_of_all(
         site.second(chaos=False)
     assert list(site.training().values()) == [list(range(count))]
     assert site.live.lead is not None and site.live.state == "TRAINING"
-    crew = site.live.muster.crew
+    crew = site.live.crew_state.crew
     for _ in range(30):
         site.second(chaos=False)
-    assert site.live.muster.crew == crew, "and it stays so"
+    assert site.live.crew_state.crew == crew, "and it stays so"
 
 
 @given(st.integers(0, 2**32))

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.fleet.live import LiveMachine, LiveSite
-from controller.ledger.recorder import Booking
-from controller.scheduling.overrides import Orders
+from controller.ledger.recorder import EnergyLedger
+from controller.scheduling.overrides import Overrides
 from curtail.carbon.accounting import PHASES, Totals, add
-from curtail.carbon.hash_chain import Finding, Link, follow, following, genesis
+from curtail.carbon.hash_chain import ChainRecord, ChainResult, follow, following, genesis
 from curtail.config import parse_config
 from curtail.errors import NotFound
 from curtail.grid.trace import Trace, load_trace
@@ -96,7 +96,7 @@ def brute_force(trace, region, spans):
 
 def book_through(trace, region, events, restarts=()):
     """Book a site through `events` (moment, phase), looking at every stamp; the rows, and the spans that were lived."""
-    tx, booking, live = Memory(), Booking(CONFIG), site("s", region)
+    tx, energy_ledger, live = Memory(), EnergyLedger(CONFIG), site("s", region)
     moments = sorted({*(at for at, _ in events), *trace.stamps, trace.end, *restarts})
     moments = [at for at in moments if at >= events[0][0]]
     phases, spans, last = dict(events), [], events[0][0]
@@ -105,14 +105,14 @@ def book_through(trace, region, events, restarts=()):
             spans.append((last, now, CONFIG.watts(region, live.phase) * CONFIG.regions[region].pue, live.phase))
         live.phase, last = phases.get(now, live.phase), now
         reading = trace.reading(region, region, now)
-        booking.book(tx, live, now, reading, verdict(reading), 1.0)
+        energy_ledger.book(tx, live, now, reading, verdict(reading), 1.0)
         tx.clock = now
         if now in restarts:  # killed and back at once, as at a replay
-            booking = Booking(CONFIG)
-            booking.restore(tx, now)
-            booking.book(tx, live, now, reading, verdict(reading), 1.0)
-    booking.finish(tx, "s", last)
-    return tx.rows, spans, booking
+            energy_ledger = EnergyLedger(CONFIG)
+            energy_ledger.restore(tx, now)
+            energy_ledger.book(tx, live, now, reading, verdict(reading), 1.0)
+    energy_ledger.finish(tx, "s", last)
+    return tx.rows, spans, energy_ledger
 
 
 @st.composite
@@ -128,15 +128,15 @@ def traces(draw):
 def test_sums_agree_with_a_direct_integration_of_the_trace(trace, changes):
     span = trace.end - trace.start
     events = [(trace.start, "paused"), *sorted({trace.start + span * share: phase for share, phase in changes}.items())]
-    rows, spans, booking = book_through(trace, "A", sorted(dict(events).items()))
-    agree(trace, "A", rows, spans, booking)
+    rows, spans, energy_ledger = book_through(trace, "A", sorted(dict(events).items()))
+    agree(trace, "A", rows, spans, energy_ledger)
 
 
-def agree(trace, region, rows, spans, booking):
+def agree(trace, region, rows, spans, energy_ledger):
     plain = [(a, b, w) for a, b, w, _ in spans]
     kwh, kg, _, unknown = brute_force(trace, region, plain)
     totals = add(Totals(), rows)
-    assert totals == booking.totals
+    assert totals == energy_ledger.totals
     assert totals.attributed_kwh + totals.standing_kwh == pytest.approx(kwh, rel=1e-9, abs=1e-15)
     assert totals.kg_attributed + totals.kg_standing == pytest.approx(kg, rel=1e-9, abs=1e-15)
     assert totals.unknown_kwh == pytest.approx(unknown, rel=1e-9, abs=1e-15)
@@ -159,9 +159,9 @@ def test_sums_agree_with_a_direct_integration_of_the_recorded_trace(column):
     moments = [trace.start] + [trace.start + rng.random() * (trace.end - trace.start) for _ in range(2000)]
     events = [(at, rng.choice(("paused", "start", "train", "sync", "drain"))) for at in sorted(moments)]
     restarts = [at for at, _ in events if rng.random() < 0.02]
-    rows, spans, booking = book_through(trace, "A", events, restarts)
+    rows, spans, energy_ledger = book_through(trace, "A", events, restarts)
     assert len(rows) > 1500
-    agree(trace, "A", rows, spans, booking)
+    agree(trace, "A", rows, spans, energy_ledger)
 
 
 STEP = st.tuples(
@@ -175,13 +175,13 @@ STEP = st.tuples(
 @given(st.lists(STEP, min_size=5, max_size=40))
 def test_no_energy_is_negative_or_counted_twice_whatever_restarts(steps):
     """A machine's true energy is known; the ledger may differ from it only where samples were missing, by the model."""
-    tx, booking, live = Memory(), Booking(CONFIG), site("s", "B")
+    tx, energy_ledger, live = Memory(), EnergyLedger(CONFIG), site("s", "B")
     trace = Trace("t", (0.0, 1e6), {"B": (50.0, 60.0)}, 1e6)
     machine, now = live.machines["m"], 1000.0
     seconds = joules = true = 0.0
     meter, region_reading = 0, trace.reading("B", "B", now)
     machine.power = Power("0", "rapl", 0.0, 0.0, None, 0.0)
-    booking.book(tx, live, now, region_reading, verdict(region_reading), 1.0)
+    energy_ledger.book(tx, live, now, region_reading, verdict(region_reading), 1.0)
     blind = 0.0  # s of which no samples reach the ledger: before the first report of each life
     since, fresh = 0.0, True
     for wait, watts, kind in steps:
@@ -191,8 +191,8 @@ def test_no_energy_is_negative_or_counted_twice_whatever_restarts(steps):
         if kind == "agent restarts":
             meter, seconds, joules = meter + 1, 0.0, 0.0
         if kind == "controller restarts":
-            booking = Booking(CONFIG)
-            booking.restore(tx, now)
+            energy_ledger = EnergyLedger(CONFIG)
+            energy_ledger.restore(tx, now)
         if kind != "lost":
             machine.power = Power(str(meter), "rapl", seconds, joules, None, joules)
             if kind in ("agent restarts", "controller restarts") or fresh:
@@ -201,12 +201,12 @@ def test_no_energy_is_negative_or_counted_twice_whatever_restarts(steps):
         if kind == "phase":
             live.phase = "train" if live.phase == "paused" else "paused"
         reading = trace.reading("B", "B", now)
-        booking.book(tx, live, now, reading, verdict(reading), 1.0)
+        energy_ledger.book(tx, live, now, reading, verdict(reading), 1.0)
         if kind == "repeated":
-            booking.book(tx, live, now, reading, verdict(reading), 1.0)
+            energy_ledger.book(tx, live, now, reading, verdict(reading), 1.0)
     blind += since
-    total, _ = booking.present(now)
-    booking.finish(tx, "s", now)
+    total, _ = energy_ledger.present(now)
+    energy_ledger.finish(tx, "s", now)
     assert all(row.kwh >= 0 and row.t1 > row.t0 for row in tx.rows)
     unknown = [row for row in tx.rows if row.kg is None]
     assert all("estimated" in row.detail.basis.flags for row in unknown), "only while there was no controller"
@@ -225,7 +225,7 @@ def test_no_energy_is_negative_or_counted_twice_whatever_restarts(steps):
 
 @given(st.lists(st.tuples(st.floats(0.5, 5.0), st.floats(0.0, 3000.0)), min_size=3, max_size=50))
 def test_undisturbed_counters_are_booked_to_the_joule(steps):
-    tx, booking, live = Memory(), Booking(CONFIG), site("s", "B")
+    tx, energy_ledger, live = Memory(), EnergyLedger(CONFIG), site("s", "B")
     reading = Trace("t", (0.0, 1e6), {"B": (50.0, 60.0)}, 1e6).reading("B", "B", 10.0)
     machine, now, seconds, joules, first = live.machines["m"], 1000.0, 0.0, 0.0, None
     live.phase = "train"
@@ -233,8 +233,8 @@ def test_undisturbed_counters_are_booked_to_the_joule(steps):
         now, seconds, joules = now + wait, seconds + wait, joules + watts * wait
         machine.power = Power("0", "nvml-total-energy+rapl", seconds, joules, 0.6 * joules, 0.4 * joules)
         first = (now, joules) if first is None or first[0] == 1000.0 else first
-        booking.book(tx, live, now, reading, verdict(reading), 1.0)
-    booking.finish(tx, "s", now)
+        energy_ledger.book(tx, live, now, reading, verdict(reading), 1.0)
+    energy_ledger.finish(tx, "s", now)
     assert len(tx.rows) <= 2, "by the model until the first samples, then one row whatever the power does"
     measured = [row for row in tx.rows if row.method == "nvml-total-energy+rapl"]
     drawn = sum(row.detail.machine_kwh for row in measured) * 3.6e6
@@ -258,7 +258,7 @@ def chained(records):
     for seq, (kind, record) in enumerate(records, start=1):
         counts[kind] = counts.get(kind, 0) + 1
         before = following(before, seq, kind, record)
-        links.append(Link(seq, kind, counts[kind], record, before))
+        links.append(ChainRecord(seq, kind, counts[kind], record, before))
     return links
 
 
@@ -266,7 +266,7 @@ def chained(records):
 def test_any_change_of_a_chain_but_a_cut_at_its_end_is_found(records, data):
     links = chained(records)
     head = links[-1].hash
-    assert follow("run", links, head) == Finding(len(links), head, "", "yes")
+    assert follow("run", links, head) == ChainResult(len(links), head, "", "yes")
     place = data.draw(st.integers(0, len(links) - 1))
     link = links[place]
     changes = {
@@ -318,10 +318,10 @@ class Ordered:
 )
 def test_what_was_in_force_at_any_time_follows_from_the_records_of_orders_alone(steps):
     tx, now, held = Ordered(), 1000.0, []
-    orders = Orders("AB", lambda *event: None)
+    orders = Overrides("AB", lambda *event: None)
     for what, region, seconds in steps:
         if what == "restart":
-            orders = Orders("AB", lambda *event: None)
+            orders = Overrides("AB", lambda *event: None)
             orders.restore(tx)
         elif what == "wait":
             now += seconds

@@ -20,7 +20,7 @@ import pytest
 from sqlite_utils import Database
 
 from controller.aggregation.outer_step import MergeResult
-from controller.rounds.coordinator import RoundKeeper
+from controller.rounds.coordinator import RoundCoordinator
 from controller.rounds.lifecycle import Member, MemberEvent
 from controller.store import Transaction, migrate
 from controller.store.rows import BlobRow, RunRow, SiteRow, VersionRow
@@ -191,7 +191,7 @@ class Schedule:
     def restart(self):
         """A new process on what the store holds."""
         self.merges = []
-        self.keeper = RoundKeeper(
+        self.keeper = RoundCoordinator(
             self.config, NoFiles(), NoFiles(), self, lambda tx, kind, text: None, lambda spec, result: None
         )
         self.books.call(lambda tx: self.keeper.resume(tx, self.now, LOST_AFTER))

@@ -29,7 +29,7 @@ from controller.energy.clock import ReplayClock
 from controller.files.uploads import Uploads
 from controller.files.versions import Versions
 from controller.service import snapshot
-from controller.service.service import Parts, Service
+from controller.service.service import Service, ServiceDeps
 from controller.store import Store, Transaction
 from controller.store.rows import BlobRow, MachineRow, RunRow, TokenRow, VersionRow
 from curtail import wire
@@ -116,7 +116,9 @@ class World:
         self.merger.waiting.clear()
         replay = ReplayClock(run.clock, 1.0, self.clock)
         self.service = Service(
-            Parts(self.store, self.config, self.source, replay, self.clock, self.versions, self.uploads, self.merger)
+            ServiceDeps(
+                self.store, self.config, self.source, replay, self.clock, self.versions, self.uploads, self.merger
+            )
         )
         self.store.call(self.service.resume)
 
@@ -347,7 +349,7 @@ def besieged(tmp_path_factory):
 
     from controller.files import uploads
     from controller.http import connection_limit, rate_limit
-    from controller.http.app import Door, create_app
+    from controller.http.app import ServerIdentity, create_app
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("CONTROL", "HEARTBEATS", "STRANGERS"):
@@ -365,7 +367,7 @@ def besieged(tmp_path_factory):
             request = TokenRequest(role, "", "", None, None, role)
             shown[role] = world.store.call(lambda tx, r=request: tokens.create(tx, r, None, world.clock.wall())).token
         info = wire.RunInfo("run", "n", 1, "p", {}, "0" * 64, "t", 8, 100, 4, 4, "{}", "int8", False, 20, 600.0)
-        app = create_app(world.service, world.uploads, info, lambda: None, Door("PEM", None, False))
+        app = create_app(world.service, world.uploads, info, lambda: None, ServerIdentity("PEM", None, False))
         listener = socket.create_server(("127.0.0.1", 0))
         config = uvicorn.Config(app, log_level="critical", access_log=False, **connection_limit.options())
         server = uvicorn.Server(config)

@@ -188,7 +188,7 @@ def test_a_state_table_equals_the_codes(heading: str, code: dict[tuple[StrEnum, 
         ("### Round", rounds.Round),
         ("### Member", rounds.Member),
         ("### Agent", lifecycle.State),
-        ("### Machines", power_states.Power),
+        ("### Machines", power_states.PowerState),
     ],
 )
 def test_every_state_is_explained(heading: str, states: type[StrEnum]) -> None:

@@ -21,8 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from curtail.commands.data.mirrors import Folder, Hub, Source, forget
-from curtail.commands.data.progress import Progress
+from curtail.commands.data.mirrors import Folder, Hub, ShardSource, forget
+from curtail.commands.data.progress import TransferProgress
 from curtail.errors import DataError, DiskError, NotFound, Refused, UsageError
 from curtail.system.disk import Disk, SystemDisk, disk_error
 
@@ -60,8 +60,8 @@ def run(options: FetchOptions) -> int:
     names = (published.validation_name, *published.names(options.shards))
     source = Folder(options.offline) if options.offline else Hub(published.repository, options.mirror, stop)
     shards = fetch(
-        published, options.shards, options.out, source, parallel=options.parallel, show=Progress(len(names), stop),
-        stop=stop, disk=SystemDisk(),
+        published, options.shards, options.out, source, parallel=options.parallel,
+        show=TransferProgress(len(names), stop), stop=stop, disk=SystemDisk(),
     )  # fmt: skip
     listed = (*shards.training, shards.validation)
     print(
@@ -76,10 +76,10 @@ def fetch(
     published: PublishedSet,
     count: int,
     out: Path,
-    source: Source,
+    source: ShardSource,
     *,
     disk: Disk,
-    show: Progress,
+    show: TransferProgress,
     stop: threading.Event,
     parallel: int = 4,
 ) -> Shards:
@@ -107,9 +107,9 @@ def _complete(
     names: tuple[str, ...],
     published: PublishedSet,
     out: Path,
-    source: Source,
+    source: ShardSource,
     disk: Disk,
-    show: Progress,
+    show: TransferProgress,
     stop: threading.Event,
     parallel: int,
 ) -> Shards:
@@ -156,7 +156,7 @@ def _alone(out: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _one(name: str, out: Path, source: Source, known: Shard | None, disk: Disk, show: Progress) -> Shard:
+def _one(name: str, out: Path, source: ShardSource, known: Shard | None, disk: Disk, show: TransferProgress) -> Shard:
     """The shard `name`, present and checked; `known` is what it was at its first fetch."""
     from nanochat.sources import sha256_of
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 from curtail import __version__
-from curtail.commands.data.progress import Progress, Stopped
+from curtail.commands.data.progress import FetchStopped, TransferProgress
 from curtail.errors import AuthError, CurtailError, NotFound, Unreachable, UsageError
 from curtail.system.disk import disk_error
 
@@ -37,14 +37,14 @@ _ELSEWHERE = "choose another source with --mirror or --offline"
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
-class Source(Protocol):
+class ShardSource(Protocol):
     """Where shards come from."""
 
     def expected(self, names: Sequence[str], out: Path) -> int:
         """About how many bytes of disk these files will take in `out`. Raises: CurtailError."""
         ...
 
-    def bring(self, name: str, part: Path, show: Progress) -> str | None:
+    def bring(self, name: str, part: Path, show: TransferProgress) -> str | None:
         """Make `part` the whole file `name`.
 
         Returns: the SHA-256 that its host names, or None. Raises: CurtailError.
@@ -79,7 +79,7 @@ class Hub:
         one = (self._metadata(lacking[0]).size or SHARD_BYTES) if lacking else SHARD_BYTES
         return int(one * len(names) * _ROOM)
 
-    def bring(self, name: str, part: Path, show: Progress) -> str | None:
+    def bring(self, name: str, part: Path, show: TransferProgress) -> str | None:
         import httpx
 
         if cached := self._cached(name):
@@ -99,7 +99,7 @@ class Hub:
                     raise problem from error
                 show.say(f"{problem.message}; again in {failures} s")
                 if self._stop.wait(failures):
-                    raise Stopped("the download was stopped") from error
+                    raise FetchStopped("the download was stopped") from error
             else:
                 return metadata.etag if metadata.etag and _SHA256.fullmatch(metadata.etag) else None
 
@@ -132,7 +132,7 @@ class Hub:
         except (httpx.HTTPError, OSError) as error:
             raise self._explained(error, name) from error
 
-    def _transfer(self, name: str, metadata: HfFileMetadata, part: Path, show: Progress) -> None:
+    def _transfer(self, name: str, metadata: HfFileMetadata, part: Path, show: TransferProgress) -> None:
         from huggingface_hub.file_download import http_get
 
         tag = metadata.etag or ""
@@ -193,7 +193,7 @@ class Folder:
                 )
         return sum(path.stat().st_size for path in there if not _linkable(path, out))
 
-    def bring(self, name: str, part: Path, show: Progress) -> None:
+    def bring(self, name: str, part: Path, show: TransferProgress) -> None:
         link_or_copy((self._folder / name).resolve(), part)
 
     def place(self, name: str) -> str:

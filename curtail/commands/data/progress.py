@@ -17,11 +17,11 @@ MOST_RESTARTS = 6
 """Times that one download may begin again at its first byte, as it does where a host knows no ranges."""
 
 
-class Stopped(CurtailError):
+class FetchStopped(CurtailError):
     """The command ended the download; what is there is kept for the next one."""
 
 
-class Progress:
+class TransferProgress:
     """Shows `total` files; its methods may be called from several threads.
 
     Args: stop: set when the downloads are to end. stream: where the lines go, stderr if not given.
@@ -63,7 +63,7 @@ class Progress:
 
             def update(self, n: float | None = 1) -> bool:
                 if stop.is_set():
-                    raise Stopped("the download was stopped")
+                    raise FetchStopped("the download was stopped")
                 self.restarts += n is not None and n < 0  # the bytes of a try that are thrown away
                 if self.restarts > MOST_RESTARTS:
                     raise Unreachable(f"the transfer of {name} always breaks off", "try another source")

@@ -23,7 +23,7 @@ from curtail.errors import CurtailError
 from curtail.system.home_files import ADDRESS, JOIN_TOKEN
 
 MARK = "CURTAIL_LOCAL"
-"""Environment variable that marks all processes of one `Household`."""
+"""Environment variable that marks all processes of one `LocalCluster`."""
 
 START_S = 90.0
 """Timeout for the controller to listen; its imports take about 5 s on a slow machine."""
@@ -33,7 +33,7 @@ CONTROLLER_STOP_S = 15.0
 LOOK_S = 0.1
 
 
-class Household:
+class LocalCluster:
     """The processes of one run on this machine.
 
     Args: folder: for the controller's home, the agents' homes and all logs.

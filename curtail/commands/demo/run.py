@@ -22,7 +22,7 @@ from curtail.system.disk import disk_error
 from curtail.wire import Status
 
 if TYPE_CHECKING:
-    from curtail.commands.demo.processes import Household
+    from curtail.commands.demo.processes import LocalCluster
     from curtail.commands.status.watch import Poll
 
 FREE_BYTES = 300_000_000  # text, tokens, three caches of weights, logs
@@ -39,7 +39,7 @@ def run_demo(json_out: bool, keep: Path | None, seed: int) -> int:
     Raises: CurtailError: the demo failed. Its files are deleted, unless `keep` was given or the run had
         begun, because then its logs show the cause.
     """
-    from curtail.commands.demo.processes import Household
+    from curtail.commands.demo.processes import LocalCluster
     from curtail.system.process import unwinding_on_signals
 
     began = time.monotonic()
@@ -48,16 +48,16 @@ def run_demo(json_out: bool, keep: Path | None, seed: int) -> int:
     try:
         with unwinding_on_signals():
             seconds = prepare(folder, seed)
-            household = Household(folder)
+            cluster = LocalCluster(folder)
             started = time.monotonic()
             try:
-                last = run(household, live=not json_out)
+                last = run(cluster, live=not json_out)
             except CurtailError as error:
-                worth_keeping |= household.listened  # the logs say what went wrong
+                worth_keeping |= cluster.listened  # the logs say what went wrong
                 raise type(error)(error.message, error.remedy or f"the logs are in {folder}") from error
             finally:
                 say("stopping the processes")
-                household.stop()
+                cluster.stop()
         seconds["run"] = round(time.monotonic() - started, 1)
         worth_keeping = True
         if not last.version:
@@ -96,29 +96,29 @@ def _make_folder(keep: Path | None) -> Path:
     return folder
 
 
-def run(household: Household, live: bool) -> Status:
+def run(cluster: LocalCluster, live: bool) -> Status:
     """Start the processes and watch them until the run is over; returns the last status. It does not end them."""
     import httpx
 
     from curtail.commands.status import watch
 
-    folder = household.folder
-    url = household.start_controller(
-        str(folder / "run.toml"), "--home", str(household.home), "--trace", str(folder / "trace.csv"),
+    folder = cluster.folder
+    url = cluster.start_controller(
+        str(folder / "run.toml"), "--home", str(cluster.home), "--trace", str(folder / "trace.csv"),
         "--unit", "g/kWh", "--speed", str(SPEED), "--forecast",
     )  # fmt: skip
     for site, region in SITES.items():
-        household.start_agent(site, region, url)
+        cluster.start_agent(site, region, url)
     began = time.monotonic()
     whole = sum(wall for wall, _ in COURSE)
 
-    with httpx.Client(trust_env=False) as http, watch.Poll(http, url, 0.3, watch.View()) as poll:
+    with httpx.Client(trust_env=False) as http, watch.Poll(http, url, 0.3, watch.StatusView()) as poll:
 
         def title() -> str:
             return f"demo: {time.monotonic() - began:.0f} of about {whole:.0f} s; press q or Ctrl-C to stop"
 
         def over() -> bool:
-            return _look(household, poll, time.monotonic() - began, whole)
+            return _look(cluster, poll, time.monotonic() - began, whole)
 
         if live and watch.is_screen(sys.stdout):
             if watch.live(lambda: poll.view, title, over):
@@ -130,11 +130,11 @@ def run(household: Household, live: bool) -> Status:
         return status
 
 
-def _look(household: Household, poll: Poll, elapsed: float, whole: float) -> bool:
+def _look(cluster: LocalCluster, poll: Poll, elapsed: float, whole: float) -> bool:
     """Whether the run is over. Raises: CurtailError: a process failed, or the run took too long."""
     view = poll.view
     finished = view.status is not None and view.status.state == "FINISHED"
-    household.check(finished)
+    cluster.check(finished)
     if view.status is not None and is_over(view.status):
         return True
     if view.status is not None and elapsed > JOBS_MUST_RUN_S and (failure := jobs_fail(view.status)):

@@ -13,18 +13,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from curtail.commands.doctor import folder, machine, network
-from curtail.commands.doctor.finding import Check, Finding, Level, examine
-from curtail.commands.doctor.folder import Kind
+from curtail.commands.doctor.finding import Check, Finding, Severity, examine
+from curtail.commands.doctor.folder import FolderKind
 from curtail.security.token import Token
 
 SCHEMA = 1
 """Version of the JSON format; raised when a field changes its meaning or is removed."""
 
-MARKS = {Level.OK: "ok  ", Level.WARN: "WARN", Level.FAIL: "FAIL"}
+MARKS = {Severity.OK: "ok  ", Severity.WARN: "WARN", Severity.FAIL: "FAIL"}
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class DoctorOptions:
     """The options of the command line."""
 
     url: str | None = None
@@ -38,7 +38,7 @@ class Asked:
     torch: bool = True  # start processes that import torch
 
 
-def checks(asked: Asked) -> Iterator[tuple[str, Check]]:
+def checks(asked: DoctorOptions) -> Iterator[tuple[str, Check]]:
     """The names and functions of all checks for these options, in order."""
     yield "python", machine.versions
     yield "sqlite", machine.sqlite
@@ -56,7 +56,7 @@ def checks(asked: Asked) -> Iterator[tuple[str, Check]]:
         yield "rendezvous", lambda: network.rendezvous(home, asked.rendezvous_port, folder.agent_of(home))
     if home is not None or tokens:
         yield "secrets", lambda: folder.secrets(home or Path("/nowhere"), tokens)
-    if home is not None and folder.kind_of(home) is Kind.CONTROLLER:
+    if home is not None and folder.kind_of(home) is FolderKind.CONTROLLER:
         yield "port", lambda: [network.port("port", asked.host, asked.port, _tenant(home))]
         yield "backlog", network.backlog
     url = asked.url
@@ -70,15 +70,15 @@ def _tenant(home: Path) -> str:
     return f"the controller of this folder runs, process {pid}" if folder.alive(pid) else ""
 
 
-def _trust(asked: Asked) -> network.Trust:
+def _trust(asked: DoctorOptions) -> network.TrustOptions:
     authority = None
-    if asked.home is not None and folder.kind_of(asked.home) is not Kind.NONE:
-        own = asked.home / ("tls/ca.pem" if folder.kind_of(asked.home) is Kind.CONTROLLER else "ca.pem")
+    if asked.home is not None and folder.kind_of(asked.home) is not FolderKind.NONE:
+        own = asked.home / ("tls/ca.pem" if folder.kind_of(asked.home) is FolderKind.CONTROLLER else "ca.pem")
         authority = own.read_text(encoding="utf-8") if own.is_file() else None
-    return network.Trust(asked.token, authority, asked.server_name)
+    return network.TrustOptions(asked.token, authority, asked.server_name)
 
 
-def diagnose(asked: Asked, told: Callable[[Finding], None] = lambda finding: None) -> list[Finding]:
+def diagnose(asked: DoctorOptions, told: Callable[[Finding], None] = lambda finding: None) -> list[Finding]:
     """Run the checks; `told` is called with each finding at once."""
     found = []
     for name, check in checks(asked):
@@ -94,10 +94,10 @@ def line(finding: Finding) -> str:
     return f"{MARKS[finding.level]}  {finding.check:<11} {finding.found}{remedy}"
 
 
-def run_doctor(asked: Asked, as_json: bool) -> int:
+def run_doctor(asked: DoctorOptions, as_json: bool) -> int:
     """Run all checks and print the findings; returns 1 if any check fails, else 0."""
     found = diagnose(asked, (lambda finding: None) if as_json else (lambda finding: print(line(finding), flush=True)))
-    failed = [finding for finding in found if finding.level is Level.FAIL]
+    failed = [finding for finding in found if finding.level is Severity.FAIL]
     if as_json:
         findings = [asdict(finding) for finding in found]
         print(json.dumps({"schema_version": SCHEMA, "ok": not failed, "findings": findings}, indent=1))

@@ -33,11 +33,11 @@ def doctor(
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> int:
     """Check that this machine has everything that a controller or an agent needs. Changes nothing."""
-    from curtail.commands.doctor.checks import Asked, run_doctor
+    from curtail.commands.doctor.checks import DoctorOptions, run_doctor
     from curtail.security.token import parse_token
 
     text = read_token(token_file)
-    asked = Asked(
+    asked = DoctorOptions(
         url=url or os.environ.get("CURTAIL_URL"), home=home, host=host, port=port, rendezvous_port=rendezvous_port,
         token=None if text is None else parse_token(text), token_file=token_file, server_name=server_name, torch=torch,
     )  # fmt: skip

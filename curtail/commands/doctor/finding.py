@@ -9,7 +9,7 @@ from enum import StrEnum
 from curtail.errors import CurtailError
 
 
-class Level(StrEnum):
+class Severity(StrEnum):
     """Severity of a finding."""
 
     OK = "ok"
@@ -22,7 +22,7 @@ class Finding:
     """Result of one check."""
 
     check: str
-    level: Level
+    level: Severity
     found: str
     remedy: str = ""
 
@@ -32,17 +32,17 @@ Check = Callable[[], list[Finding]]
 
 def fine(check: str, found: str) -> Finding:
     """A finding without a problem."""
-    return Finding(check, Level.OK, found)
+    return Finding(check, Severity.OK, found)
 
 
 def warn(check: str, found: str, remedy: str) -> Finding:
     """A finding that does not prevent operation, but deserves attention."""
-    return Finding(check, Level.WARN, found, remedy)
+    return Finding(check, Severity.WARN, found, remedy)
 
 
 def fail(check: str, found: str, remedy: str) -> Finding:
     """A finding that prevents operation."""
-    return Finding(check, Level.FAIL, found, remedy)
+    return Finding(check, Severity.FAIL, found, remedy)
 
 
 def examine(name: str, check: Check) -> list[Finding]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from controller.files.disk_space import file_sizes, free_bytes, judge, low_water
 from controller.home.backup import SECRETS
-from controller.home.data_ledger import look
+from controller.home.data_ledger import inspect_store
 from controller.home.home import check_store_is_there
 from controller.home.housekeeping import was_killed
 from controller.store import reading
@@ -31,7 +31,7 @@ AGENT_ROOM = 10_000_000_000
 GIGABYTE = 1_000_000_000
 
 
-class Kind(StrEnum):
+class FolderKind(StrEnum):
     """Kind of process that the folder belongs to."""
 
     CONTROLLER = "controller"
@@ -39,11 +39,11 @@ class Kind(StrEnum):
     NONE = "none"
 
 
-def kind_of(home: Path) -> Kind:
+def kind_of(home: Path) -> FolderKind:
     """The kind of the folder, from the files in it."""
     if (home / STORE).exists():
-        return Kind.CONTROLLER
-    return Kind.AGENT if (home / IDENTITY).exists() else Kind.NONE
+        return FolderKind.CONTROLLER
+    return FolderKind.AGENT if (home / IDENTITY).exists() else FolderKind.NONE
 
 
 def state(home: Path) -> list[Finding]:
@@ -56,7 +56,7 @@ def state(home: Path) -> list[Finding]:
         return [
             warn("folder", f"{home} does not exist yet", "the first start creates it; otherwise give another --home")
         ]
-    if kind is Kind.NONE:
+    if kind is FolderKind.NONE:
         remedy = "give the same folder as --home of the controller or agent"
         return [warn("folder", f"{home} holds neither a run nor an agent", remedy)]
     owner, me = home.stat().st_uid, os.geteuid()
@@ -87,7 +87,7 @@ def _open_to_others(home: Path) -> list[Finding]:
 
 def secrets(home: Path, more: tuple[Path, ...] = ()) -> list[Finding]:
     """Check that only the owner can read keys and tokens. `more`: token files given on the command line."""
-    patterns = {Kind.CONTROLLER: SECRETS, Kind.AGENT: AGENTS_SECRETS, Kind.NONE: ()}[kind_of(home)]
+    patterns = {FolderKind.CONTROLLER: SECRETS, FolderKind.AGENT: AGENTS_SECRETS, FolderKind.NONE: ()}[kind_of(home)]
     files = [path for pattern in patterns for path in sorted(home.glob(pattern)) if path.name not in PUBLIC]
     files += [path for path in more if path.is_file()]
     found = []
@@ -104,7 +104,7 @@ def room(home: Path, free: Callable[[Path], int] = free_bytes) -> list[Finding]:
     """Check the free disk space."""
     place = next(folder for folder in (home, *home.absolute().parents) if folder.is_dir())
     left = free(place)
-    if kind_of(home) is Kind.CONTROLLER:
+    if kind_of(home) is FolderKind.CONTROLLER:
         with reading(home / STORE) as tx:
             run, sites = tx.run(), len(tx.sites())
         low = 0
@@ -124,11 +124,11 @@ def room(home: Path, free: Callable[[Path], int] = free_bytes) -> list[Finding]:
 
 def store(home: Path) -> list[Finding]:
     """Check the integrity of the store and of the data ledger, even while the controller runs."""
-    if kind_of(home) is not Kind.CONTROLLER:
+    if kind_of(home) is not FolderKind.CONTROLLER:
         return []
     examine_file(home / STORE)
     found = [fine("store", "SQLite finds no damage")]
-    broken = [f"{what}: {problem}" for what, problem in look(home, weights=False) if problem is not None]
+    broken = [f"{what}: {problem}" for what, problem in inspect_store(home, weights=False) if problem is not None]
     if broken:
         return [*found, fail("ledger", f"the data ledger does not balance: {broken[0]}", RESTORE)]
     return [*found, fine("ledger", "every sample and token is accounted for exactly once")]
@@ -136,7 +136,7 @@ def store(home: Path) -> list[Finding]:
 
 def running(home: Path) -> list[Finding]:
     """Check whether the controller is running or was killed."""
-    if kind_of(home) is not Kind.CONTROLLER or not was_killed(home):
+    if kind_of(home) is not FolderKind.CONTROLLER or not was_killed(home):
         return []
     pid = process_of(home)
     if alive(pid):

@@ -18,7 +18,7 @@ from typing import Any
 
 import curtail
 from controller.store.sqlite_file import fitness, sqlite_version
-from curtail.commands.doctor.finding import Finding, Level, fail, fine, warn
+from curtail.commands.doctor.finding import Finding, Severity, fail, fine, warn
 
 NVIDIA = Path("/proc/driver/nvidia/version")
 OLDEST, NEWEST = (3, 11), (3, 13)
@@ -79,7 +79,7 @@ def versions(python: tuple[int, int] | None = None) -> list[Finding]:
 def sqlite(version: tuple[int, int, int] | None = None) -> list[Finding]:
     """Version of the SQLite library."""
     fit = fitness(version or sqlite_version())
-    return [Finding("sqlite", Level(fit.level), fit.text, fit.remedy)]
+    return [Finding("sqlite", Severity(fit.level), fit.text, fit.remedy)]
 
 
 def torch(asking: Ask = ask, driver: Callable[[], bool] = NVIDIA.exists) -> list[Finding]:

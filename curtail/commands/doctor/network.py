@@ -86,7 +86,7 @@ def rendezvous(
 
 
 @dataclass(frozen=True, slots=True)
-class Trust:
+class TrustOptions:
     """How to verify the controller."""
 
     token: Token | None = None
@@ -94,7 +94,7 @@ class Trust:
     server_name: str | None = None
 
 
-def controller(url: str, trust: Trust, now: Callable[[], float] = time.time) -> list[Finding]:
+def controller(url: str, trust: TrustOptions, now: Callable[[], float] = time.time) -> list[Finding]:
     """Check that a controller answers at `url`, its certificate, its health and its clock."""
     base = check_url(url, insecure=True)
     found = [_reach(base)]
@@ -178,4 +178,4 @@ def clock_skew(date: str | None, before: float, after: float) -> Finding | None:
     return fine("clock", "this clock and the controller's agree")
 
 
-__all__ = ["Trust", "clock_skew", "controller", "port", "rendezvous"]
+__all__ = ["TrustOptions", "clock_skew", "controller", "port", "rendezvous"]

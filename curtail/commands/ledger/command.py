@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from curtail.commands.options import AsJson, Unit
+from curtail.commands.options import AsJson, TraceUnit
 from curtail.commands.program import ledger_app
 
 
@@ -25,9 +25,9 @@ def ledger_check(
     ] = False,
 ) -> int:
     """Check that every sample and token of a run is accounted for exactly once."""
-    from controller.home.data_ledger import check
+    from controller.home.data_ledger import check_data_ledger
 
-    return check(home, weights)
+    return check_data_ledger(home, weights)
 
 
 @ledger_app.command("verify")
@@ -64,7 +64,9 @@ def ledger_settle(
         Path | None,
         typer.Option(help="The trace that was replayed; default: the trace of the run file.", show_default=False),
     ] = None,
-    unit: Annotated[Unit | None, typer.Option(help="With --trace: unit of its values.", show_default=False)] = None,
+    unit: Annotated[
+        TraceUnit | None, typer.Option(help="With --trace: unit of its values.", show_default=False)
+    ] = None,
     json: AsJson = False,
 ) -> int:
     """Settle the energy ledger with the MCI values that its signal source reports now for the past.

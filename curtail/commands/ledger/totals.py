@@ -14,7 +14,7 @@ from pathlib import Path
 
 from controller.ledger.settlement import AVERAGE, MARGINAL, settled_entries
 from controller.store import Transaction, reading
-from curtail.carbon.accounting import Entry, Totals, add, close
+from curtail.carbon.accounting import LedgerEntry, Totals, add, close
 from curtail.carbon.boundaries import Boundaries, Sensitivity, boundaries, per_tokens, sensitivity
 from curtail.carbon.counterfactual import Counterfactuals, counterfactuals, trained, training_end
 from curtail.config import config_from_json
@@ -23,7 +23,7 @@ from curtail.system.home_files import STORE
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class LedgerView:
     """Sums of a run's rows, with the MCI at the decision or with the settled MCI."""
 
     totals: Totals
@@ -40,8 +40,8 @@ class LedgerTotals:
     tokens: int  # merged
     records: int
     head: str
-    at_decision: View
-    settled: View  # rows that are not settled count as at the decision
+    at_decision: LedgerView
+    settled: LedgerView  # rows that are not settled count as at the decision
     unsettled_kwh: float
     average_kg: float | None  # location-based, of the rows with a known average; None: there are none
     average_kwh: float  # of these rows
@@ -63,9 +63,9 @@ def collect(tx: Transaction) -> LedgerTotals:
     readings = {region: tx.readings(region) for region in {entry.region for entry in entries}}
     seconds = max(0.0, max([run.clock, *(entry.t1 for entry in entries)]) - run.started)
 
-    def view(of: list[Entry]) -> View:
+    def view(of: list[LedgerEntry]) -> LedgerView:
         found = boundaries(of, seconds, config.accounting)
-        return View(
+        return LedgerView(
             add(Totals(), of), found, found.full_kg, per_tokens(found.full_kg, run.tokens),
             per_tokens(found.attributed_kg, run.tokens),
         )  # fmt: skip
@@ -90,7 +90,7 @@ def collect(tx: Transaction) -> LedgerTotals:
     )  # fmt: skip
 
 
-def _open(tx: Transaction) -> Iterator[tuple[int, Entry]]:
+def _open(tx: Transaction) -> Iterator[tuple[int, LedgerEntry]]:
     """Open intervals up to their last confirmed time; they have no number yet."""
     for number, (interval, seen) in enumerate(tx.open_intervals(), start=1):
         entry = close(interval, seen)

@@ -21,7 +21,7 @@ from controller.signals.select import Surroundings, columns
 from controller.store import Store, Transaction, reading
 from curtail.carbon import ledger_file
 from curtail.carbon.accounting import Totals, add
-from curtail.carbon.hash_chain import Finding, follow
+from curtail.carbon.hash_chain import ChainResult, follow
 from curtail.config import RunConfig, config_from_json
 from curtail.errors import CurtailError, NotFound, Refused, UsageError
 from curtail.grid.trace import Trace, load_trace
@@ -43,7 +43,7 @@ def verify(path: Path, head: str | None) -> int:
     """
     if head is not None and (len(head) != 64 or set(head) - set("0123456789abcdef")):
         raise UsageError(f"{head[:80]!r} is not a ledger head", "a head has 64 hexadecimal digits")
-    finding = look(path, head)
+    finding = verify_chain(path, head)
     if finding.problem:
         raise CurtailError(f"the ledger in {path} was changed: {finding.problem}", "compare it with a backup")
     if finding.passed == "no":
@@ -58,7 +58,7 @@ def verify(path: Path, head: str | None) -> int:
     return 0
 
 
-def look(path: Path, head: str | None) -> Finding:
+def verify_chain(path: Path, head: str | None) -> ChainResult:
     """Verify the chain of a store or of a file. Raises: NotFound, DataError, CurtailError."""
     if path.is_dir():
         with reading(path / STORE) as tx:
@@ -73,15 +73,17 @@ def look(path: Path, head: str | None) -> Finding:
         raise NotFound(f"{path} does not exist", "give a controller's folder, or an exported file") from None
     except OSError as error:
         raise CurtailError(f"cannot read {path}: {error.strerror}", "check its owner and permissions") from None
-    return ledger_file.check(data, path.name, head)
+    return ledger_file.verify_file(data, path.name, head)
 
 
-def of_store(tx: Transaction, head: str | None = None) -> Finding:
+def of_store(tx: Transaction, head: str | None = None) -> ChainResult:
     """Verify the chain of a store, and look for records that are not in it. Raises: NotFound: there is no run."""
     finding = follow(_run(tx), tx.links(), head)
     beside = "" if finding.problem else tx.unchained()
     return (
-        Finding(finding.records, finding.head, f"{beside} is not in the chain", finding.passed) if beside else finding
+        ChainResult(finding.records, finding.head, f"{beside} is not in the chain", finding.passed)
+        if beside
+        else finding
     )
 
 
@@ -105,7 +107,7 @@ def export(home: Path, out: Path, form: str, disk: Disk | None = None) -> int:
         finding = of_store(tx)
         if finding.problem:
             raise CurtailError(f"the ledger in {home} was changed: {finding.problem}", "run curtail ledger verify")
-        data = "".join(ledger_file.write(_run(tx), tx.links(), finding.head, form)).encode()
+        data = "".join(ledger_file.write_ledger_file(_run(tx), tx.links(), finding.head, form)).encode()
     (disk or SystemDisk()).replace("LEDGER_EXPORT", out, data)
     print(f"{finding.records} records are in {out}, head {finding.head}", file=sys.stderr)
     return 0

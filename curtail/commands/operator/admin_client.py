@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 Reply = TypeVar("Reply")
 
 
-class Desk(Protocol):
+class AdminClient(Protocol):
     """Operations for tokens and machines, on a running or a stopped controller."""
 
     def create(self, request: TokenRequest) -> TokenReply: ...
@@ -51,7 +51,7 @@ class Desk(Protocol):
     def remove(self, request: NodeRemove) -> NodeRemoved: ...
 
 
-class RunningDesk:
+class HttpAdminClient:
     """The API of a running controller."""
 
     def __init__(self, http: httpx.Client) -> None:
@@ -101,7 +101,7 @@ class RunningDesk:
         raise Refused(problem.message, problem.remedy or None)
 
 
-class StoppedDesk:
+class StoreAdminClient:
     """The store of a stopped controller."""
 
     def __init__(self, store: Store, pin: str | None) -> None:
@@ -136,7 +136,7 @@ class StoppedDesk:
 
 
 @contextlib.contextmanager
-def open_desk(home: Path) -> Iterator[Desk]:
+def open_admin_client(home: Path) -> Iterator[AdminClient]:
     """Open the API of the running controller of `home`, or the store of a stopped one.
 
     Raises: NotFound: no run there. Refused: its controller is just starting. AuthError, Unreachable.
@@ -156,20 +156,20 @@ def open_desk(home: Path) -> Iterator[Desk]:
         store = Store(home / STORE)
         store.open()
         try:
-            yield StoppedDesk(store, _pin(home))
+            yield StoreAdminClient(store, _pin(home))
         finally:
             store.close()
 
 
 @contextlib.contextmanager
-def _running(home: Path) -> Iterator[Desk]:
+def _running(home: Path) -> Iterator[AdminClient]:
     from controller.auth.token_files import reach
     from curtail.security.tls import open_with_token
 
     url, token = reach(home, Refused(f"the controller of {home} is starting or stopping", "try again in a moment"))
     # insecure: this machine connects to itself, and the operator chose how the controller listens.
     with open_with_token(url, token, insecure=True) as http:
-        yield RunningDesk(http)
+        yield HttpAdminClient(http)
 
 
 def _pin(home: Path) -> str | None:
@@ -189,12 +189,12 @@ def create(home: Path, request: TokenRequest, out: Path | None, as_json: bool) -
     """Run `curtail token create`; returns the exit code. Raises: CurtailError; then no token was created."""
     if out is not None:
         _check_new(out)
-    with open_desk(home) as desk:
+    with open_admin_client(home) as desk:
         made = desk.create(request)
     if out is not None:
-        from controller.auth.token_files import write
+        from controller.auth.token_files import write_token_file
 
-        write(out, made.token, SystemDisk())
+        write_token_file(out, made.token, SystemDisk())
         print(json.dumps({"id": made.id, "file": str(out)}) if as_json else f"token {made.id} is in {out}")
         return 0
     print(json.dumps(dataclasses.asdict(made)) if as_json else made.token)
@@ -216,12 +216,12 @@ def _check_new(out: Path) -> None:
 
 def rotate(home: Path) -> int:
     """Run `curtail token rotate`: write a new HOME/join-token and revoke the old token."""
-    from controller.auth.token_files import JOIN, read, write
+    from controller.auth.token_files import JOIN, read_token_file, write_token_file
 
-    with open_desk(home) as desk:
-        before = read(home / JOIN)
+    with open_admin_client(home) as desk:
+        before = read_token_file(home / JOIN)
         made = desk.create(TokenRequest("agent", "", "", None, None, JOIN))
-        write(home / JOIN, made.token, SystemDisk())
+        write_token_file(home / JOIN, made.token, SystemDisk())
         if before is not None:
             with contextlib.suppress(NotFound, Refused):  # it may belong to an earlier run in this folder
                 desk.revoke(before.id)
@@ -231,7 +231,7 @@ def rotate(home: Path) -> int:
 
 def list_tokens(home: Path, as_json: bool) -> int:
     """Run `curtail token list`."""
-    with open_desk(home) as desk:
+    with open_admin_client(home) as desk:
         found = desk.tokens().tokens
     if as_json:
         print(json.dumps([dataclasses.asdict(token) for token in found]))
@@ -244,7 +244,7 @@ def list_tokens(home: Path, as_json: bool) -> int:
 
 def revoke(home: Path, token_id: str) -> int:
     """Run `curtail token revoke`."""
-    with open_desk(home) as desk:
+    with open_admin_client(home) as desk:
         revoked = desk.revoke(token_id)
     how = "is revoked" if revoked else "was already revoked"
     print(f"token {token_id} {how}; machines that joined with it remain members, `curtail node rm` removes them")
@@ -253,7 +253,7 @@ def revoke(home: Path, token_id: str) -> int:
 
 def list_nodes(home: Path, as_json: bool) -> int:
     """Run `curtail node list`."""
-    with open_desk(home) as desk:
+    with open_admin_client(home) as desk:
         found = desk.nodes().nodes
     if as_json:
         print(json.dumps([dataclasses.asdict(node) for node in found]))
@@ -268,7 +268,7 @@ def list_nodes(home: Path, as_json: bool) -> int:
 
 def remove_node(home: Path, site: str, agent: str | None) -> int:
     """Run `curtail node rm`."""
-    with open_desk(home) as desk:
+    with open_admin_client(home) as desk:
         count = desk.remove(NodeRemove(site, agent)).count
     print(f"{count} machines of {site} removed; to keep them from rejoining, revoke the tokens that they may hold")
     return 0

@@ -14,7 +14,7 @@ from curtail.errors import UsageError
 HOME = typer.Option(help="Folder of the controller's state; it may be running.")
 
 
-class Role(StrEnum):
+class TokenRole(StrEnum):
     """Role that a token grants."""
 
     AGENT = "agent"
@@ -26,8 +26,8 @@ class Role(StrEnum):
 def token_create(
     home: Annotated[Path, HOME],
     role: Annotated[
-        Role, typer.Option(help="agent: join a run; viewer: read the status; operator: everything.")
-    ] = Role.AGENT,
+        TokenRole, typer.Option(help="agent: join a run; viewer: read the status; operator: everything.")
+    ] = TokenRole.AGENT,
     site: Annotated[
         str | None,
         typer.Option(
@@ -61,7 +61,7 @@ def token_create(
     for kind, name in (("site", site), ("region", region)):
         if name:
             check_name(kind, name)
-    agent = role is Role.AGENT
+    agent = role is TokenRole.AGENT
     lasts = expires or ("1 h" if agent else "30 d")
     return create(
         home,

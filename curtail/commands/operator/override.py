@@ -11,14 +11,14 @@ import json
 from pathlib import Path
 
 from curtail import wire
-from curtail.commands.operator.admin_client import RunningDesk, open_desk, table
+from curtail.commands.operator.admin_client import HttpAdminClient, open_admin_client, table
 from curtail.commands.status.view import duration
 from curtail.errors import Refused
 
 
 def order(home: Path, request: wire.OverrideRequest) -> int:
     """Run `curtail override REGION train|pause|clear`; returns the exit code. Raises: CurtailError."""
-    with open_desk(home) as desk:
+    with open_admin_client(home) as desk:
         _running(desk, home).order(request)
     if request.action == "clear":
         print(f"{request.region}: the override is cleared")
@@ -29,7 +29,7 @@ def order(home: Path, request: wire.OverrideRequest) -> int:
 
 def list_orders(home: Path, as_json: bool) -> int:
     """Run `curtail override list`."""
-    with open_desk(home) as desk:
+    with open_admin_client(home) as desk:
         status = _running(desk, home).status()
     found = [(region.region, region.override) for region in status.regions if region.override is not None]
     if as_json:
@@ -41,7 +41,7 @@ def list_orders(home: Path, as_json: bool) -> int:
     return 0
 
 
-def _running(desk: object, home: Path) -> RunningDesk:
-    if not isinstance(desk, RunningDesk):
+def _running(desk: object, home: Path) -> HttpAdminClient:
+    if not isinstance(desk, HttpAdminClient):
         raise Refused(f"the controller of {home} is not running", "start it; overrides need a running controller")
     return desk

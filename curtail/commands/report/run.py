@@ -36,7 +36,7 @@ def run_report(
         raise UsageError("--out and --json name the same file", "give two different names")
     if STORE in (out.name, "" if json_file is None else json_file.name):
         raise UsageError(f"a report must not be named {STORE}", "that is the name of a controller's store")
-    figures = look(home)
+    figures = collect_figures(home)
     disk = disk or SystemDisk()
     drawn = [] if png_folder is None else draw(figures)  # this may fail, so it comes before any file is written
     disk.replace("REPORT", out, page(figures, __version__).encode())
@@ -67,7 +67,7 @@ def _write_all(disk: Disk, folder: Path, files: list[tuple[str, bytes]]) -> None
     print(f"{len(files)} pictures are in {folder}", file=sys.stderr)
 
 
-def look(home: Path) -> Figures:
+def collect_figures(home: Path) -> Figures:
     """The present figures of the run in the folder `home`.
 
     Raises: NotFound: there is no run. CurtailError: the store is damaged or has another schema.

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from curtail.commands.options import AsJson, Unit
+from curtail.commands.options import AsJson, TraceUnit
 from curtail.commands.program import app
 from curtail.errors import UsageError
 
@@ -42,7 +42,13 @@ LeaveLead = Annotated[
 ]
 MaxSites = Annotated[
     int | None,
-    typer.Option("--max-sites", "--most-sites", min=1, help="Train at most this many sites at once (default: no limit).", show_default=False),
+    typer.Option(
+        "--max-sites",
+        "--most-sites",
+        min=1,
+        help="Train at most this many sites at once (default: no limit).",
+        show_default=False,
+    ),
 ]
 Sweep = Annotated[
     str | None,
@@ -58,7 +64,7 @@ Plot = Annotated[
 @app.command()
 def simulate(
     trace: Annotated[Path, typer.Option(help="MCI trace: CSV with point_time and one column per region.")],
-    unit: Annotated[Unit, typer.Option(help="Unit of the values in the trace, and in the forecast file.")],
+    unit: Annotated[TraceUnit, typer.Option(help="Unit of the values in the trace, and in the forecast file.")],
     regions: Annotated[str, typer.Option(help="Columns of the trace, e.g. A,B,C; one site per region.")],
     work_site_seconds: Annotated[float, typer.Option(help="Work to do, in seconds of training of one site.")],
     power_train_w: Annotated[float, typer.Option(help="Power of a site while it trains, in W.")],

@@ -11,10 +11,19 @@ from typing import Any
 
 from curtail import __version__
 from curtail.carbon.accounting import ATTRIBUTED
-from curtail.commands.simulate.timeline import Course, held_curve, is_dense, shown_windows
+from curtail.commands.simulate.timeline import Timeline, held_curve, is_dense, shown_windows
 from curtail.errors import UsageError
 from curtail.grid.trace import Trace
-from curtail.plotting.charts import Line, Mark, Signal, energy_chart, phase_keys, signal_chart, time_chart, value_chart
+from curtail.plotting.charts import (
+    ChartMark,
+    Line,
+    SignalSeries,
+    energy_chart,
+    phase_keys,
+    signal_chart,
+    time_chart,
+    value_chart,
+)
 from curtail.plotting.figure import Picture, alone, legends_once
 from curtail.plotting.html import document, pair
 from curtail.plotting.png import check_png, to_png
@@ -29,9 +38,9 @@ def plan_pictures(
     trace: Trace,
     regions: Sequence[str],
     threshold: float,
-    course: Course,
+    course: Timeline,
     oracle: Sequence[Point],
-    end: Mark,
+    end: ChartMark,
     deadline: float | None,
 ) -> list[Picture]:
     """Charts of one run: MCI, windows and phases; cumulative kg with the lower bound; energy by phase.
@@ -41,15 +50,17 @@ def plan_pictures(
     stop = min(trace.end, max(end.at, deadline or end.at))
     marks = [end]
     if deadline is not None:
-        marks.append(Mark(min(deadline, stop), "deadline"))
+        marks.append(ChartMark(min(deadline, stop), "deadline"))
     signals = [_signal(trace, region, threshold, course, stop, marks) for region in regions]
     return [*signals, *growth(course, oracle, (trace.start, stop)), *energy(course)]
 
 
-def _signal(trace: Trace, region: str, threshold: float, course: Course, stop: float, marks: Sequence[Mark]) -> Picture:
+def _signal(
+    trace: Trace, region: str, threshold: float, course: Timeline, stop: float, marks: Sequence[ChartMark]
+) -> Picture:
     curve = held_curve(trace, region, stop)
     values = [value for _, value in curve if value is not None]
-    known = Signal(
+    known = SignalSeries(
         region, thin(curve), is_dense(curve), shown_windows(trace, region, threshold, trace.start, stop), threshold,
         min(values, default=None), max(values, default=None),
     )  # fmt: skip
@@ -57,7 +68,7 @@ def _signal(trace: Trace, region: str, threshold: float, course: Course, stop: f
     return signal_chart(known, trace.start, stop, [("phase", spans)], KEYS, marks)
 
 
-def growth(course: Course, oracle: Sequence[Point], span: tuple[float, float]) -> list[Picture]:
+def growth(course: Timeline, oracle: Sequence[Point], span: tuple[float, float]) -> list[Picture]:
     """Cumulative kg: attributed with the lower bound, and attributed with reserved (often many times as much)."""
     attributed = Line("kg", "attributed", course.growth(standing=False))
     bound = Line("oracle", ORACLE, oracle)
@@ -69,7 +80,7 @@ def growth(course: Course, oracle: Sequence[Point], span: tuple[float, float]) -
     return [picture for picture in found if picture is not None]
 
 
-def energy(course: Course) -> list[Picture]:
+def energy(course: Timeline) -> list[Picture]:
     """kWh of each site by phase."""
     picture = energy_chart(list(course.kwh.items()))
     return [] if picture is None else [picture]

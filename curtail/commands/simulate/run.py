@@ -13,16 +13,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from curtail.carbon.accounting import Entry
+from curtail.carbon.accounting import LedgerEntry
 from curtail.carbon.lower_bound import bound_kg
 from curtail.commands.simulate.figures import check_plot, plan_pictures, sweep_pictures, write_plot
 from curtail.commands.simulate.text import as_csv, as_table, as_text
-from curtail.commands.simulate.timeline import Course, oracle_course
+from curtail.commands.simulate.timeline import Timeline, oracle_course
 from curtail.errors import UsageError
 from curtail.grid.trace import Trace, load_trace
 from curtail.planner.observed_signal import sight
 from curtail.planner.planner import Outcome, Planner, Scenario
-from curtail.plotting.charts import Mark
+from curtail.plotting.charts import ChartMark
 from curtail.plotting.figure import Picture
 from curtail.policy.costs import SHORTEST_WINDOW_S, SiteCosts
 from curtail.policy.decision import Goal
@@ -74,7 +74,7 @@ SWEEPS = {
 
 
 def simulate(
-    options: Options, trace: Trace, expected: str | Trace, note: Callable[[Entry], None] | None = None
+    options: Options, trace: Trace, expected: str | Trace, note: Callable[[LedgerEntry], None] | None = None
 ) -> tuple[dict[str, Any], Outcome]:
     """One run of the planner; returns the figures of the command's JSON, and the outcome.
 
@@ -173,7 +173,7 @@ def run_simulate(options: Options, sweep: str | None, form: str, explain: bool, 
         if plot is not None:
             _write(plot, f"{trace.name}: sweep over {name}", as_table(name, rows), sweep_pictures(name, rows))
         return 0
-    course = Course(trace.start, trace.period) if plot is not None else None
+    course = Timeline(trace.start, trace.period) if plot is not None else None
     found, outcome = simulate(options, trace, expected, None if course is None else course.note)
     text = as_text(found, outcome, trace.start, explain)
     if plot is not None and course is not None:
@@ -182,12 +182,12 @@ def run_simulate(options: Options, sweep: str | None, form: str, explain: bool, 
     return 0
 
 
-def _pictures(options: Options, trace: Trace, course: Course, outcome: Outcome) -> list[Picture]:
+def _pictures(options: Options, trace: Trace, course: Timeline, outcome: Outcome) -> list[Picture]:
     deadline = None if options.deadline_h is None else trace.start + options.deadline_h * 3600.0
     bound = (trace, options.regions, _bound_s(options, trace, outcome))
     oracle = oracle_course(*bound, options.threshold, outcome.done, options.power_train_w)
     oracle = oracle or oracle_course(*bound, None, outcome.done, options.power_train_w)
-    end = Mark(outcome.finished, "end of the run" if outcome.complete else "end of the trace")
+    end = ChartMark(outcome.finished, "end of the run" if outcome.complete else "end of the trace")
     return plan_pictures(trace, options.regions, options.threshold, course, oracle, end, deadline)
 
 

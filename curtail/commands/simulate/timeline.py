@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from curtail.carbon.accounting import ATTRIBUTED, Entry
+from curtail.carbon.accounting import ATTRIBUTED, LedgerEntry
 from curtail.commands.trace.show import windows
 from curtail.grid.reading import JOULES_PER_KWH
 from curtail.grid.trace import Trace
@@ -23,7 +23,7 @@ Phase = tuple[float, float, str]
 
 
 @dataclass(slots=True)
-class Course:
+class Timeline:
     """Timeline of a simulated run; `note` receives the ledger's rows as they are closed."""
 
     start: float
@@ -33,7 +33,7 @@ class Course:
     _attributed: dict[int, float] = field(default_factory=dict)  # slot -> kg
     _standing: dict[int, float] = field(default_factory=dict)
 
-    def note(self, entry: Entry) -> None:
+    def note(self, entry: LedgerEntry) -> None:
         """Add one row."""
         phases = self.phases.setdefault(entry.site, [])
         if phases and phases[-1][2] == entry.phase and phases[-1][1] == entry.t0:
@@ -45,7 +45,7 @@ class Course:
         if entry.kg:
             self._spread(self._attributed if entry.phase in ATTRIBUTED else self._standing, entry, entry.kg)
 
-    def _spread(self, slots: dict[int, float], entry: Entry, kg: float) -> None:
+    def _spread(self, slots: dict[int, float], entry: LedgerEntry, kg: float) -> None:
         """Distribute the kg of a row over the slots of the trace that it covers."""
         first, last = self._slot(entry.t0), self._slot(entry.t1)
         for slot in range(first, last + 1):

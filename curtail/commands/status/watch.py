@@ -43,20 +43,20 @@ KEY_WAIT_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class StatusView:
     """The latest snapshot, and the failure since then, if any."""
 
     status: wire.Status | None = None
     problem: str | None = None
     since: float = 0.0  # wall time of the first of the consecutive failures
 
-    def seen(self, status: wire.Status) -> View:
+    def seen(self, status: wire.Status) -> StatusView:
         """The view after an answer."""
-        return View(status)
+        return StatusView(status)
 
-    def failed(self, problem: str, now: float) -> View:
+    def failed(self, problem: str, now: float) -> StatusView:
         """The view after a failure: it keeps the old snapshot and the time of the first failure."""
-        return View(self.status, problem, self.since if self.problem else now)
+        return StatusView(self.status, problem, self.since if self.problem else now)
 
     def notice(self, now: float) -> str | None:
         """The warning above the snapshot, or None if the last fetch succeeded."""
@@ -173,7 +173,7 @@ def show(
         if watch is False or not is_screen(sys.stdout):
             print_plain(status, sys.stdout)
             return 0
-        poll = Poll(http, url, interval, View(status))
+        poll = Poll(http, url, interval, StatusView(status))
         with poll:
             live(lambda: poll.view)
     return 0
@@ -197,7 +197,7 @@ def print_plain(status: wire.Status, out: IO[str]) -> None:
 class Poll:
     """Fetches snapshots in a thread, so that a slow answer does not delay the handling of keys."""
 
-    def __init__(self, http: httpx.Client, url: str, interval: float, view: View) -> None:
+    def __init__(self, http: httpx.Client, url: str, interval: float, view: StatusView) -> None:
         self.view = view  # replaced as a whole, so a reader needs no lock
         self._http, self._url, self._interval = http, url, max(0.1, interval)
         self._stop = threading.Event()
@@ -220,7 +220,9 @@ class Poll:
 
 
 def live(
-    view: Callable[[], View], title: Callable[[], str] = lambda: "q quits", done: Callable[[], bool] = lambda: False
+    view: Callable[[], StatusView],
+    title: Callable[[], str] = lambda: "q quits",
+    done: Callable[[], bool] = lambda: False,
 ) -> bool:
     """Draw the views that `view` returns until q is pressed or `done` is true; always restores the terminal.
 
@@ -250,7 +252,7 @@ def live(
                 return False
 
 
-def picture(console: Console, view: View, title: str, unicode: bool) -> Any:
+def picture(console: Console, view: StatusView, title: str, unicode: bool) -> Any:
     """The renderable for one frame that fills the console, with `title` as its last line."""
     from rich.console import Group
     from rich.text import Text

@@ -31,7 +31,7 @@ def call(command: Sequence[str]) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class SystemdHost:
     """The properties of this machine that matter here; tests pass a fake."""
 
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
@@ -50,10 +50,10 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class InstallOptions:
     """The options of the command line."""
 
-    kind: units.Kind
+    kind: units.UnitKind
     words: tuple[str, ...]  # the command: controller start ..., agent join ...
     name: str
     system: bool
@@ -61,13 +61,13 @@ class Wanted:
     dry_run: bool = False
 
 
-def unit_of(wanted: Wanted, folder: Path) -> str:
+def unit_of(wanted: InstallOptions, folder: Path) -> str:
     """The unit's text. Raises: UsageError."""
     if not units.NAME.fullmatch(wanted.name):
         raise UsageError(f"{wanted.name!r} is not a valid name of a unit", "use letters, digits, '.', '_' and '-'")
     if wanted.user and not wanted.system:
         raise UsageError("--as needs --system", "add --system, or omit --as")
-    unit = units.Unit(
+    unit = units.SystemdUnit(
         wanted.kind,
         (sys.executable, "-m", "curtail", *wanted.words),
         folder,
@@ -89,12 +89,12 @@ def _environment() -> dict[str, str]:
     return {"PYTHONSAFEPATH": "1", **({} if source is None else {"PYTHONPATH": str(source)})}
 
 
-def install(wanted: Wanted, machine: Machine | None = None) -> int:
+def install(wanted: InstallOptions, machine: SystemdHost | None = None) -> int:
     """Write the unit, or print it with `dry_run`; returns the exit code.
 
     Raises: UsageError. CurtailError: no systemd. Refused: the file is not ours. DiskError: it cannot be written.
     """
-    machine = machine or Machine()
+    machine = machine or SystemdHost()
     made = unit_of(wanted, Path.cwd())
     if wanted.dry_run:
         print(made, end="")
@@ -134,7 +134,7 @@ def _write(path: Path, made: str) -> None:
     SystemDisk().replace("UNIT", path, made.encode())
 
 
-def _explain(path: Path, wanted: Wanted) -> None:
+def _explain(path: Path, wanted: InstallOptions) -> None:
     scope = "" if wanted.system else "--user "
     print(path)
     print(f"start it now and at every boot: systemctl {scope}enable --now {wanted.name}", file=sys.stderr)

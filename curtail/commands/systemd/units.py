@@ -26,7 +26,7 @@ FINAL_CODES = "2 3 4 7"
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class UnitKind:
     """Settings that differ between controller and agent."""
 
     description: str
@@ -37,7 +37,7 @@ class Kind:
     system_options: tuple[str, ...]  # further options for a system unit
 
 
-CONTROLLER = Kind(
+CONTROLLER = UnitKind(
     "curtail controller",
     # The first start creates the initial weights; a start after a crash checks the whole store.
     start_s=3600,
@@ -55,7 +55,7 @@ CONTROLLER = Kind(
     ),
 )
 
-AGENT = Kind(
+AGENT = UnitKind(
     "curtail agent",
     start_s=600,
     # 60 s to drain, 10 s from SIGTERM to SIGKILL, and [rounds] upload_timeout (10 min) for a finished contribution.
@@ -72,10 +72,10 @@ AGENT = Kind(
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class SystemdUnit:
     """Parameters of one unit."""
 
-    kind: Kind
+    kind: UnitKind
     command: Sequence[str]
     folder: Path  # working directory, for relative paths in the command
     environment: Mapping[str, str]
@@ -91,7 +91,7 @@ def quote(word: str) -> str:
     return escaped if re.fullmatch(r"[\w@+=:,./%$-]+", word) else f'"{escaped}"'
 
 
-def text(unit: Unit) -> str:
+def text(unit: SystemdUnit) -> str:
     """The contents of the unit file. Raises: ValueError: an argument that a unit cannot hold."""
     kind = unit.kind
     # Environment= does not expand dollars, so they are not escaped there.

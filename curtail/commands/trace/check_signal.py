@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from controller.signals.answer import SignalError
-from controller.signals.select import Signal, Surroundings, open_averages, open_signal
+from controller.signals.select import SelectedSignal, Surroundings, open_averages, open_signal
 from curtail.config import RunConfig, load_config
 from curtail.grid.reading import unusable
 from curtail.policy.rules import RegionRule, Window, judge, remember
@@ -27,7 +27,7 @@ UNIT = "gCO2/kWh"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class RegionSignal:
     """Result for one region."""
 
     region: str
@@ -41,7 +41,7 @@ class Row:
     forecast_h: float | None = None  # forecast horizon
 
 
-def check(config: RunConfig, around: Surroundings) -> list[Row]:
+def check_signal(config: RunConfig, around: Surroundings) -> list[RegionSignal]:
     """One row per region, then one per zone of averages. Raises: see `open_signal`."""
     signal = open_signal(config, around)
     if signal.polled is not None:
@@ -50,7 +50,7 @@ def check(config: RunConfig, around: Surroundings) -> list[Row]:
     return [_row(config, signal, region, now) for region in config.regions] + _averages(config, around)
 
 
-def _row(config: RunConfig, signal: Signal, region: str, now: float) -> Row:
+def _row(config: RunConfig, signal: SelectedSignal, region: str, now: float) -> RegionSignal:
     policy = config.policy
     reading = signal.source.reading(region, now)
     forecast = signal.source.forecast(region, now, config.signal.horizon)
@@ -64,10 +64,10 @@ def _row(config: RunConfig, signal: Signal, region: str, now: float) -> Row:
     if forecast is not None and forecast.points:
         reach = (min(forecast.known_until, forecast.points[-1][0]) - now) / 3600.0
     reason = verdict.reason.partition("; next attempt")[0]  # a single query makes no further attempt
-    return Row(region, reading.source, "marginal", reading.mci, UNIT, age, word, reason, reach)
+    return RegionSignal(region, reading.source, "marginal", reading.mci, UNIT, age, word, reason, reach)
 
 
-def _averages(config: RunConfig, around: Surroundings) -> list[Row]:
+def _averages(config: RunConfig, around: Surroundings) -> list[RegionSignal]:
     source = open_averages(config, around)
     rows = []
     for region, section in config.regions.items():
@@ -77,18 +77,18 @@ def _averages(config: RunConfig, around: Surroundings) -> list[Row]:
         try:
             found = source.latest(section.zone)
         except SignalError as error:
-            rows.append(Row(region, name, "average", None, "gCO2e/kWh", None, "accounts only", str(error)))
+            rows.append(RegionSignal(region, name, "average", None, "gCO2e/kWh", None, "accounts only", str(error)))
             continue
         age = around.clock.wall() - found.at
         words = "estimated by its source" if found.estimated else "measured"
-        rows.append(Row(region, name, "average", found.g_per_kwh, "gCO2e/kWh", age, "accounts only", words))
+        rows.append(RegionSignal(region, name, "average", found.g_per_kwh, "gCO2e/kWh", age, "accounts only", words))
     return rows
 
 
 def run_check(run_file: Path, as_json: bool) -> int:
     """Run `curtail signal check`; returns 1 if any region is unknown, else 0."""
     logging.getLogger("curtail").addHandler(logging.NullHandler())  # the table has all messages
-    rows = check(load_config(run_file), Surroundings(SystemClock(), os.environ))
+    rows = check_signal(load_config(run_file), Surroundings(SystemClock(), os.environ))
     print(json.dumps([asdict(row) for row in rows], indent=2) if as_json else as_table(rows))
     unknown = [row.region for row in rows if row.verdict == "unknown"]
     if unknown:
@@ -96,7 +96,7 @@ def run_check(run_file: Path, as_json: bool) -> int:
     return 1 if unknown else 0
 
 
-def as_table(rows: Sequence[Row]) -> str:
+def as_table(rows: Sequence[RegionSignal]) -> str:
     """The rows as a text table."""
     heads = ("region", "source", "basis", "value", "unit", "age", "verdict", "reason")
     cells: list[tuple[str, ...]] = [heads]

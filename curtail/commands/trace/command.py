@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from curtail.commands.options import AsJson, Unit, check_name
+from curtail.commands.options import AsJson, TraceUnit, check_name
 from curtail.commands.program import signal_app, trace_app
 from curtail.errors import UsageError
 
@@ -59,7 +59,7 @@ def trace_import(
             help="CSV files: point_time and one column per region; WattTime's point_time,value; or seconds and columns."
         ),
     ],
-    unit: Annotated[Unit, typer.Option(help="Unit of the values in the files.")],
+    unit: Annotated[TraceUnit, typer.Option(help="Unit of the values in the files.")],
     out: Annotated[Path, typer.Option(help="The CSV file to write, in g/kWh.")],
     region: Annotated[
         list[str] | None,
@@ -81,7 +81,7 @@ def trace_import(
 @trace_app.command("show")
 def trace_show(
     file: Annotated[Path, typer.Argument(help="MCI trace: CSV with point_time and one column per region.")],
-    unit: Annotated[Unit, typer.Option(help="Unit of its values.")],
+    unit: Annotated[TraceUnit, typer.Option(help="Unit of its values.")],
     threshold: Annotated[float, typer.Option(help="Windows are strictly below this MCI, in g/kWh.")] = 100.0,
     region: Annotated[
         list[str] | None, typer.Option(help="Column to show; repeatable. Default: all.", show_default=False)

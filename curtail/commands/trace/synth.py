@@ -24,15 +24,15 @@ Segment = tuple[float, Collection[str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
+class SignalLevel:
     """Mean MCI of a region, and the largest deviation from it by noise, in gCO2/kWh."""
 
     middle: float
     reach: float
 
 
-CURTAILED = Level(50.0, 30.0)  # 20 to 80
-ORDINARY = Level(500.0, 150.0)  # 350 to 650: a gas or coal plant is at the margin
+CURTAILED = SignalLevel(50.0, 30.0)  # 20 to 80
+ORDINARY = SignalLevel(500.0, 150.0)  # 350 to 650: a gas or coal plant is at the margin
 
 MOST_READINGS = 2_000_000
 """Nineteen years of five minutes; more is likely a typing error, and would fill the memory."""
@@ -42,7 +42,7 @@ RIPPLE_MEMORY = 0.7
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TraceRow:
     """The readings of all regions at one time."""
 
     at: datetime  # UTC
@@ -51,7 +51,7 @@ class Row:
 
 def course(
     regions: Sequence[str], segments: Iterable[Segment], period_s: float, start: datetime, seed: int = 1
-) -> list[Row]:
+) -> list[TraceRow]:
     """Readings every `period_s` seconds from `start` to the end of the segments.
 
     A segment begins with the first reading at or after the end of the previous segment.
@@ -63,7 +63,7 @@ def course(
     _check(regions, parts, period_s, start)
     rng = random.Random(seed)
     ripple = [0.0] * len(regions)
-    rows: list[Row] = []
+    rows: list[TraceRow] = []
     end = 0.0
     for seconds, curtailed in parts:
         end += seconds
@@ -73,11 +73,11 @@ def course(
             ripple = [RIPPLE_MEMORY * value + fresh * rng.gauss(0.0, 1.0) for value in ripple]
             levels = [CURTAILED if region in curtailed else ORDINARY for region in regions]
             values = tuple(_value(level, value) for level, value in zip(levels, ripple, strict=True))
-            rows.append(Row(start + timedelta(seconds=len(rows) * period_s), values))
+            rows.append(TraceRow(start + timedelta(seconds=len(rows) * period_s), values))
     return rows
 
 
-def to_csv(regions: Sequence[str], rows: Iterable[Row]) -> str:
+def to_csv(regions: Sequence[str], rows: Iterable[TraceRow]) -> str:
     """The rows in the wide format: `point_time,REGION,...`, ISO 8601 in UTC, g/kWh with one decimal."""
     out = io.StringIO()
     out.write(",".join(["point_time", *regions]) + "\n")
@@ -87,7 +87,7 @@ def to_csv(regions: Sequence[str], rows: Iterable[Row]) -> str:
     return out.getvalue()
 
 
-def _value(level: Level, ripple: float) -> float:
+def _value(level: SignalLevel, ripple: float) -> float:
     return round(level.middle + level.reach * max(-1.0, min(1.0, ripple / 2.0)), 1)
 
 

@@ -135,9 +135,9 @@ def bench_train(
     if (preset is None) == (depth is None):
         raise UsageError("the model must be given by --preset or by --depth", "give one of them")
     from curtail.commands.train.run import run_bench
-    from nanochat.throughput import Asked
+    from nanochat.throughput import BenchOptions
 
-    asked = Asked(
+    asked = BenchOptions(
         steps=steps, batch_samples=batch_samples, device_batch_samples=samples_at_once(device_batch_samples),
         threads=threads, compiled=compile, attention=attention, fp8=fp8, fused_loss=loss is Loss.FUSED,
     )  # fmt: skip

@@ -25,7 +25,7 @@ from curtail.system.disk import disk_error
 from curtail.system.process import dying_with, on_signals
 
 if TYPE_CHECKING:
-    from nanochat.throughput import Asked
+    from nanochat.throughput import BenchOptions
     from nanochat.train_options import TrainOptions
 
 LOG_FILE = "train.log"
@@ -158,7 +158,7 @@ def run_bench(
     depth: int | None,
     vocab_size: int,
     sequence_len: int,
-    asked: Asked,
+    asked: BenchOptions,
     as_json: bool,
 ) -> int:
     """Run `curtail bench train`; returns the exit code.

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from doubles import FakeClock
 
-from agent.http.bandwidth import Link, parse_rate
+from agent.http.bandwidth import BandwidthLimit, parse_rate
 from agent.http.client import Control
 from agent.http.transfer import download, upload
 from agent.job.agent_link import read_environment
@@ -49,7 +49,7 @@ def test_both_directions_share_one_rate(tmp_path):
         return httpx.Response(200, content=wire.encode(wire.Ack(True)))
 
     http = httpx.Client(transport=httpx.MockTransport(handle), base_url="http://127.0.0.1:1")
-    control = Control(http, "c", Link(100_000.0, clock))
+    control = Control(http, "c", BandwidthLimit(100_000.0, clock))
     file, sha = tmp_path / "file", hashlib.sha256(data).hexdigest()
     file.write_bytes(data)
     began = clock.t

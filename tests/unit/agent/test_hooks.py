@@ -14,7 +14,7 @@ import pytest
 from agent.hooks import TERMINATE_S, UNREACHABLE_S, Commands, Condition, Hook, Hooks, hook_variables
 from agent.join import Stop
 from agent.launcher import system_spawn
-from agent.lifecycle import Event, State, View, energy_phase, next_event
+from agent.lifecycle import AgentView, Event, State, energy_phase, next_event
 from curtail.system.clock import SystemClock
 from curtail.system.disk import SystemDisk
 
@@ -210,8 +210,8 @@ def test_an_agent_killed_during_on_resume_runs_it_again(world, tmp_path):
 
 
 def test_a_machine_pauses_only_once_the_controller_refused_it_or_was_away_for_long(world, tmp_path):
-    assert next_event(View(State.IDLE, 10.0, 0.0, pause_due=True)) is None
-    assert next_event(View(State.IDLE, 10.0, 0.0, pause_due=True, refused=True)) is Event.PAUSE_DUE
+    assert next_event(AgentView(State.IDLE, 10.0, 0.0, pause_due=True)) is None
+    assert next_event(AgentView(State.IDLE, 10.0, 0.0, pause_due=True, refused=True)) is Event.PAUSE_DUE
     world.granted, world.reason = True, CLEAN
     world.at(5, lambda: world.set(up=False))
     world.at(200, lambda: world.set(up=True, granted=False))
@@ -258,7 +258,7 @@ def test_a_real_command_is_run_by_the_shell_with_its_variables_and_its_last_line
     hooks = Hooks(Commands(command), tmp_path, variables, SystemDisk(), SystemClock(), system_spawn)
     hooks.begin(Hook.ON_PAUSE, DIRTY)
     deadline = time.monotonic() + 20
-    while (ended := hooks.look()) is None:
+    while (ended := hooks.poll()) is None:
         assert time.monotonic() < deadline
     assert ended.failed and ended.words == f"on_pause ended with 5: one NORTH on_pause: {DIRTY}"
     assert hooks.condition is Condition.PAUSED
@@ -274,5 +274,5 @@ def test_a_command_that_cannot_be_noted_is_not_run(tmp_path):
     started = []
     hooks = Hooks(Commands("x", "y"), tmp_path, {}, Full(), SystemClock(), lambda *a: started.append(a))
     hooks.begin(Hook.ON_RESUME, "")
-    ended = hooks.look()
+    ended = hooks.poll()
     assert ended.failed and "the disk is full" in ended.words and not started

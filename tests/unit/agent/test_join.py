@@ -20,9 +20,9 @@ from agent.lifecycle import (
     DRAIN_S,
     NEXT,
     STEADY_S,
+    AgentView,
     Event,
     State,
-    View,
     backoff_s,
     beat_s,
     failures_now,
@@ -31,7 +31,7 @@ from agent.lifecycle import (
 )
 from curtail import wire
 from curtail.errors import AuthError, Refused, Unreachable, UsageError
-from curtail.system.mdns import Found
+from curtail.system.mdns import AnnouncedController
 from curtail.system.systemd import Notifier
 
 
@@ -120,7 +120,7 @@ class World:
             clock=self,
             spawn=self.spawn,
             open_control=lambda url, trust: Control(http),
-            find=lambda _: Found("c", "http://127.0.0.1:1", "run1"),
+            find=lambda _: AnnouncedController("c", "http://127.0.0.1:1", "run1"),
             environment={},
             local_address=lambda url: "10.0.0.5",
             say=self.lines.append,
@@ -533,18 +533,18 @@ def test_a_name_that_is_no_name_is_refused(world, tmp_path, changes):
 
 def test_no_state_trains_without_a_live_permit():
     for state in (State.STARTING, State.TRAINING):
-        assert next_event(View(state, 10.0, 0.0, permit_until=9.9)) is Event.PERMIT_ENDED
-        assert next_event(View(state, 10.0, 0.0)) is Event.PERMIT_ENDED
-    assert next_event(View(State.IDLE, 10.0, 0.0, permit_until=9.9)) is None
-    assert next_event(View(State.BACKOFF, 10.0, 0.0, permit_until=99.0, backoff_until=11.0)) is None
+        assert next_event(AgentView(state, 10.0, 0.0, permit_until=9.9)) is Event.PERMIT_ENDED
+        assert next_event(AgentView(state, 10.0, 0.0)) is Event.PERMIT_ENDED
+    assert next_event(AgentView(State.IDLE, 10.0, 0.0, permit_until=9.9)) is None
+    assert next_event(AgentView(State.BACKOFF, 10.0, 0.0, permit_until=99.0, backoff_until=11.0)) is None
 
 
 def test_decide_knows_every_state():
     for state in State:
         for stopping in (False, True):
-            event = next_event(View(state, 1e9, 0.0, 2e9, None, "train", stopping))
+            event = next_event(AgentView(state, 1e9, 0.0, 2e9, None, "train", stopping))
             assert event is None or (state, event) in NEXT
-    assert next_event(View(State.LEFT, 0.0, 0.0, stopping=True)) is None
+    assert next_event(AgentView(State.LEFT, 0.0, 0.0, stopping=True)) is None
 
 
 # -- a site of several machines ------------------------------------------------
@@ -659,15 +659,15 @@ def test_another_number_of_machines_or_another_address_is_told_at_the_next_start
 
 
 def test_a_change_of_the_crew_ends_a_job_and_never_one_that_hands_in():
-    training = View(State.TRAINING, 10.0, 0.0, 20.0, crew_changed=True)
+    training = AgentView(State.TRAINING, 10.0, 0.0, 20.0, crew_changed=True)
     assert next_event(training) is Event.CREW_CHANGED
-    draining = View(State.DRAINING, 10.0, 4.0, crew_changed=True)
+    draining = AgentView(State.DRAINING, 10.0, 4.0, crew_changed=True)
     assert next_event(draining) is None
-    broken = View(State.DRAINING, 10.0, 4.0, crew_changed=True, crew_broken=True)
+    broken = AgentView(State.DRAINING, 10.0, 4.0, crew_changed=True, crew_broken=True)
     assert next_event(broken) is Event.DRAIN_OVERDUE
-    hands_in = View(State.DRAINING, 10.0, 4.0, handing_in=9.0, crew_changed=True, crew_broken=True)
+    hands_in = AgentView(State.DRAINING, 10.0, 4.0, handing_in=9.0, crew_changed=True, crew_broken=True)
     assert next_event(hands_in) is None
-    failed = View(State.DRAINING, 10.0, 4.0, job_exit=1, crew_changed=True, crew_broken=True)
+    failed = AgentView(State.DRAINING, 10.0, 4.0, job_exit=1, crew_changed=True, crew_broken=True)
     assert next_event(failed) is Event.JOB_ENDED, "the next job has another crew"
 
 

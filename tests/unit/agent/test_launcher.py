@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from agent import job_files, launcher, network
-from agent.job_files import JobStatus, Orders, must_drain
+from agent.job_files import JobOrders, JobStatus, must_drain
 from agent.launcher import JobSpec, Place, compile_cache, job_argv, job_environment, start_job, system_spawn
 from curtail.errors import CurtailError, DiskError
 
@@ -74,7 +74,7 @@ def test_what_torchrun_writes_lies_in_the_job_folder_and_goes_away_with_it(tmp_p
         config.logs_specs.reify({0: {}})  # makes the folders of an attempt
         return FakeProcess()
 
-    job = start_job(spec(tmp_path), Orders(1.0, False, ""), spawn, {})
+    job = start_job(spec(tmp_path), JobOrders(1.0, False, ""), spawn, {})
     assert list((job.spec.folder / job_files.OF_TORCHRUN).glob("*/attempt_0/0"))
     assert list(temporary.iterdir()) == []
 
@@ -151,7 +151,7 @@ def test_the_first_orders_lie_there_before_the_job_starts(tmp_path):
         seen.update(orders=job_files.read_orders(cwd), cwd=cwd, log=log)
         return FakeProcess()
 
-    orders = Orders(10.0, False, "go")
+    orders = JobOrders(10.0, False, "go")
     job = start_job(spec(tmp_path), orders, spawn, {})
     assert seen == {"orders": orders, "cwd": job.spec.folder, "log": job.spec.folder / "job.log"}
     assert job.poll() is None and job.status() is None
@@ -159,14 +159,14 @@ def test_the_first_orders_lie_there_before_the_job_starts(tmp_path):
 
 def test_a_job_is_ended_as_a_group(tmp_path):
     process = FakeProcess()
-    job = start_job(spec(tmp_path), Orders(1.0, False, ""), lambda *_: process, {})
+    job = start_job(spec(tmp_path), JobOrders(1.0, False, ""), lambda *_: process, {})
     job.terminate()
     job.kill()
     assert process.signals == [signal.SIGTERM, signal.SIGKILL]
 
 
 def test_last_words_are_the_jobs_own_reason_or_else_its_last_line(tmp_path):
-    job = start_job(spec(tmp_path), Orders(1.0, False, ""), lambda *_: FakeProcess(), {})
+    job = start_job(spec(tmp_path), JobOrders(1.0, False, ""), lambda *_: FakeProcess(), {})
     assert job.last_words() == ""
     (job.spec.folder / "job.log").write_text("one\ntwo\n\n")
     assert job.last_words() == "two"
@@ -182,13 +182,13 @@ def test_orders_and_status_survive_the_folder(tmp_path):
         (tmp_path / "control.json").write_text(text)
         assert job_files.read_orders(tmp_path) is None
     with pytest.raises(DiskError):
-        job_files.write_orders(tmp_path / "none", Orders(0.0, True, ""))
+        job_files.write_orders(tmp_path / "none", JobOrders(0.0, True, ""))
 
 
 def test_a_job_drains_when_told_when_its_permit_lapses_and_when_nobody_can_be_read():
-    assert must_drain(Orders(10.0, False, ""), 9.0) is None
-    assert must_drain(Orders(10.0, True, "curtailment ends"), 9.0) == "curtailment ends"
-    assert "expired" in must_drain(Orders(10.0, False, ""), 10.1)
+    assert must_drain(JobOrders(10.0, False, ""), 9.0) is None
+    assert must_drain(JobOrders(10.0, True, "curtailment ends"), 9.0) == "curtailment ends"
+    assert "expired" in must_drain(JobOrders(10.0, False, ""), 10.1)
     assert "cannot be read" in must_drain(None, 0.0)
 
 

@@ -10,7 +10,7 @@ from agent.job import optimizer_state
 from agent.job.optimizer_state import Kept
 from agent.job.timings import Phases
 from agent.job_files import JobStatus, read_status, write_status
-from agent.lifecycle import DRAIN_S, Event, State, View, next_event
+from agent.lifecycle import DRAIN_S, AgentView, Event, State, next_event
 from curtail.system.disk import SystemDisk
 from nanochat.schedule import rewarm_factor
 
@@ -18,7 +18,7 @@ DISK = SystemDisk()
 
 
 def draining(now, handing_in=None):
-    return next_event(View(State.DRAINING, now, 1000.0, job_phase="sync", handing_in=handing_in))
+    return next_event(AgentView(State.DRAINING, now, 1000.0, job_phase="sync", handing_in=handing_in))
 
 
 def test_a_job_that_hands_in_gets_the_time_it_asked_for_and_then_that_of_a_drain():

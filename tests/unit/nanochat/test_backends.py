@@ -18,7 +18,7 @@ from nanochat.attention_backend import choose_backend
 from nanochat.attention_kernels import BACKENDS, MATH, NAMES, SDPA, Backend
 from nanochat.gpt import GPT, Cache
 from nanochat.presets import GPTConfig
-from nanochat.throughput import Asked, NotMeasured, Speed, measure_backends
+from nanochat.throughput import BenchOptions, NotMeasured, Speed, measure_backends
 
 CPU = torch.device("cpu")
 FULL = GPTConfig(32, 100, 2, 2, 2, 32)
@@ -267,7 +267,7 @@ def test_what_a_model_runs_with_is_one_line():
 
 def test_every_backend_is_measured_or_says_why_not(monkeypatch):
     monkeypatch.setitem(BACKENDS, "cpu", (Backend("new", raising), MATH))
-    asked = Asked(steps=1, batch_samples=2, device_batch_samples=1, threads=1, device="cpu", fused_loss=False)
+    asked = BenchOptions(steps=1, batch_samples=2, device_batch_samples=1, threads=1, device="cpu", fused_loss=False)
     refusal, math = measure_backends(FULL, asked, TickingClock())
     assert isinstance(refusal, NotMeasured) and isinstance(math, Speed)
     assert refusal.attention == "new" and "no kernel image" in refusal.reason
@@ -276,7 +276,7 @@ def test_every_backend_is_measured_or_says_why_not(monkeypatch):
 
 
 def bench(**changes):
-    asked = Asked(steps=1, batch_samples=2, threads=1, device="cpu", **changes)
+    asked = BenchOptions(steps=1, batch_samples=2, threads=1, device="cpu", **changes)
     return run.run_bench(
         preset="d2-test",
         depth=None,

@@ -18,7 +18,7 @@ import pytest
 
 from controller.files import uploads as blobs
 from controller.files import versions
-from controller.home.data_ledger import look
+from controller.home.data_ledger import inspect_store
 from controller.rounds.lifecycle import Member
 from controller.service.service import Service
 from controller.store import Transaction
@@ -148,7 +148,7 @@ def goes_on(world_class, home, kind, data, request, acknowledged):
     after = world_class(home, part_bytes=PART, keep_versions=2)
     try:
         after.merger.automatic = False
-        found = look(home, weights=True)
+        found = inspect_store(home, weights=True)
         assert [problem for _, problem in found if problem] == []
         assert after.store.call(lambda tx: tx.latest_version()).version in (2, 3)
         mine = after.store.call(lambda tx: tx.member(request.round, "a"))
@@ -163,7 +163,7 @@ def goes_on(world_class, home, kind, data, request, acknowledged):
         status = after.status()
         assert (status.version, status.tokens) == (3, 2 * 32 + 160 + (96 if kind == "FEDERATED" else 0))
         assert (after.versions.path(3) / UPDATE_FILE).exists() == (kind == "FEDERATED")
-        assert [problem for _, problem in look(home, weights=True) if problem] == []
+        assert [problem for _, problem in inspect_store(home, weights=True) if problem] == []
         assert after.store.call(lambda tx: tx.refused_in_a_row()) == 0
     finally:
         after.store.close()

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from agent import controller_trust, job_files
-from agent.controller_trust import Trust, known_authority
+from agent.controller_trust import ControllerTrust, known_authority
 from agent.home import Home
 from agent.hooks import Commands
 from agent.http.client import Control
@@ -24,7 +24,7 @@ from agent.job_files import JobStatus
 from agent.join import Edges, JoinOptions, Stop, run
 from controller.auth import credentials, tokens
 from controller.http import rate_limit
-from controller.http.app import Door, create_app
+from controller.http.app import ServerIdentity, create_app
 from controller.service import sites
 from controller.store import database
 from curtail import wire
@@ -99,7 +99,7 @@ class Site:
         self.token = self.new_token()
         info = wire.RunInfo("run", "n", 1, "p", {}, "0" * 64, "t", 8, 100, 4, 4, "{}", "int8", False, 20, 600.0)
         self.app = create_app(
-            world.service, world.uploads, info, lambda: None, Door(authority, None, False), world.clock
+            world.service, world.uploads, info, lambda: None, ServerIdentity(authority, None, False), world.clock
         )
         self.plan, self.lines, self.trained, self.asleep = [], [], 0, False
 
@@ -281,7 +281,7 @@ def test_a_power_loss_never_leaves_the_credential_of_one_controller_beside_the_a
 
     with pytest.MonkeyPatch.context() as patch:
         writes = power_loss.Writes(patch.setattr, power_loss.PowerLoss(home.parent), at)
-        known_authority(URL, Trust(Home(home), SystemDisk(), credentials.new_token(pin_of(authority))))
+        known_authority(URL, ControllerTrust(Home(home), SystemDisk(), credentials.new_token(pin_of(authority))))
     writes.power.close()
     assert writes.seen == power_loss.points(MOVE) and images
     for image in images.values():

@@ -13,7 +13,7 @@ import pytest
 
 from controller.auth import token_files
 from controller.auth.authority import ensure
-from controller.home.data_ledger import look
+from controller.home.data_ledger import inspect_store
 from controller.home.home import lock
 from controller.store import Transaction, database
 from controller.store.rows import BlobRow
@@ -65,7 +65,7 @@ class Life:
 
     def live(self):
         self.told["pin"] = self.start()
-        self.told["token"] = str(token_files.read(self.home / token_files.JOIN))
+        self.told["token"] = str(token_files.read_token_file(self.home / token_files.JOIN))
         uploads = self.world.uploads
         uploads.reserve(NAME, len(DATA))
         with uploads.begin_part(NAME, 0, CHECK) as part:
@@ -136,9 +136,9 @@ def test_a_controller_that_lost_its_power_while_it_began_starts_again_and_keeps_
                 assert file_sha256(again.home / "blobs" / NAME) == NAME
             pin = again.start(days=61)
             assert first.told.get("pin") in (None, pin)
-            assert first.told.get("token") in (None, str(token_files.read(again.home / token_files.JOIN)))
+            assert first.told.get("token") in (None, str(token_files.read_token_file(again.home / token_files.JOIN)))
             again.world.check()
-            assert [problem for _, problem in look(again.home, weights=True) if problem] == []
+            assert [problem for _, problem in inspect_store(again.home, weights=True) if problem] == []
             for folder in (again.home, again.home / "tls"):
                 assert not list(folder.glob(".*.tmp"))
         finally:

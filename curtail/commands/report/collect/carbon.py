@@ -12,7 +12,7 @@ from controller.ledger.settlement import AVERAGE, MARGINAL, settled_entries
 from controller.store import Transaction
 from controller.store.rows import SettledRow
 from curtail.carbon import accounting
-from curtail.carbon.accounting import Entry, Totals
+from curtail.carbon.accounting import LedgerEntry, Totals
 from curtail.carbon.boundaries import Boundaries, Sensitivity, per_tokens
 from curtail.carbon.counterfactual import Counterfactuals
 from curtail.commands.ledger.totals import collect
@@ -38,7 +38,7 @@ class SettledFigures:
 
 
 def settled_figures(
-    rows: Sequence[tuple[int, Entry]], settled: Mapping[int, SettledRow], basis: str
+    rows: Sequence[tuple[int, LedgerEntry]], settled: Mapping[int, SettledRow], basis: str
 ) -> SettledFigures | None:
     """The figures of one basis; None if nothing is settled.
 

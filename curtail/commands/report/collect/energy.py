@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from controller.ledger.recorder import Booking
+from controller.ledger.recorder import EnergyLedger
 from controller.store import Transaction
 from controller.store.rows import RunRow, SiteRow
 from curtail.carbon import accounting
-from curtail.carbon.accounting import Entry, Totals
+from curtail.carbon.accounting import LedgerEntry, Totals
 from curtail.config import RunConfig
 from curtail.plotting.svg import Point
 
@@ -39,15 +39,15 @@ class Sums:
     train_s: float
 
 
-def entries_of(tx: Transaction) -> list[Entry]:
+def entries_of(tx: Transaction) -> list[LedgerEntry]:
     """All rows, and the open intervals up to their last confirmed time, as after a restart."""
     still = (accounting.close(interval, seen) for interval, seen in tx.open_intervals())
     return [*tx.entries(), *(entry for entry in still if entry is not None)]
 
 
-def grouped(entries: Iterable[Entry], key: Callable[[Entry], str]) -> dict[str, Totals]:
+def grouped(entries: Iterable[LedgerEntry], key: Callable[[LedgerEntry], str]) -> dict[str, Totals]:
     """The totals of the rows by key."""
-    groups: dict[str, list[Entry]] = {}
+    groups: dict[str, list[LedgerEntry]] = {}
     for entry in entries:
         groups.setdefault(key(entry), []).append(entry)
     return {name: accounting.add(Totals(), group) for name, group in groups.items()}
@@ -72,12 +72,12 @@ def sums_of(totals: Totals) -> Sums:
     )
 
 
-def cumulative(entries: Sequence[Entry], start: float, end: float) -> tuple[list[Point], list[Point]]:
+def cumulative(entries: Sequence[LedgerEntry], start: float, end: float) -> tuple[list[Point], list[Point]]:
     """Cumulative attributed and reserved kg; rows are split over equal time spans in proportion."""
     if not entries or end <= start:
         return [], []
     width = (end - start) / CARBON_POINTS
-    cells: list[list[Entry]] = [[] for _ in range(CARBON_POINTS)]
+    cells: list[list[LedgerEntry]] = [[] for _ in range(CARBON_POINTS)]
     for entry in entries:
         for number in range(_cell(entry.t0, start, width), _cell(entry.t1, start, width) + 1):
             first = entry.t0 if number == 0 else max(entry.t0, start + number * width)
@@ -98,14 +98,14 @@ def _cell(at: float, start: float, width: float) -> int:
     return min(CARBON_POINTS - 1, max(0, int((at - start) / width)))
 
 
-def _share(entry: Entry, part: float) -> Entry:
+def _share(entry: LedgerEntry, part: float) -> LedgerEntry:
     return replace(entry, kwh=entry.kwh * part, kg=None if entry.kg is None else entry.kg * part)
 
 
 def always_on(config: RunConfig, total: Totals, run: RunRow, sites: list[SiteRow], readings: Readings) -> float | None:
     if any(site.region not in config.regions for site in sites):
         return None
-    return Booking(config).always_on_kg(total, run.started, {s.site: s.region for s in sites}, readings)
+    return EnergyLedger(config).always_on_kg(total, run.started, {s.site: s.region for s in sites}, readings)
 
 
 def baseline(

@@ -15,7 +15,7 @@ from controller.aggregation.loss import span_tokens
 from controller.store import Transaction
 from controller.store.rows import RunRow, SiteRow
 from curtail.carbon import accounting
-from curtail.carbon.accounting import Entry, Totals
+from curtail.carbon.accounting import LedgerEntry, Totals
 from curtail.commands.report.collect import ledger
 from curtail.commands.report.collect.carbon import CarbonFigures, carbon_figures
 from curtail.commands.report.collect.energy import (
@@ -165,7 +165,7 @@ def _region(
     config: RunConfig,
     name: str,
     readings: Sequence[tuple[float, float | None]],
-    rows: Sequence[Entry],
+    rows: Sequence[LedgerEntry],
     start: float,
     end: float,
 ) -> RegionFigures:
@@ -203,9 +203,9 @@ def below(course: Sequence[Point], threshold: float, end: float) -> list[Span]:
     return joined(inside, 0.0)
 
 
-def _sites(rows: list[SiteRow], entries: Sequence[Entry], start: float, end: float) -> tuple[SiteFigures, ...]:
+def _sites(rows: list[SiteRow], entries: Sequence[LedgerEntry], start: float, end: float) -> tuple[SiteFigures, ...]:
     known = {row.site: row for row in rows}
-    groups: dict[str, list[Entry]] = {row.site: [] for row in rows}
+    groups: dict[str, list[LedgerEntry]] = {row.site: [] for row in rows}
     for entry in entries:
         groups.setdefault(entry.site, []).append(entry)
     out = []

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from controller.store import Transaction
 from curtail.carbon import accounting, hash_chain
-from curtail.carbon.accounting import Basis, Entry
+from curtail.carbon.accounting import Basis, LedgerEntry
 
 TOUCHING_S = 1e-6
 """Largest gap in seconds between two adjacent rows of a site, from rounding."""
@@ -75,9 +75,9 @@ class ChainFigures:
         return not self.problem
 
 
-def states(entries: Iterable[Entry]) -> tuple[StateFigures, ...]:
+def states(entries: Iterable[LedgerEntry]) -> tuple[StateFigures, ...]:
     """Figures per site and state, sites in the order of their first row."""
-    groups: dict[str, dict[str, list[Entry]]] = {}
+    groups: dict[str, dict[str, list[LedgerEntry]]] = {}
     for entry in entries:
         groups.setdefault(entry.site, {}).setdefault(entry.phase, []).append(entry)
     order = {phase: number for number, phase in enumerate(accounting.PHASES)}
@@ -86,7 +86,7 @@ def states(entries: Iterable[Entry]) -> tuple[StateFigures, ...]:
     )
 
 
-def _state(rows: Sequence[Entry]) -> StateFigures:
+def _state(rows: Sequence[LedgerEntry]) -> StateFigures:
     return StateFigures(
         site=rows[-1].site,
         region=rows[-1].region,
@@ -99,15 +99,15 @@ def _state(rows: Sequence[Entry]) -> StateFigures:
     )
 
 
-def methods(entries: Iterable[Entry]) -> tuple[MethodFigures, ...]:
+def methods(entries: Iterable[LedgerEntry]) -> tuple[MethodFigures, ...]:
     """Energy by method, the largest first."""
-    groups: dict[str, list[Entry]] = {}
+    groups: dict[str, list[LedgerEntry]] = {}
     for entry in entries:
         groups.setdefault(entry.method, []).append(entry)
     return tuple(sorted((_method(rows) for rows in groups.values()), key=lambda one: -one.kwh))
 
 
-def _method(rows: Sequence[Entry]) -> MethodFigures:
+def _method(rows: Sequence[LedgerEntry]) -> MethodFigures:
     details = [(row.t1 - row.t0, row.detail) for row in rows if row.detail is not None]
     gpu = [detail.gpu_kwh for _, detail in details if detail.gpu_kwh is not None]
     host = [detail.host_kwh for _, detail in details if detail.host_kwh is not None]
@@ -124,7 +124,7 @@ def _method(rows: Sequence[Entry]) -> MethodFigures:
     )
 
 
-def flagged(entries: Iterable[Entry]) -> dict[str, float]:
+def flagged(entries: Iterable[LedgerEntry]) -> dict[str, float]:
     """kWh of the rows by flag; a row with several flags counts for each of them."""
     sums: dict[str, float] = {}
     for entry in entries:
@@ -133,10 +133,10 @@ def flagged(entries: Iterable[Entry]) -> dict[str, float]:
     return dict(sorted(sums.items()))
 
 
-def changes(entries: Iterable[Entry]) -> tuple[Change, ...]:
+def changes(entries: Iterable[LedgerEntry]) -> tuple[Change, ...]:
     """Every change of state in time order; reason and reading come from the first row of the new state."""
     found: list[Change] = []
-    last: dict[str, Entry] = {}
+    last: dict[str, LedgerEntry] = {}
     for entry in sorted(entries, key=lambda row: (row.t0, row.t1, row.site)):
         before = last.get(entry.site)
         last[entry.site] = entry
@@ -154,7 +154,7 @@ def changes(entries: Iterable[Entry]) -> tuple[Change, ...]:
     return tuple(found)
 
 
-def with_standing_pct(entries: Iterable[Entry]) -> float | None:
+def with_standing_pct(entries: Iterable[LedgerEntry]) -> float | None:
     """Percentage of all energy, including standing energy, drawn inside windows; None: no energy was drawn."""
     rows = list(entries)
     whole = sum(entry.kwh for entry in rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from curtail.commands.report.collect.figures import Figures, RegionFigures
 from curtail.plotting.charts import (
     Line,
-    Signal,
+    SignalSeries,
     band_chart,
     bar_chart,
     energy_chart,
@@ -40,7 +40,7 @@ def signal(figures: Figures, region: RegionFigures, with_keys: bool = False) -> 
         for site in figures.sites
         if site.region == region.region
     ]
-    known = Signal(
+    known = SignalSeries(
         region.region, region.curve, region.thinned, region.windows, region.threshold, region.lowest, region.highest
     )
     return signal_chart(known, figures.started, figures.now, lanes, SIGNAL_KEYS if with_keys else ())

@@ -20,8 +20,8 @@ from agent.job.__main__ import train_window
 from agent.job.agent_link import JobEnvironment, read_environment
 from agent.job.controller_link import ControllerLink
 from agent.job.ranks import RankGroup
-from agent.job.trainer import Trainer, schedule_of
-from agent.job_files import Orders
+from agent.job.trainer import RankTrainer, schedule_of
+from agent.job_files import JobOrders
 from curtail import wire
 from curtail.errors import AuthError, CheckpointError, ConfigError, DiskError, UsageError
 from curtail.system.clock import SystemClock
@@ -186,7 +186,7 @@ class World:
         )
 
     def order(self, drain, reason="", job="j1"):
-        job_files.write_orders(self.env(job).folder, Orders(self.clock.monotonic() + 1e6, drain, reason))
+        job_files.write_orders(self.env(job).folder, JobOrders(self.clock.monotonic() + 1e6, drain, reason))
 
     def run(self, job="j1", stream=None):
         self.order(False, job=job)
@@ -318,7 +318,7 @@ def test_a_site_may_say_how_many_samples_it_takes_at_once(world, in_run, at_site
 def test_on_a_gpu_a_site_finds_out_how_many_samples_fit(world, monkeypatch):
     asked = []
     monkeypatch.setattr("agent.job.trainer.device_batch", lambda *given: asked.append(given[2:4]) or 7)
-    trainer = Trainer(world.info, Stream(), RankGroup(Ranks(0, 1, 0)), torch.device("cpu"))
+    trainer = RankTrainer(world.info, Stream(), RankGroup(Ranks(0, 1, 0)), torch.device("cpu"))
     assert (trainer.device_batch, asked) == (BATCH, [])
     trainer.device = torch.device("cuda")
     assert (trainer._fitting(), asked) == (7, [(CONFIG.sequence_len, BATCH)])
@@ -484,7 +484,7 @@ class HoldingStream(Stream):
     def batch(self, start, stop):
         if start >= self.sample and not self.said:
             now = self.world.clock.monotonic()
-            orders = Orders(now - 1.0, False, "holding for 300 s costs less than a start", now + 1e6)
+            orders = JobOrders(now - 1.0, False, "holding for 300 s costs less than a start", now + 1e6)
             job_files.write_orders(self.world.env().folder, orders)
             self.said.append("told")
             waits = self.world.link.agent.wait
@@ -801,13 +801,13 @@ def test_what_int4_lost_is_added_to_the_next_pseudo_gradient_also_of_the_next_jo
 
 def capture_model(world):
     """Give the world the next job's model."""
-    built = Trainer.load
+    built = RankTrainer.load
 
     def load(self, base):
         world.model = self.model
         built(self, base)
 
-    world.patch(Trainer, "load", load)
+    world.patch(RankTrainer, "load", load)
 
 
 def test_a_refused_contribution_takes_its_residual_with_it(world):

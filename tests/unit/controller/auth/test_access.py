@@ -132,7 +132,7 @@ def test_the_list_shows_states_and_no_secret(world, make):
 def test_the_folders_token_files_are_made_once_and_anew_when_they_are_no_good(world, tmp_path):
     def ensure(pin):
         token_files.ensure(tmp_path, world.store, pin, world.clock.wall(), SystemDisk())
-        return {name: token_files.read(tmp_path / name) for name in token_files.ROLE_OF}
+        return {name: token_files.read_token_file(tmp_path / name) for name in token_files.ROLE_OF}
 
     first = ensure("a" * 64)
     assert ensure("a" * 64) == first

@@ -152,7 +152,10 @@ def test_a_full_disk_in_any_use_case_is_an_answer_and_the_controller_lives(world
     work = world.checkout("a", "job").assignment
     before = world.store.call(lambda tx: (tx.run(), tx.members(work.round), tx.pool()))
     world.clock.t += 5.0  # so that there is something to close
-    accounts, readings = (dict(world.service.booking._open), world.service.booking.totals), dict(world.service.readings)
+    accounts, readings = (
+        (dict(world.service.energy_ledger._open), world.service.energy_ledger.totals),
+        dict(world.service.readings),
+    )
 
     def full(*_, **__):
         raise sqlite3.OperationalError("database or disk is full")
@@ -168,7 +171,9 @@ def test_a_full_disk_in_any_use_case_is_an_answer_and_the_controller_lives(world
         ):
             with pytest.raises(CurtailError, match="the disk is full"):
                 use_case()
-            assert (world.service.booking._open, world.service.booking.totals) == accounts, "as they are stored"
+            assert (world.service.energy_ledger._open, world.service.energy_ledger.totals) == accounts, (
+                "as they are stored"
+            )
         assert world.status().version == 0
         assert dict(world.service.readings) == readings, "they are noted anew when there is room"
     assert world.store.call(lambda tx: (tx.run(), tx.members(work.round), tx.pool())) == before

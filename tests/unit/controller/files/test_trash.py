@@ -13,7 +13,7 @@ import pytest
 
 from controller.aggregation import process
 from controller.files import trash
-from controller.files.trash import Removals
+from controller.files.trash import Trash
 from controller.files.uploads import Uploads
 from curtail.errors import DiskError
 from curtail.system.disk import SystemDisk
@@ -24,7 +24,7 @@ Usage = namedtuple("Usage", "total used free")
 
 def test_a_name_is_free_at_once_and_the_room_when_the_thread_has_come_to_it(tmp_path, monkeypatch):
     monkeypatch.setattr(trash, "STEP", 1000)
-    gone = Removals(tmp_path / "removed")
+    gone = Trash(tmp_path / "removed")
     for content in (b"x" * 4500, b"y"):
         (tmp_path / "file").write_bytes(content)
         gone.take(tmp_path / "file")
@@ -34,7 +34,7 @@ def test_a_name_is_free_at_once_and_the_room_when_the_thread_has_come_to_it(tmp_
 
 
 def test_a_folder_goes_with_all_that_is_in_it(tmp_path):
-    gone = Removals(tmp_path / "removed")
+    gone = Trash(tmp_path / "removed")
     (tmp_path / "v000001" / "inner").mkdir(parents=True)
     (tmp_path / "v000001" / "inner" / "file").write_bytes(b"x")
     gone.take(tmp_path / "v000001")
@@ -68,9 +68,9 @@ def test_a_file_that_cannot_be_removed_is_noted_and_nothing_fails(tmp_path, monk
 
     (tmp_path / "file").write_bytes(b"x")
     monkeypatch.setattr(os, "rename", refuse)
-    Removals(tmp_path / "removed").take(tmp_path / "file")
+    Trash(tmp_path / "removed").take(tmp_path / "file")
     assert "cannot delete" in caplog.text and "Read-only" in caplog.text
-    Removals(tmp_path / "removed").take(tmp_path / "not there")
+    Trash(tmp_path / "removed").take(tmp_path / "not there")
 
 
 def test_a_full_disk_refuses_an_upload_only_when_all_that_was_removed_is_freed(tmp_path, monkeypatch):

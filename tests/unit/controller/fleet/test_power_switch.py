@@ -9,19 +9,19 @@ import time
 import pytest
 
 from controller.energy.clock import ReplayClock
-from controller.fleet.power_commands import Ended, SystemRunner
+from controller.fleet.power_commands import CommandResult, SystemRunner
 from controller.fleet.power_states import (
     AFTER_RESTART,
     POWER_NEXT,
     Facts,
-    Power,
     PowerEvent,
+    PowerState,
     advance_power,
     next_power_event,
     retry_s,
     start_expected,
 )
-from controller.service.service import Parts, Service
+from controller.service.service import Service, ServiceDeps
 from curtail import wire
 from curtail.carbon.accounting import ATTRIBUTED, PHASES, STANDING
 from curtail.config import SiteSection, parse_config
@@ -37,7 +37,7 @@ class FakeRunner:
 
     def __init__(self) -> None:
         self.begun: list[tuple[str, str, dict[str, str]]] = []
-        self.results: dict[str, Ended] = {}
+        self.results: dict[str, CommandResult] = {}
 
     def begin(self, site, hook, command, env, limit_s):
         assert command == {"on_pause": "stop-it", "on_resume": "start-it"}[hook] and limit_s == 60.0
@@ -47,7 +47,7 @@ class FakeRunner:
         return self.results.pop(site, None)
 
     def finish(self, site, code=0):
-        self.results[site] = Ended(code != 0, f"{self.begun[-1][1]} ended with {code}: said so")
+        self.results[site] = CommandResult(code != 0, f"{self.begun[-1][1]} ended with {code}: said so")
 
     def hooks(self):
         return [hook for _, hook, _ in self.begun]
@@ -74,11 +74,13 @@ class Switching:
         run = w.store.call(lambda tx: tx.run())
         replay = ReplayClock(run.clock, 1.0, w.clock)
         w.service = Service(
-            Parts(w.store, w.config, w.source, replay, w.clock, w.versions, w.uploads, w.merger, commands=self.runner)
+            ServiceDeps(
+                w.store, w.config, w.source, replay, w.clock, w.versions, w.uploads, w.merger, commands=self.runner
+            )
         )
         w.store.call(w.service.resume)
 
-    def state(self) -> Power:
+    def state(self) -> PowerState:
         return self.world.service.switches.state("one")
 
     def site(self) -> wire.SiteStatus:
@@ -99,11 +101,11 @@ class Switching:
         self.world.source.mci = {"A": 500.0, "B": 60.0}
         self.world.join("one")
         self.pass_time(110.0)
-        assert self.state() is Power.SWITCHING_OFF
+        assert self.state() is PowerState.SWITCHING_OFF
         self.runner.finish("one")
         self.world.tick()
         self.pass_time(40.0, beating=False)
-        assert self.state() is Power.OFF
+        assert self.state() is PowerState.OFF
 
 
 @pytest.fixture
@@ -114,23 +116,23 @@ def switching(world):
 # -- the table ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("state,event", [k for k in itertools.product(Power, PowerEvent) if k not in POWER_NEXT])
+@pytest.mark.parametrize("state,event", [k for k in itertools.product(PowerState, PowerEvent) if k not in POWER_NEXT])
 def test_a_forbidden_event_raises(state, event):
     with pytest.raises(RefusedTransition, match=state.value):
         advance_power(state, event)
 
 
 def test_from_every_state_the_machines_can_be_on_again():
-    on = {Power.ON}
-    for _ in Power:
+    on = {PowerState.ON}
+    for _ in PowerState:
         on |= {state for (state, _), after in POWER_NEXT.items() if after in on}
-    assert on == set(Power) and set(AFTER_RESTART) < set(Power)
+    assert on == set(PowerState) and set(AFTER_RESTART) < set(PowerState)
 
 
 def test_no_moment_gives_an_event_that_the_table_forbids():
     values = itertools.product((False, True), repeat=5)
     for state, (granted, idle, heard, silent, spent), expected, failed, since in itertools.product(
-        Power, values, (None, False, True), (None, False, True), (0.0, 1e6)
+        PowerState, values, (None, False, True), (None, False, True), (0.0, 1e6)
     ):
         facts = Facts(1e6, granted, idle, heard, silent, 1e5, expected, 1e6 - since, 0.0, spent, failed)
         event = next_power_event(state, facts, SITE)
@@ -154,7 +156,7 @@ def test_without_a_forecast_a_site_is_switched_off_after_it_paused_for_off_after
     switching.world.source.mci = {"A": 500.0, "B": 60.0}
     switching.world.join("one")
     switching.pass_time(80.0)
-    assert switching.state() is Power.ON and not switching.runner.begun
+    assert switching.state() is PowerState.ON and not switching.runner.begun
     switching.pass_time(40.0)
     ((site, hook, env),) = switching.runner.begun
     assert (site, hook) == ("one", "on_pause")
@@ -221,7 +223,7 @@ def test_until_the_agent_falls_silent_the_site_is_booked_as_it_reports(switching
     switching.pass_time(110.0)
     switching.runner.finish("one")
     switching.pass_time(20.0)
-    assert switching.state() is Power.OFF and switching.site().phase == "paused"
+    assert switching.state() is PowerState.OFF and switching.site().phase == "paused"
 
 
 def test_an_on_pause_that_fails_is_reported_and_not_repeated_before_the_next_pause(switching):
@@ -231,7 +233,7 @@ def test_an_on_pause_that_fails_is_reported_and_not_repeated_before_the_next_pau
     switching.pass_time(110.0)
     switching.runner.finish("one", 3)
     switching.pass_time(200.0)
-    assert switching.state() is Power.ON and switching.runner.hooks() == ["on_pause"]
+    assert switching.state() is PowerState.ON and switching.runner.hooks() == ["on_pause"]
     assert switching.site().reason.endswith("; on_pause ended with 3: said so")
     assert any("one: on_pause ended with 3: said so" in event.text for event in world.status().events)
     world.source.mci["A"] = 50.0
@@ -248,7 +250,7 @@ def test_machines_that_report_long_after_on_pause_were_not_switched_off(switchin
     switching.pass_time(110.0)
     switching.runner.finish("one")
     switching.pass_time(SITE.wake_limit + 20.0)
-    assert switching.state() is Power.ON
+    assert switching.state() is PowerState.ON
     assert "on_pause did not switch it off: its agent still reports after 60 s" in switching.site().reason
     switching.pass_time(200.0)
     assert switching.runner.hooks() == ["on_pause"]
@@ -278,7 +280,7 @@ def test_a_site_is_switched_on_when_its_region_may_train_and_is_not_ready_until_
     switching.switched_off()
     world.source.mci["A"] = 50.0
     world.tick(10.0)
-    assert switching.runner.hooks() == ["on_pause", "on_resume"] and switching.state() is Power.SWITCHING_ON
+    assert switching.runner.hooks() == ["on_pause", "on_resume"] and switching.state() is PowerState.SWITCHING_ON
     switching.pass_time(20.0, beating=False)
     assert (switching.site().phase, switching.site().reason) == ("start", "on_resume runs")
     switching.runner.finish("one")
@@ -291,7 +293,7 @@ def test_a_site_is_switched_on_when_its_region_may_train_and_is_not_ready_until_
     assert world.status().regime == Regime.PAUSED.value
     assert world.beat("one").granted
     world.tick(1.0)
-    assert switching.state() is Power.ON and switching.site().state == "IDLE"
+    assert switching.state() is PowerState.ON and switching.site().state == "IDLE"
     assert world.status().regime == Regime.LOCAL.value
     assert world.store.call(lambda tx: tx.switched()) == []
 
@@ -315,7 +317,7 @@ def test_what_waking_takes_is_one_start_with_that_of_the_job(switching):
     assert starts[0].t0 == began and starts[-1].t1 == began + 60.0
     live = world.service.fleet.find("one")
     world.tick(1.0)
-    assert world.service.deciding.learned("one").seconds["start"] == (60.0,)
+    assert world.service.scheduler.learned("one").seconds["start"] == (60.0,)
     assert live.phase == "drain"
 
 
@@ -342,7 +344,7 @@ def test_an_on_resume_that_fails_is_run_again_ever_more_rarely_and_says_so(switc
     switching.runner.finish("one", 1)
     world.tick(1.0)
     world.tick(1.0)
-    assert switching.state() is Power.OFF
+    assert switching.state() is PowerState.OFF
     assert switching.site().reason == "on_resume ended with 1: said so; on_resume runs again in 14 s"
     switching.pass_time(20.0, beating=False)
     assert switching.runner.hooks() == ["on_pause", "on_resume", "on_resume"]
@@ -359,7 +361,7 @@ def test_an_agent_that_never_comes_back_is_switched_on_again(switching):
     switching.world.tick(1.0)
     switching.runner.finish("one")
     switching.pass_time(SITE.wake_limit + 10.0, beating=False)
-    assert switching.state() is Power.OFF
+    assert switching.state() is PowerState.OFF
     assert switching.site().reason.startswith("no agent reports 60 s after on_resume; on_resume runs again in")
     switching.pass_time(30.0, beating=False)
     assert switching.runner.hooks() == ["on_pause", "on_resume", "on_resume"]
@@ -369,7 +371,7 @@ def test_a_machine_that_somebody_else_switched_on_is_on(switching):
     switching.switched_off()
     switching.world.beat("one")
     switching.world.tick(1.0)
-    assert switching.state() is Power.ON and switching.runner.hooks() == ["on_pause"]
+    assert switching.state() is PowerState.ON and switching.runner.hooks() == ["on_pause"]
 
 
 def test_a_command_of_the_machine_itself_that_fails_is_an_event_and_a_reason(world):
@@ -412,10 +414,10 @@ def test_a_command_that_a_restart_cut_off_is_not_run_twice_if_it_pauses_and_is_i
     switching.pass_time(110.0)
     switching.start()
     switching.pass_time(60.0, beating=False)
-    assert switching.state() is Power.OFF and switching.runner.hooks() == ["on_pause"]
+    assert switching.state() is PowerState.OFF and switching.runner.hooks() == ["on_pause"]
     switching.world.source.mci["A"] = 50.0
     switching.world.tick(1.0)
-    assert switching.state() is Power.SWITCHING_ON
+    assert switching.state() is PowerState.SWITCHING_ON
     switching.start()
     switching.world.tick(1.0)
     assert switching.runner.hooks() == ["on_pause", "on_resume", "on_resume"]
@@ -433,7 +435,7 @@ def test_a_site_that_is_off_and_has_no_command_any_more_waits_for_a_person(switc
     switching.pass_time(20.0, beating=False)
     world.beat("one")
     world.tick(1.0)
-    assert switching.state() is Power.ON
+    assert switching.state() is PowerState.ON
 
 
 # -- commands -------------------------------------------------------------------
@@ -449,10 +451,10 @@ def until_ended(runner, site):
 def test_a_command_is_run_by_the_shell_and_its_last_line_is_told(tmp_path):
     runner = SystemRunner(tmp_path / "hooks")
     runner.begin("one", "on_pause", 'echo "$CURTAIL_SITE"; echo done; exit 4', {"CURTAIL_SITE": "one"}, 60.0)
-    assert until_ended(runner, "one") == Ended(True, "on_pause ended with 4: done")
+    assert until_ended(runner, "one") == CommandResult(True, "on_pause ended with 4: done")
     assert (tmp_path / "hooks" / "one.on_pause.log").read_text() == "one\ndone\n"
     runner.begin("one", "on_pause", "true", {}, 60.0)
-    assert until_ended(runner, "one") == Ended(False, "on_pause ended with 0")
+    assert until_ended(runner, "one") == CommandResult(False, "on_pause ended with 0")
     assert runner.ended("one") is None, "told once"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from controller.home import archive, backup, home, restore
-from controller.home.data_ledger import look
+from controller.home.data_ledger import inspect_store
 from controller.store import Store, reading, sqlite_file
 from curtail import __main__ as entry
 from curtail.errors import AuthError, CurtailError, DataError, DiskError, NotFound, Refused, UsageError
@@ -62,7 +62,7 @@ def test_a_backup_while_the_store_is_open_holds_everything_its_rows_name(trained
     assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
     folder = target.parent / "restored"
     assert restore.restore(target, folder, trained.clock).files == made.files
-    assert [problem for _, problem in look(folder, weights=True) if problem] == []
+    assert [problem for _, problem in inspect_store(folder, weights=True) if problem] == []
 
 
 def test_a_restored_controller_goes_on_and_no_sample_counts_twice(trained, world_class, tmp_path_factory):

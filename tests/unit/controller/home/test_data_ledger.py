@@ -6,7 +6,7 @@ import sqlite3
 
 import pytest
 
-from controller.home.data_ledger import check, look
+from controller.home.data_ledger import check_data_ledger, inspect_store
 from controller.store import MIGRATIONS, Store, migrate
 from curtail.errors import CurtailError, NotFound
 
@@ -20,7 +20,7 @@ def trained(world):
 
 
 def test_a_sound_ledger_is_printed_line_by_line(trained, capsys):
-    assert check(trained.home, weights=True) == 0
+    assert check_data_ledger(trained.home, weights=True) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6 + 2 and all(line.startswith("holds ") for line in lines)
 
@@ -44,9 +44,9 @@ def test_a_broken_ledger_is_named(trained, damage, sentence):
     connection = sqlite3.connect(trained.home / "state.db")
     connection.executescript(damage)
     connection.close()
-    assert any(sentence in problem for _, problem in look(trained.home, weights=False) if problem)
+    assert any(sentence in problem for _, problem in inspect_store(trained.home, weights=False) if problem)
     with pytest.raises(CurtailError, match="is broken"):
-        check(trained.home, weights=False)
+        check_data_ledger(trained.home, weights=False)
 
 
 def test_damaged_weights_are_found_only_when_asked_for(trained):
@@ -54,17 +54,17 @@ def test_damaged_weights_are_found_only_when_asked_for(trained):
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    assert check(trained.home, weights=False) == 0
+    assert check_data_ledger(trained.home, weights=False) == 0
     with pytest.raises(CurtailError, match=r"model\.safetensors is damaged"):
-        check(trained.home, weights=True)
+        check_data_ledger(trained.home, weights=True)
 
 
 def test_nothing_is_written_and_nothing_is_made(trained, tmp_path):
     before = (trained.home / "state.db").read_bytes()
-    look(trained.home, weights=True)
+    inspect_store(trained.home, weights=True)
     assert (trained.home / "state.db").read_bytes() == before
     with pytest.raises(NotFound, match="there is no store"):
-        look(tmp_path / "nowhere", weights=False)
+        inspect_store(tmp_path / "nowhere", weights=False)
     assert not (tmp_path / "nowhere").exists()
 
 
@@ -73,7 +73,7 @@ def test_a_store_of_another_schema_is_refused(tmp_path):
     migrate(connection, tmp_path, MIGRATIONS[:1])
     connection.close()
     with pytest.raises(CurtailError, match="schema 1"):
-        look(tmp_path, weights=False)
+        inspect_store(tmp_path, weights=False)
 
 
 def test_a_store_of_the_first_schema_is_brought_up_to_date_with_its_versions(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from controller.files.versions import Versions
 from controller.home import home as homes
-from controller.home.data_ledger import look
+from controller.home.data_ledger import inspect_store
 from curtail import __main__ as entry
 from curtail.commands.doctor import folder
 from curtail.errors import CheckpointError, CurtailError
@@ -46,7 +46,7 @@ def test_doctor_and_every_command_that_reads_say_that_it_is_lost(lost, capsys):
     with pytest.raises(CurtailError, match="has v000012 of a run"):
         folder.state(lost)
     with pytest.raises(CurtailError, match=r"empty|there is no store"):
-        look(lost, weights=False)
+        inspect_store(lost, weights=False)
     assert entry.run(["token", "create", "--home", str(lost)]) in (1, 3)
     assert "v000012" in (said := capsys.readouterr().err) or "there is no run" in said
 

@@ -13,7 +13,7 @@ import pytest
 
 from controller.files import uploads
 from controller.http import rate_limit, request_limits, transfers
-from controller.http.app import Door, create_app
+from controller.http.app import ServerIdentity, create_app
 from curtail import wire
 from curtail.security.signing import HEADER, AgentKey, Signer
 from curtail.wire import limits
@@ -55,7 +55,7 @@ class Http:
 @pytest.fixture
 def http(world):
     world.sick = None
-    made = Http(create_app(world.service, world.uploads, INFO, lambda: world.sick, Door(open_status=True)))
+    made = Http(create_app(world.service, world.uploads, INFO, lambda: world.sick, ServerIdentity(open_status=True)))
     made.signer = Signer(AgentKey(), world.clock.wall, 1)
     yield made
     made.close()
@@ -296,7 +296,7 @@ def test_bytes_that_a_site_fetches_are_counted_in_its_ledger_row(http, credentia
     http.get(wire.BLOB.format(sha256=sha))
     http.get(wire.BLOB.format(sha256=sha), headers={"range": "bytes=4-"})
     world.tick(1.0)
-    world.store.call(lambda tx: world.service.booking.finish(tx, "a", world.service.replay.now()))
+    world.store.call(lambda tx: world.service.energy_ledger.finish(tx, "a", world.service.replay.now()))
     rows = world.store.call(lambda tx: tx.entries())
     assert sum(row.detail.network_bytes for row in rows) == 10 + 6
 

@@ -16,7 +16,7 @@ import pytest
 
 from controller.auth import tokens
 from controller.auth.credentials import LIFE_S
-from controller.http.app import Door, create_app
+from controller.http.app import ServerIdentity, create_app
 from curtail import wire
 from curtail.security.signing import HEADER, SKEW_S, AgentKey, Signer
 from curtail.security.token import parse_token
@@ -98,7 +98,7 @@ class Net:
 
     def __init__(self, world):
         self.world, self.answers = world, []
-        app = create_app(world.service, world.uploads, INFO, lambda: None, Door("PEM", "ab" * 32))
+        app = create_app(world.service, world.uploads, INFO, lambda: None, ServerIdentity("PEM", "ab" * 32))
         self.routes = {(m, r.path) for r in app.routes for m in getattr(r, "methods", ()) if m != "HEAD"}
         self._loop = asyncio.new_event_loop()
         self._http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1")

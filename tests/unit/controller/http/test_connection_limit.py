@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from controller.auth.authority import ensure
 from controller.http import connection_limit, connection_timeouts
-from controller.http.connection_limit import AT_ONCE, Caps, Crowd, Gate, caps, origin
+from controller.http.connection_limit import AT_ONCE, Caps, ConnectionCounter, CountingListener, caps, origin
 from controller.http.listener import BACKLOG, listen
 from curtail.system.disk import SystemDisk
 
@@ -34,7 +34,7 @@ class Served:
     """A real uvicorn behind a gate on loopback, over TLS if there is an identity."""
 
     def __init__(self, limit, identity=None):
-        self.gate = Gate(listen("127.0.0.1", 0), limit)
+        self.gate = CountingListener(listen("127.0.0.1", 0), limit)
         self.crowd, self.port = self.gate.crowd, self.gate.getsockname()[1]
         files = (
             {} if identity is None else {"ssl_certfile": identity.files.certificate, "ssl_keyfile": identity.files.key}
@@ -120,7 +120,7 @@ def test_the_caps_leave_places_for_this_machine_and_a_share_for_each_address():
     st.lists(st.tuples(st.booleans(), st.sampled_from(["", "a", "b", "c"])), max_size=120),
 )
 def test_no_cap_is_ever_passed_and_this_machine_has_a_place_unless_it_holds_its_own_already(most, share, steps):
-    crowd, inside = Crowd(caps(most, share)), []
+    crowd, inside = ConnectionCounter(caps(most, share)), []
     for comes, who in steps:
         if not comes:
             if who in inside:
@@ -140,7 +140,7 @@ def test_no_cap_is_ever_passed_and_this_machine_has_a_place_unless_it_holds_its_
 
 
 def test_a_connection_that_is_lost_and_never_closed_gives_its_place_back():
-    with Gate(listen("127.0.0.1", 0), Caps(4, 4, 1)) as door, socket.create_connection(door.getsockname()):
+    with CountingListener(listen("127.0.0.1", 0), Caps(4, 4, 1)) as door, socket.create_connection(door.getsockname()):
         accepted, _ = door.accept()
         assert door.crowd.count() == 1
         with pytest.warns(ResourceWarning):
@@ -158,7 +158,7 @@ def test_refusals_are_told_in_one_line_a_minute_and_a_flood_of_them_lets_the_oth
 
     clock = Clock()
     with contextlib.ExitStack() as stack:
-        door = stack.enter_context(Gate(listen("127.0.0.1", 0), Caps(0, 0, 0), clock))
+        door = stack.enter_context(CountingListener(listen("127.0.0.1", 0), Caps(0, 0, 0), clock))
         for _ in range(AT_ONCE + 1):
             stack.enter_context(socket.create_connection(door.getsockname()))
         door.setblocking(False)

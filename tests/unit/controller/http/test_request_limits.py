@@ -14,7 +14,16 @@ from doubles import FakeClock
 
 from controller.http import connection_limit, connection_timeouts, request_limits
 from controller.http.rate_limit import CONTROL, HEARTBEATS, STRANGERS, Rates
-from controller.http.request_limits import GRACE_S, LEAST_RATE, SILENCE_S, Guard, Pace, TooSlow, inspect, is_control
+from controller.http.request_limits import (
+    GRACE_S,
+    LEAST_RATE,
+    SILENCE_S,
+    Pace,
+    RequestLimits,
+    TooSlow,
+    inspect,
+    is_control,
+)
 from curtail import wire
 from curtail.wire import limits
 
@@ -145,7 +154,7 @@ def test_the_guard_answers_429_with_the_time_and_lets_pass_what_has_its_rate():
     async def nothing(*message):
         return {"type": "http.disconnect"}
 
-    guarded = Guard(app, answer, clock)
+    guarded = RequestLimits(app, answer, clock)
     request = scope(path=wire.CHECKOUT, headers=[("authorization", "Bearer good")])
 
     async def flood(count):
@@ -176,7 +185,7 @@ def test_every_answer_says_the_time_of_its_moment_also_right_after_the_clock_was
         sent.append(dict(message["headers"])[b"date"])
 
     times = iter((1_700_000_000.0, 1_700_003_600.0))
-    guarded = Guard(app, refuse, clock, lambda: next(times))
+    guarded = RequestLimits(app, refuse, clock, lambda: next(times))
     for _ in range(2):
         asyncio.run(guarded(scope(path=path), note, note))
     assert sent == [b"Tue, 14 Nov 2023 22:13:20 GMT", b"Tue, 14 Nov 2023 23:13:20 GMT"]
@@ -198,7 +207,7 @@ def test_parts_and_downloads_are_counted_only_for_who_shows_no_good_credential()
     async def nothing(*message):
         return {"type": "http.disconnect"}
 
-    guarded = Guard(app, answer, FakeClock())
+    guarded = RequestLimits(app, answer, FakeClock())
 
     async def ask(path, credential, count):
         for _ in range(count):
@@ -266,7 +275,7 @@ def test_a_body_that_does_not_come_is_too_slow_and_one_that_came_may_wait_for_it
         except TooSlow as error:
             caught.append(error)
 
-    guarded = Guard(app, app)
+    guarded = RequestLimits(app, app)
     asyncio.run(guarded(scope(), whole, never))
     assert not caught
     asyncio.run(guarded(scope(), never, never))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from controller.ledger.recorder import Booking
+from controller.ledger.recorder import EnergyLedger
 from controller.service import snapshot
 from controller.service.snapshot import HISTORY
 
@@ -23,7 +23,7 @@ def add_readings(world, first, stop):
 
 def trained(world, seconds):
     """The sites have trained so long."""
-    world.service.booking.totals = replace(world.service.booking.totals, train_seconds=seconds)
+    world.service.energy_ledger.totals = replace(world.service.energy_ledger.totals, train_seconds=seconds)
 
 
 def effort(world):
@@ -34,8 +34,8 @@ def from_all_readings(world):
     def expected(tx):
         readings = {region: tx.readings(region) for region in world.config.regions}
         sites = {site.site: site.region for site in tx.sites()}
-        totals, _ = world.service.booking.present(world.service.replay.now())
-        return Booking(world.config).always_on_kg(totals, tx.run().started, sites, readings)
+        totals, _ = world.service.energy_ledger.present(world.service.replay.now())
+        return EnergyLedger(world.config).always_on_kg(totals, tx.run().started, sites, readings)
 
     return world.store.call(expected)
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from controller.energy.clock import LiveClock
-from controller.service.service import Parts, Service
+from controller.service.service import Service, ServiceDeps
 from curtail.grid.reading import Reading
 from curtail.wire import Heartbeat, Power, Progress
 
@@ -57,7 +57,7 @@ def test_measured_power_makes_no_row_for_each_heartbeat(steady):
         beat(steady, float(second), joules)
         steady.tick(2.0)
         joules += 2.0 * (1500.0 + second % 600)
-    steady.store.call(lambda tx: steady.service.booking.finish(tx, "a", steady.service.replay.now()))
+    steady.store.call(lambda tx: steady.service.energy_ledger.finish(tx, "a", steady.service.replay.now()))
     measured = [row for row in rows_of(steady) if row.method == "nvml-total-energy+rapl"]
     assert len(measured) <= 6, "one for each signal interval"
     assert {row.detail.coverage for row in measured} == {1.0}
@@ -74,7 +74,7 @@ def test_a_row_tells_on_what_it_rests(steady):
     steady.ready("a", "job")
     beat(steady, 0.0, 0.0)
     steady.tick(1.0)
-    steady.store.call(lambda tx: steady.service.booking.finish(tx, "a", steady.service.replay.now()))
+    steady.store.call(lambda tx: steady.service.energy_ledger.finish(tx, "a", steady.service.replay.now()))
     row = rows_of(steady)[-1]
     basis = row.detail.basis
     assert (row.mci, basis.mci_raw, row.kg) == (0.0, -12.0, 0.0), "a negative intensity earns nothing, and is kept"
@@ -97,7 +97,7 @@ def test_tokens_and_steps_are_counted_once_whatever_is_repeated(steady):
     steady.commit("a", "job", work, steps=10)
     steady.commit("a", "job", work, steps=10)
     steady.tick(1.0)
-    steady.store.call(lambda tx: steady.service.booking.finish(tx, "a", steady.service.replay.now()))
+    steady.store.call(lambda tx: steady.service.energy_ledger.finish(tx, "a", steady.service.replay.now()))
     details = [row.detail for row in rows_of(steady)]
     assert sum(detail.steps for detail in details) == 10 and sum(detail.tokens for detail in details) == 320
     sizes = sum(detail.network_bytes for detail in details)
@@ -111,7 +111,7 @@ def test_a_silent_machine_is_booked_as_standing_by_and_flagged(steady):
     beat(steady, 2.0, 4000.0, watts=2000.0)
     for _ in range(60):
         steady.tick(1.0)
-    steady.store.call(lambda tx: steady.service.booking.finish(tx, "a", steady.service.replay.now()))
+    steady.store.call(lambda tx: steady.service.energy_ledger.finish(tx, "a", steady.service.replay.now()))
     last = rows_of(steady)[-1]
     assert (last.phase, last.method, last.watts) == ("paused", "constant", 500.0)
     assert "estimated" in last.detail.basis.flags
@@ -123,7 +123,7 @@ def test_a_stale_reading_is_flagged(steady):
     steady.source.reading = lambda region, now: Reading(region, 50.0, old.point_time, old.valid_until, "test")
     for _ in range(5):
         steady.tick(100.0)
-    steady.store.call(lambda tx: steady.service.booking.finish(tx, "a", steady.service.replay.now()))
+    steady.store.call(lambda tx: steady.service.energy_ledger.finish(tx, "a", steady.service.replay.now()))
     flags = {row.detail.basis.flags for row in rows_of(steady)}
     assert any("stale" in of for of in flags) and any("stale" not in of for of in flags)
 
@@ -132,7 +132,7 @@ def live(world):
     """A controller on real time, started on what the store holds."""
     run = world.store.call(lambda tx: tx.run())
     world.service = Service(
-        Parts(
+        ServiceDeps(
             world.store, world.config, world.source, LiveClock(run.clock, world.clock), world.clock, world.versions,
             world.uploads, world.merger,
         )
@@ -169,7 +169,7 @@ def test_at_a_replay_nothing_is_lost_and_nothing_is_booked_twice(steady):
         steady.tick(0.0)
         steady.beat("a", "job", "train")
     steady.tick(1.0)
-    steady.store.call(lambda tx: steady.service.booking.finish(tx, "a", steady.service.replay.now()))
+    steady.store.call(lambda tx: steady.service.energy_ledger.finish(tx, "a", steady.service.replay.now()))
     rows = rows_of(steady)
     assert all(after.t0 == pytest.approx(before.t1) for before, after in pairwise(rows))
     assert sum(row.t1 - row.t0 for row in rows) == pytest.approx(steady.service.replay.now() - rows[0].t0)
@@ -180,9 +180,9 @@ def test_the_open_end_survives_a_kill_with_all_that_it_has_added_up(steady):
     for second in (0, 2, 4):
         beat(steady, float(second), 1000.0 * second)
         steady.tick(2.0)
-    before, _ = steady.service.booking.present(steady.service.replay.now())
+    before, _ = steady.service.energy_ledger.present(steady.service.replay.now())
     steady.start()
-    after, _ = steady.service.booking.present(steady.service.replay.now())
+    after, _ = steady.service.energy_ledger.present(steady.service.replay.now())
     assert after.attributed_kwh == pytest.approx(before.attributed_kwh, rel=1e-9)
     assert {row.method for row in rows_of(steady) if row.phase == "train"} >= {"nvml-total-energy+rapl"}
 

@@ -13,10 +13,10 @@ from controller.ledger.historians import ConstantHistory, TraceHistory, open_his
 from controller.ledger.settlement import MARGINAL, History, mean, revisions, settle, settled_entries
 from controller.ledger.settlement_thread import BACK_S, Settler, live_settler
 from controller.signals.answer import SignalError
-from controller.signals.select import Signal, Surroundings
+from controller.signals.select import SelectedSignal, Surroundings
 from controller.store.rows import SettledRow
-from curtail.carbon.accounting import Basis, Detail, Entry, Totals, add
-from curtail.commands.ledger.verify import SettleOptions, look, run_settle
+from curtail.carbon.accounting import Basis, Detail, LedgerEntry, Totals, add
+from curtail.commands.ledger.verify import SettleOptions, run_settle, verify_chain
 from curtail.errors import CurtailError, Refused, UsageError
 from curtail.grid.trace import Trace
 
@@ -25,7 +25,9 @@ def entry(t0, t1, kwh=2.0, mci=50.0, flags=(), region="A", phase="train"):
     basis = Basis(mci, "test", t0, 100.0, flags)
     kg = None if mci is None else kwh * mci / 1000.0
     detail = Detail(kwh, None, None, 0.0, basis=basis)
-    return Entry("s", region, phase, t0, t1, 1.0, "constant", 1.0, 1.0, kwh, mci, kg, (mci or 999.0) < 100.0, detail)
+    return LedgerEntry(
+        "s", region, phase, t0, t1, 1.0, "constant", 1.0, 1.0, kwh, mci, kg, (mci or 999.0) < 100.0, detail
+    )
 
 
 HISTORY = History(((0.0, 40.0), (300.0, 80.0), (600.0, 500.0)), 300.0, "later", "2026-01")
@@ -84,7 +86,7 @@ def ran(world):
     world.beat("a", "job", "train")
     for _ in range(12):
         world.tick(300.0)
-    world.store.call(lambda tx: world.service.booking.finish(tx, "a", world.service.replay.now()))
+    world.store.call(lambda tx: world.service.energy_ledger.finish(tx, "a", world.service.replay.now()))
     return world
 
 
@@ -108,14 +110,14 @@ def test_settling_twice_is_settling_once_and_the_chain_goes_on(ran):
     first = settle(ran.store.call, source, 1.0)
     rows = len(ran.store.call(lambda tx: tx.entries()))
     assert (first.rows, first.first, first.revised, first.waiting) == (rows, rows, 0, 0)
-    records = look(ran.home, None).records
+    records = verify_chain(ran.home, None).records
     again = settle(ran.store.call, source, 2.0)
-    assert (again.first, again.revised) == (0, 0) and look(ran.home, None).records == records
+    assert (again.first, again.revised) == (0, 0) and verify_chain(ran.home, None).records == records
     source.value = 71.0
     assert settle(ran.store.call, source, 3.0).revised == rows
     found = ran.store.call(lambda tx: tx.settled(MARGINAL))
     assert {row.revision for row in found.values()} == {2} and {row.mci for row in found.values()} == {71.0}
-    assert look(ran.home, None).problem == "" and look(ran.home, None).records == records + rows
+    assert verify_chain(ran.home, None).problem == "" and verify_chain(ran.home, None).records == records + rows
     assert {e.mci for e in ran.store.call(lambda tx: tx.entries())} == {50.0}, "what was decided on stays"
 
 
@@ -145,11 +147,11 @@ def test_the_settler_of_a_replay_has_nothing_to_do_and_that_of_a_live_run_ends_i
 
     trace = Trace("t", (0.0, 300.0), {"A": (1.0, 2.0), "B": (1.0, 2.0)}, 300.0)
     around = Surroundings(ran.clock, {})
-    replayed = live_settler(ran.store.call, ran.config, Signal("trace", ran.source, trace), around)
+    replayed = live_settler(ran.store.call, ran.config, SelectedSignal("trace", ran.source, trace), around)
     replayed.start()
     replayed.stop()
     constant = replace(ran.config, signal=replace(ran.config.signal, source="constant", value=5.0))
-    live = live_settler(ran.store.call, constant, Signal("constant", ran.source), around)
+    live = live_settler(ran.store.call, constant, SelectedSignal("constant", ran.source), around)
     live.start()
     live.stop()
     ran.clock.t += 1.0
@@ -220,7 +222,7 @@ def test_the_command_settles_and_prints_both(ran, tmp_path, capsys):
     assert settled == pytest.approx(1.2 * decided, rel=1e-2)
     ran.tick(300.0)
     assert run_settle(options) == 0 and " 0 settled for the first time, 0 revised" in capsys.readouterr().out
-    assert look(ran.home, None).problem == ""
+    assert verify_chain(ran.home, None).problem == ""
     with contextlib.closing(lock(ran.home)), pytest.raises(Refused, match="only one process may write"):
         run_settle(options)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from controller.ledger.metering import Trained
+from controller.ledger.metering import JobProgress
 
 
 def count(*said):
     """(what, round, steps) one after the other, ten tokens a step; the growth in steps."""
-    job, out = Trained(), []
+    job, out = JobProgress(), []
     for what, number, steps in said:
         more = getattr(job, what)(number, steps, 10 * steps)
         assert more[1] == 10 * more[0]
@@ -39,5 +39,5 @@ def test_what_comes_late_of_an_older_round_is_passed_over():
 
 def test_a_count_goes_on_where_it_was_kept():
     _, job = count(("said", 1, 6), ("committed", 1, 6), ("said", 2, 3))
-    again = Trained.of(job.kept())
+    again = JobProgress.of(job.kept())
     assert again == job and again.said(2, 4, 40) == (1, 10)

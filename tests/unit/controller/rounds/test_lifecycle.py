@@ -7,11 +7,11 @@ import pytest
 from controller.rounds.lifecycle import (
     MEMBER_NEXT,
     ROUND_NEXT,
-    Kind,
     Member,
     MemberEvent,
     Round,
     RoundEvent,
+    RoundKind,
     advance_member,
     advance_round,
     discount,
@@ -85,15 +85,15 @@ def test_the_grace_follows_recent_arrivals_within_its_bounds():
 
 
 def test_only_a_delta_can_come_late_and_only_where_the_run_takes_it():
-    assert overdue(Kind.FEDERATED, 0.5) is MemberEvent.OVERDUE
-    assert overdue(Kind.FEDERATED, 0.0) is MemberEvent.DEADLINE_PASSED
-    assert overdue(Kind.LOCAL, 0.5) is MemberEvent.DEADLINE_PASSED
+    assert overdue(RoundKind.FEDERATED, 0.5) is MemberEvent.OVERDUE
+    assert overdue(RoundKind.FEDERATED, 0.0) is MemberEvent.DEADLINE_PASSED
+    assert overdue(RoundKind.LOCAL, 0.5) is MemberEvent.DEADLINE_PASSED
     assert [discount(0.5, n) for n in (0, 1, 2)] == [1.0, 0.5, 0.25]
     assert discount(0.0, 0) == 1.0
 
 
 def test_a_sole_site_may_train_on_and_others_only_with_overlap():
-    assert [may_keep(kind, overlap) for kind in Kind for overlap in (False, True)] == [True, True, False, True]
+    assert [may_keep(kind, overlap) for kind in RoundKind for overlap in (False, True)] == [True, True, False, True]
 
 
 def test_a_sole_site_trains_by_the_schedule_and_several_by_the_powers_of_their_number():
@@ -103,9 +103,9 @@ def test_a_sole_site_trains_by_the_schedule_and_several_by_the_powers_of_their_n
 
 
 def test_a_latecomer_enters_a_federated_round_only_in_its_first_half():
-    assert may_enter(Kind.FEDERATED, 0.0, 10.0, 5.0)
-    assert not may_enter(Kind.FEDERATED, 0.0, 10.0, 5.1)
-    assert not may_enter(Kind.LOCAL, 0.0, 10.0, 0.0)
+    assert may_enter(RoundKind.FEDERATED, 0.0, 10.0, 5.0)
+    assert not may_enter(RoundKind.FEDERATED, 0.0, 10.0, 5.1)
+    assert not may_enter(RoundKind.LOCAL, 0.0, 10.0, 0.0)
 
 
 def test_returned_samples_are_leased_before_new_ones():

@@ -47,16 +47,16 @@ def test_a_question_takes_no_longer_after_thousands_of_rounds_and_ledger_rows(wo
 
 def test_what_a_step_learned_of_rows_that_were_undone_is_forgotten(world):
     world.ready("a", "job")
-    deciding = world.service.deciding
-    before = deciding._last_row, deciding.learned("old")
+    scheduler = world.service.scheduler
+    before = scheduler._last_row, scheduler.learned("old")
 
     def undone(tx):
         tx._db.conn.executemany(ENTRY, [(0.0, 1.0), (1.0, 2.0)])
-        deciding._learn(tx)
-        assert deciding._last_row > before[0]
+        scheduler._learn(tx)
+        assert scheduler._last_row > before[0]
         raise RuntimeError("undone")
 
     with pytest.raises(RuntimeError, match="undone"):
         world.store.call(undone)
-    assert (deciding._last_row, deciding.learned("old")) == before
-    assert deciding.learned("old") == Learned()
+    assert (scheduler._last_row, scheduler.learned("old")) == before
+    assert scheduler.learned("old") == Learned()

@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import pytest
 
+from agent.lifecycle import AgentView as AgentView
 from agent.lifecycle import Event, State, next_event
-from agent.lifecycle import View as AgentView
 from controller.signals.replay import TraceSource
 from curtail.grid.forecast import Forecast
 from curtail.grid.reading import Reading, unknown
 from curtail.grid.trace import Trace
 from curtail.policy.costs import SiteCosts
-from curtail.policy.decision import Goal, View, decide
+from curtail.policy.decision import Goal, SiteView, decide
 from curtail.policy.override import Override
 from curtail.policy.rules import Regime, RegionRule, Site, Window
 
@@ -28,16 +28,16 @@ def reading(mci: float, age: float = 0.0, region: str = "A") -> Reading:
     return Reading(region, mci, NOW - age, NOW - age + PERIOD, "test")
 
 
-def view(value: Reading | None, running: bool = False, **more: object) -> View:
-    return replace(View(RULE, Window(), value, None, Site(COSTS, running)), **more)
+def view(value: Reading | None, running: bool = False, **more: object) -> SiteView:
+    return replace(SiteView(RULE, Window(), value, None, Site(COSTS, running)), **more)
 
 
-def answer(now: float = NOW, **views: View):
+def answer(now: float = NOW, **views: SiteView):
     views = {name: replace(v, rule=replace(v.rule, region=name)) for name, v in views.items()}
     return decide(views, Goal(), now)
 
 
-def verdict(shown: View, now: float = NOW):
+def verdict(shown: SiteView, now: float = NOW):
     return answer(now, A=shown).verdicts["A"]
 
 
@@ -287,7 +287,7 @@ def test_live_a_zero_that_is_not_renewed_pauses(live, make_world):
     world = live()
     world.source.mci = {"A": 0.0, "B": 300.0}
     assert all(reply.granted for reply in heard(world))
-    world.service.deciding._source = Shown("A", Reading("A", 0.0, world.clock.t, world.clock.t + PERIOD, "test"))
+    world.service.scheduler._source = Shown("A", Reading("A", 0.0, world.clock.t, world.clock.t + PERIOD, "test"))
     for reply in heard(world, 301.0):
         assert not reply.granted and reply.reason
 

@@ -28,13 +28,13 @@ from controller.auth import credentials
 from controller.energy.clock import ReplayClock
 from controller.files.uploads import Uploads
 from controller.files.versions import Versions
-from controller.http.app import Door, create_app
-from controller.service.service import Parts, Service
+from controller.http.app import ServerIdentity, create_app
+from controller.service.service import Service, ServiceDeps
 from controller.signals.replay import Source, TraceSource
 from controller.store import Store
 from controller.store.rows import BlobRow, RunRow, TokenRow, VersionRow
 from curtail import wire
-from curtail.carbon.accounting import ATTRIBUTED, Entry
+from curtail.carbon.accounting import ATTRIBUTED, LedgerEntry
 from curtail.commands.simulate.run import Options, simulate
 from curtail.config import RunConfig, parse_config
 from curtail.grid.forecast import Forecast
@@ -275,12 +275,14 @@ class Replay:
         self.store.open()
         self._begin(work)
         replay = ReplayClock(trace.start, SPEED, self.clock)
-        self.service = Service(Parts(
+        self.service = Service(ServiceDeps(
             self.store, self.config, source, replay, self.clock, self.versions, self.uploads, self.merger,
             perfect_forecast=perfect,
         ))  # fmt: skip
         self.store.call(self.service.resume)
-        app = create_app(self.service, self.uploads, INFO, lambda: None, Door(open_status=True), TickingClock())
+        app = create_app(
+            self.service, self.uploads, INFO, lambda: None, ServerIdentity(open_status=True), TickingClock()
+        )
         self.wire = Asgi(app)
         self.sites = [self._site(region) for region in trace.values]
 
@@ -356,7 +358,7 @@ class Replay:
 
     # -- what came of it -----------------------------------------------------------------
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[LedgerEntry]:
         rows = self.store.call(lambda tx: tx.entries())
         return [entry for entry in rows if entry.t1 > entry.t0]
 

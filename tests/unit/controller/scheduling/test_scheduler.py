@@ -7,7 +7,7 @@ from math import inf
 
 import pytest
 
-from controller.scheduling.goal import Progress, aim
+from controller.scheduling.goal import RunProgress, make_goal
 from controller.store.rows import RunRow
 from curtail import wire
 from curtail.config import parse_config
@@ -91,7 +91,7 @@ def test_a_hold_that_ends_ungranted_lets_the_site_go(make_world):
     world.tick(1800.5)
     assert world.beat("a", "job", "hold").hold_s > 0
     world.source = Course(world.clock.t - 1800.0, A=[(0.0, 300.0)], B=[(0.0, 400.0)])
-    world.service.deciding._source = world.source
+    world.service.scheduler._source = world.source
     world.tick(1.0)
     reply = world.beat("a", "job", "hold")
     assert (reply.granted, reply.hold_s) == (False, 0.0) and "MCI 300" in reply.reason
@@ -297,13 +297,13 @@ def test_an_order_that_ran_out_while_no_controller_was_there_is_noted_at_the_tim
 def test_an_order_that_could_not_be_kept_is_not_in_force(world, monkeypatch):
     world.tick()
     order(world, action="pause")
-    monkeypatch.setattr(world.service.deciding, "step", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(world.service.scheduler, "step", lambda *arguments: 1 / 0)
     for action in ("train", "clear"):
         with pytest.raises(ZeroDivisionError):
             order(world, action=action)
     monkeypatch.undo()
     assert orders(world) == [("pause", None, "kim")]
-    assert not world.service.deciding.orders.of("A", world.service.replay.now()).train
+    assert not world.service.scheduler.orders.of("A", world.service.replay.now()).train
     order(world, action="clear")
     assert orders(world)[1:] == [("cleared", 1, "kim")]
 
@@ -339,44 +339,44 @@ def config(**policy: object):
 
 
 RUN = RunRow("r", "", "", "", "", 8, "RUNNING", 0.0, 1000.0, 1000.0, 0, 0, 8000, "PAUSED", 0.0, {}, None, None)
-KNOWN = Progress(left=64_000, commits=((600, 2.0), (200, 2.0)), reported=(50.0,), spent_kg=0.25, sync_s=7.0)
+KNOWN = RunProgress(left=64_000, commits=((600, 2.0), (200, 2.0)), reported=(50.0,), spent_kg=0.25, sync_s=7.0)
 
 
 def test_work_is_the_tokens_left_by_the_speed_of_a_site_on_the_controllers_clock():
-    found = aim(config(), RUN, 1.0, KNOWN, False)
+    found = make_goal(config(), RUN, 1.0, KNOWN, False)
     assert (found.tokens_per_s, found.known_by, found.goal.work) == (200.0, "measured", 320.0)
-    fast = aim(config(), RUN, 60.0, KNOWN, False)
+    fast = make_goal(config(), RUN, 60.0, KNOWN, False)
     assert fast.goal.work == pytest.approx(19_200.0) and fast.tokens_per_s == pytest.approx(200.0 / 60.0)
     early = replace(KNOWN, commits=())
-    assert aim(config(), RUN, 1.0, early, False).known_by == "reported"
+    assert make_goal(config(), RUN, 1.0, early, False).known_by == "reported"
     silent = replace(early, reported=(0.0,))
-    assert aim(config(tokens_per_s=10.0), RUN, 1.0, silent, False).goal.work == 6400.0
-    assert aim(config(), RUN, 1.0, silent, False).goal.work is None
+    assert make_goal(config(tokens_per_s=10.0), RUN, 1.0, silent, False).goal.work == 6400.0
+    assert make_goal(config(), RUN, 1.0, silent, False).goal.work is None
 
 
 def test_without_any_measure_there_is_no_price_and_the_reason_says_so():
-    silent = Progress(64_000, (), (), 0.0, 30.0)
-    assert "tokens_per_s" in aim(config(deadline="9 h"), RUN, 1.0, silent, False).problem
-    assert aim(config(deadline="9 h", tokens_per_s=5.0), RUN, 1.0, silent, False).problem == ""
-    assert aim(config(), RUN, 1.0, silent, False).problem == "", "nobody wants a price"
+    silent = RunProgress(64_000, (), (), 0.0, 30.0)
+    assert "tokens_per_s" in make_goal(config(deadline="9 h"), RUN, 1.0, silent, False).problem
+    assert make_goal(config(deadline="9 h", tokens_per_s=5.0), RUN, 1.0, silent, False).problem == ""
+    assert make_goal(config(), RUN, 1.0, silent, False).problem == "", "nobody wants a price"
 
 
 def test_the_deadline_is_a_moment_or_a_time_after_the_start_and_the_budget_what_is_left_of_it():
-    assert aim(config(deadline="2 h"), RUN, 1.0, KNOWN, False).goal.deadline == 1000.0 + 7200.0
-    moment = aim(config(deadline="2026-03-01T08:00+01:00"), RUN, 1.0, KNOWN, False).goal.deadline
+    assert make_goal(config(deadline="2 h"), RUN, 1.0, KNOWN, False).goal.deadline == 1000.0 + 7200.0
+    moment = make_goal(config(deadline="2026-03-01T08:00+01:00"), RUN, 1.0, KNOWN, False).goal.deadline
     assert moment == 1_772_348_400.0
-    assert aim(config(budget_kg=1.0), RUN, 1.0, KNOWN, False).goal.budget_kg == 0.75
+    assert make_goal(config(budget_kg=1.0), RUN, 1.0, KNOWN, False).goal.budget_kg == 0.75
 
 
 def test_the_safety_is_smaller_where_the_forecast_cannot_err_and_is_the_run_files_if_given():
-    assert [aim(config(), RUN, 1.0, KNOWN, perfect).goal.safety for perfect in (False, True)] == [1.15, 1.01]
-    assert aim(config(safety=1.3), RUN, 1.0, KNOWN, True).goal.safety == 1.3
+    assert [make_goal(config(), RUN, 1.0, KNOWN, perfect).goal.safety for perfect in (False, True)] == [1.15, 1.01]
+    assert make_goal(config(safety=1.3), RUN, 1.0, KNOWN, True).goal.safety == 1.3
 
 
 def test_a_round_is_as_long_as_its_steps_or_its_length_whichever_is_shorter():
-    assert aim(config(), RUN, 1.0, KNOWN, False).goal.rounds.length_s == pytest.approx(320 / 200)
+    assert make_goal(config(), RUN, 1.0, KNOWN, False).goal.rounds.length_s == pytest.approx(320 / 200)
     slow = replace(KNOWN, commits=((1, 10.0),))
-    assert aim(config(), RUN, 10.0, slow, False).goal.rounds.length_s == 600.0
+    assert make_goal(config(), RUN, 10.0, slow, False).goal.rounds.length_s == 600.0
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from controller.scheduling.site_costs import Learned, costs, learn
-from curtail.carbon.accounting import Entry
+from curtail.carbon.accounting import LedgerEntry
 from curtail.policy.costs import SiteCosts
 
 ASSUMED = SiteCosts(100.0, 15.0, 30.0, 2000.0, 500.0, 400.0)
@@ -15,7 +15,7 @@ def rows(*spells: tuple[str, float], site: str = "a", watts: float = 1000.0, met
     """Rows on end: phase and seconds of each."""
     found = []
     for phase, seconds in spells:
-        found.append(Entry(site, "A", phase, at, at + seconds, watts, method, 1.0, 1.0, 0.0, 50.0, 0.0, True))
+        found.append(LedgerEntry(site, "A", phase, at, at + seconds, watts, method, 1.0, 1.0, 0.0, 50.0, 0.0, True))
         at += seconds
     return found
 

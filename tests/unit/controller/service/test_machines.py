@@ -307,7 +307,7 @@ def test_counters_of_all_machines_are_added_up_and_one_that_falls_silent_makes_t
                 counts = wire.Power(agent, "nvml-total-energy", 1.0 * second, second * watts, second * watts, 0.0)
                 site.trains(agent, crews[agent], power=counts)
         world.tick(1.0)
-    world.store.call(lambda tx: world.service.booking.finish(tx, "s", world.service.replay.now()))
+    world.store.call(lambda tx: world.service.energy_ledger.finish(tx, "s", world.service.replay.now()))
     rows = world.store.call(lambda tx: tx.entries())
     measured = [e for e in rows if e.method == "nvml-total-energy"]
     assert measured and {round(e.watts) for e in measured} == {1600}

@@ -16,8 +16,8 @@ from controller.signals.answer import Answer
 from controller.signals.select import Surroundings, open_averages, open_signal
 from controller.signals.start import SignalOptions, choose_signal, has_perfect_forecast
 from curtail import __main__ as entry
-from curtail.commands.trace import check_signal
-from curtail.commands.trace.check_signal import as_table, check
+from curtail.commands.trace import check_signal as signal_module
+from curtail.commands.trace.check_signal import as_table, check_signal
 from curtail.config import RunConfig, config_from_json, load_config, parse_config
 from curtail.errors import AuthError, ConfigError, NotFound, UsageError
 
@@ -253,7 +253,9 @@ def test_an_average_is_labelled_and_never_a_reading():
 
 def test_signal_check_shows_averages_beside_and_does_not_judge_them():
     for transport, value in ((maps(), 333.0), (maps("x"), None), (maps(zone="FR"), None), (maps(status=500), None)):
-        rows = check(config(AVERAGED, zone="DE"), around(environ={"ELECTRICITYMAPS_TOKEN": "tok"}, transport=transport))
+        rows = check_signal(
+            config(AVERAGED, zone="DE"), around(environ={"ELECTRICITYMAPS_TOKEN": "tok"}, transport=transport)
+        )
         assert [(row.region, row.basis, row.verdict) for row in rows] == [
             ("A", "marginal", "curtailed"), ("B", "marginal", "curtailed"), ("A", "average", "accounts only"),
         ]  # fmt: skip
@@ -277,7 +279,7 @@ def plugged(**mci: float) -> Any:
 
 
 def test_signal_check_says_what_is_known_of_every_region():
-    rows = check(config({"source": "p"}), around(plugins=lambda: plugged(A=50.0)))
+    rows = check_signal(config({"source": "p"}), around(plugins=lambda: plugged(A=50.0)))
     assert [(row.region, row.value, row.age_s, row.verdict) for row in rows] == [
         ("A", 50.0, 60.0, "curtailed"), ("B", None, None, "unknown"),
     ]  # fmt: skip
@@ -294,7 +296,7 @@ def test_the_exit_code_says_whether_any_region_is_unknown(tmp_path, capsys, monk
     assert [(row["region"], row["value"], row["unit"]) for row in rows] == [
         ("A", 50.0, "gCO2/kWh"), ("B", 50.0, "gCO2/kWh"),
     ]  # fmt: skip
-    monkeypatch.setattr(check_signal, "Surroundings", lambda c, e: around(plugins=lambda: plugged(A=50.0)))
+    monkeypatch.setattr(signal_module, "Surroundings", lambda c, e: around(plugins=lambda: plugged(A=50.0)))
     path = run_file(tmp_path, '[signal]\nsource = "p"\n')
     assert entry.run(["signal", "check", str(path)]) == 1
     said = capsys.readouterr()

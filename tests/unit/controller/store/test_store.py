@@ -210,7 +210,7 @@ def test_the_upkeep_prunes_and_tells_of_a_log_that_cannot_be_cut_back(store, tmp
     monkeypatch.setattr("controller.home.housekeeping.EVENTS_STEP", 2)
     store.call(lambda tx: [tx.add_event(n, n, "k", str(n)) for n in range(12)])
     for _ in range(4):
-        upkeep.look()
+        upkeep.run_once()
     assert len(store.call(lambda tx: tx.last_events(99))) == 5
     assert [kind for kind, _ in told] == ["store", "store"]
     assert "another program reads the store" in told[0][1] and "small again" in told[1][1]

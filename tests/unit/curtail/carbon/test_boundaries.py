@@ -8,9 +8,9 @@ from itertools import pairwise
 
 import pytest
 
-from curtail.carbon.accounting import Basis, Detail, Entry
+from curtail.carbon.accounting import Basis, Detail, LedgerEntry
 from curtail.carbon.boundaries import boundaries, per_tokens, sensitivity
-from curtail.carbon.counterfactual import Trained, counterfactuals, trained
+from curtail.carbon.counterfactual import SiteTraining, counterfactuals, trained
 from curtail.carbon.lower_bound import oracle_kg
 from curtail.commands.ledger.totals import run_totals
 from curtail.config import AccountingSection, parse_config
@@ -25,7 +25,7 @@ def row(site, phase, t0, t1, watts, mci, pue=1.0, sent=0, tokens=0):
     detail = Detail(machine, None, None, 0.0, tokens, 0, sent, Basis(mci, "test", t0, 100.0))
     kg = None if mci is None else kwh * mci / 1000.0
     inside = mci is not None and mci < 100.0
-    return Entry(site, site.upper(), phase, t0, t1, watts, "constant", pue, 1.0, kwh, mci, kg, inside, detail)
+    return LedgerEntry(site, site.upper(), phase, t0, t1, watts, "constant", pue, 1.0, kwh, mci, kg, inside, detail)
 
 
 ROWS = [
@@ -83,7 +83,7 @@ def test_the_mean_between_readings_is_that_of_a_fine_sum(start, stop):
 
 # -- counterfactuals -----------------------------------------------------------
 
-SITES = [Trained("a", "A", 2000.0, HOUR, 0), Trained("b", "B", 1000.0, HOUR, 0)]
+SITES = [SiteTraining("a", "A", 2000.0, HOUR, 0), SiteTraining("b", "B", 1000.0, HOUR, 0)]
 READINGS = {"A": [(0.0, 50.0), (2 * HOUR, 500.0)], "B": [(0.0, 300.0), (HOUR, 0.0)]}
 CAPS = {"A": 100.0, "B": 100.0}
 
@@ -109,7 +109,7 @@ def test_the_oracle_has_the_runs_own_time_and_its_thresholds_first():
 
 
 def test_the_same_tokens_take_a_slow_site_longer():
-    sites = [Trained("a", "A", 2000.0, HOUR, 3000), Trained("b", "B", 1000.0, HOUR, 1000)]
+    sites = [SiteTraining("a", "A", 2000.0, HOUR, 3000), SiteTraining("b", "B", 1000.0, HOUR, 1000)]
     found = counterfactuals(sites, {"A": [(0.0, 10.0)], "B": [(0.0, 10.0)]}, 0.0, 8 * HOUR, CAPS, 1.0)
     assert [one.hours for one in found.alone] == [pytest.approx(4 / 3), pytest.approx(4.0)]
     assert [one.kg for one in found.alone] == [pytest.approx(2.0 * 4 / 3 * 0.01), pytest.approx(4.0 * 0.01)]
@@ -140,7 +140,7 @@ def test_sites_train_at_the_power_and_speed_of_their_rows():
         row("a", "train", 10.0, 20.0, 300.0, 1.0, pue=1.5, tokens=40),
     ]
     found = trained([*a, row("b", "paused", 0.0, 1.0, 1.0, 1.0)], config)
-    assert found == [Trained("a", "A", 300.0, 20.0, 40), Trained("b", "B", 1400.0, 0.0, 0)]
+    assert found == [SiteTraining("a", "A", 300.0, 20.0, 40), SiteTraining("b", "B", 1400.0, 0.0, 0)]
     assert found[0].speed == 2.0
 
 

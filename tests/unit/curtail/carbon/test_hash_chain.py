@@ -13,7 +13,7 @@ from curtail import wire
 from curtail.carbon import ledger_file
 from curtail.carbon.hash_chain import canonical, follow, following, genesis
 from curtail.carbon.ledger_columns import COLUMNS, EDITIONS, TABLES, header
-from curtail.commands.ledger.verify import export, look, verify
+from curtail.commands.ledger.verify import export, verify, verify_chain
 from curtail.errors import CurtailError, DataError, NotFound, UsageError
 
 
@@ -54,12 +54,12 @@ def test_a_hash_goes_over_the_hash_before_and_the_canonical_record():
 def test_a_store_whose_table_lost_a_column_is_damaged_and_the_error_says_so(booked):
     damage(booked.home, "ALTER TABLE readings RENAME COLUMN mci TO mck")
     with pytest.raises(DataError, match="the table readings of the store has no column 'mci'; the store is damaged"):
-        look(booked.home, None)
+        verify_chain(booked.home, None)
 
 
 def test_a_chain_that_nobody_touched_holds_and_its_head_is_that_of_the_status(booked, capsys):
     assert verify(booked.home, None) == 0
-    finding, energy = look(booked.home, None), booked.status().energy
+    finding, energy = verify_chain(booked.home, None), booked.status().energy
     assert (finding.records, finding.head) == (energy.ledger_records, energy.ledger_head)
     assert finding.head in capsys.readouterr().out
     kinds = {link.kind for link in booked.store.call(lambda tx: list(tx.links()))}
@@ -78,7 +78,7 @@ def copies(booked, tmp_path):
     def damaged(script):
         (home / "state.db").write_bytes(whole.read_bytes())
         damage(home, script)
-        return look(home, None).problem
+        return verify_chain(home, None).problem
 
     return damaged
 
@@ -116,22 +116,22 @@ def test_a_removed_added_swapped_or_relinked_record_is_found(copies, script, sen
 
 
 def test_records_cut_off_at_the_end_are_found_against_a_head_that_was_noted(booked):
-    head = look(booked.home, None).head
+    head = verify_chain(booked.home, None).head
     damage(
         booked.home,
         "DELETE FROM orders WHERE id = 4; DELETE FROM chain WHERE seq = (SELECT MAX(seq) FROM chain)",
     )
-    assert look(booked.home, None).problem == "", "a chain alone cannot show that"
+    assert verify_chain(booked.home, None).problem == "", "a chain alone cannot show that"
     with pytest.raises(CurtailError, match="does not contain the head"):
         verify(booked.home, head)
 
 
 def test_a_head_noted_earlier_is_passed_by_a_ledger_that_grew(booked, capsys):
-    head = look(booked.home, None).head
+    head = verify_chain(booked.home, None).head
     booked.tick(300.0)
     booked.source.mci["A"] = 99.0
     booked.tick(300.0)
-    assert look(booked.home, None).head != head
+    assert verify_chain(booked.home, None).head != head
     assert verify(booked.home, head) == 0 and f"passes  {head}" in capsys.readouterr().out
     with pytest.raises(UsageError, match="is not a ledger head"):
         verify(booked.home, "abc")
@@ -140,12 +140,12 @@ def test_a_head_noted_earlier_is_passed_by_a_ledger_that_grew(booked, capsys):
 def test_a_store_from_before_the_chain_is_chained_as_it_is_and_once(booked):
     before = len(booked.store.call(lambda tx: tx.entries()))
     booked.store.call(lambda tx: tx._db.execute("DELETE FROM chain") and None)
-    assert "is not in the chain" in look(booked.home, None).problem
+    assert "is not in the chain" in verify_chain(booked.home, None).problem
     assert booked.store.call(lambda tx: tx.begin_chain()) > before
-    assert look(booked.home, None).problem == ""
+    assert verify_chain(booked.home, None).problem == ""
     damage(booked.home, "INSERT INTO readings (region, point_time, mci, source, reason) VALUES ('A', 1, 2, 's', '')")
     assert booked.store.call(lambda tx: tx.begin_chain()) == 0, "a record smuggled in later is not adopted"
-    assert "is not in the chain" in look(booked.home, None).problem
+    assert "is not in the chain" in verify_chain(booked.home, None).problem
 
 
 # -- files -------------------------------------------------------------------
@@ -162,8 +162,8 @@ def files(booked, tmp_path):
 
 @pytest.mark.parametrize("form", ledger_file.FORMS)
 def test_an_exported_file_holds_and_has_the_head_of_the_store(booked, files, form):
-    finding = look(files[form], None)
-    assert finding == look(booked.home, None)
+    finding = verify_chain(files[form], None)
+    assert finding == verify_chain(booked.home, None)
     assert finding.head in files[form].read_text().splitlines()[-1]
 
 
@@ -178,7 +178,7 @@ def test_every_changed_byte_of_an_exported_file_is_found(files, form):
         for other in {data[place] ^ 1, data[place] ^ 0x20, 0x30, 0xFF} - {data[place]}:
             changed = data[:place] + bytes([other]) + data[place + 1 :]
             try:
-                if not ledger_file.check(changed, "file").problem:
+                if not ledger_file.verify_file(changed, "file").problem:
                     missed.append((place, other))
             except DataError:
                 pass
@@ -196,7 +196,7 @@ def test_a_line_removed_added_or_swapped_is_found(files, form):
         lines[:-2] + lines[-1:],
     ):
         try:
-            problem = ledger_file.check("".join(changed).encode(), "file").problem
+            problem = ledger_file.verify_file("".join(changed).encode(), "file").problem
         except DataError:
             problem = "unreadable"
         assert problem
@@ -206,9 +206,9 @@ def test_a_changed_row_of_a_file_is_named(files):
     text = files["csv"].read_text()
     number, line = next((n, x) for n, x in enumerate(text.splitlines()) if ",energy," in x and ",train," in x)
     changed = text.replace(line, line.replace(",train,", ",pause,"))
-    assert "does not match its hash (site a" in ledger_file.check(changed.encode(), "file").problem
+    assert "does not match its hash (site a" in ledger_file.verify_file(changed.encode(), "file").problem
     date = line.replace("+00:00", "+01:00", 1)
-    assert f"line {number + 1} of file" in ledger_file.check(text.replace(line, date).encode(), "file").problem
+    assert f"line {number + 1} of file" in ledger_file.verify_file(text.replace(line, date).encode(), "file").problem
 
 
 def test_an_auditor_needs_nothing_of_ours_to_follow_a_json_file(files):
@@ -244,10 +244,10 @@ def test_a_csv_file_from_before_orders_were_chained_still_holds(booked):
 
     older = booked.store.call(links)
     run = booked.store.call(lambda tx: tx.run()).id
-    text = "".join(ledger_file.write(run, older, older[-1].hash, "csv", EDITIONS[1]))
+    text = "".join(ledger_file.write_ledger_file(run, older, older[-1].hash, "csv", EDITIONS[1]))
     assert "ends_order" not in text
-    assert ledger_file.check(text.encode(), "file").head == older[-1].hash
-    assert ledger_file.check(text.replace(",train,", ",pause,", 1).encode(), "file").problem
+    assert ledger_file.verify_file(text.encode(), "file").head == older[-1].hash
+    assert ledger_file.verify_file(text.replace(",train,", ",pause,", 1).encode(), "file").problem
 
 
 def test_an_order_and_its_end_are_records_and_none_is_hidden_or_made_up_later(booked, copies):
@@ -270,7 +270,7 @@ def test_a_ledger_that_was_changed_is_not_exported(booked, tmp_path):
         export(booked.home, tmp_path / "out.csv", "csv")
     assert not (tmp_path / "out.csv").exists()
     with pytest.raises(NotFound):
-        look(tmp_path / "nothing.csv", None)
+        verify_chain(tmp_path / "nothing.csv", None)
     with pytest.raises(UsageError, match=r"state\.db"):
         export(booked.home, tmp_path / "state.db", "csv")
 
@@ -331,7 +331,7 @@ def test_orders_of_a_store_from_before_they_were_chained_are_chained_once_with_t
     store = Store(tmp_path / "state.db")
     store.open()
     try:
-        assert look(tmp_path, None).problem == "", "not yet chained is not the same as smuggled in"
+        assert verify_chain(tmp_path, None).problem == "", "not yet chained is not the same as smuggled in"
         assert store.call(lambda tx: tx.begin_chain()) == 5
         rows = [(row.act, row.of_order, row.at, row.until) for _, row in store.call(lambda tx: tx.orders())]
         assert rows == [
@@ -339,11 +339,11 @@ def test_orders_of_a_store_from_before_they_were_chained_are_chained_once_with_t
             ("ended", 1, 150.0, None), ("expired", 2, 300.0, None),
         ]  # fmt: skip
         assert [number for number, _ in store.call(lambda tx: tx.open_orders())] == [3]
-        assert (found := look(tmp_path, first)).problem == "" and (found.records, found.passed) == (6, "yes")
+        assert (found := verify_chain(tmp_path, first)).problem == "" and (found.records, found.passed) == (6, "yes")
     finally:
         store.close()
     damage(tmp_path, "INSERT INTO orders SELECT NULL, NULL, 'train', 'A', 1, 2, 'x', 'x', 1")
-    assert look(tmp_path, None).problem == "order 6 is not in the chain"
+    assert verify_chain(tmp_path, None).problem == "order 6 is not in the chain"
 
 
 def test_a_changed_byte_of_the_stores_file_is_found_or_touches_no_record(booked, tmp_path):
@@ -363,7 +363,7 @@ def test_a_changed_byte_of_the_stores_file_is_found_or_touches_no_record(booked,
 
     def broken():
         try:
-            return bool(look(home, None).problem)
+            return bool(verify_chain(home, None).problem)
         except CurtailError:
             return True  # SQLite cannot read it
 

@@ -13,7 +13,7 @@ import pytest
 
 from curtail import wire
 from curtail.commands.demo import inputs, run
-from curtail.commands.demo.processes import MARK, Household, marked
+from curtail.commands.demo.processes import MARK, LocalCluster, marked
 from curtail.config import parse_config
 from curtail.errors import NotFound, UsageError
 from curtail.grid.trace import load_trace
@@ -149,24 +149,24 @@ def test_processes_are_found_by_their_mark(monkeypatch: pytest.MonkeyPatch, tmp_
     import subprocess
     import sys
 
-    household = Household(tmp_path)
-    stray = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env={MARK: household.mark})
+    cluster = LocalCluster(tmp_path)
+    stray = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env={MARK: cluster.mark})
     try:
         end = time.monotonic() + 10.0
-        while not (found := list(marked(household.mark))):  # what it was started with can be read a moment later
+        while not (found := list(marked(cluster.mark))):  # what it was started with can be read a moment later
             assert time.monotonic() < end
         assert found == [stray.pid]
-        household.stop()
+        cluster.stop()
         assert stray.wait(10) == -9
     finally:
         stray.kill()
         assert stray.stdin is not None
         stray.stdin.close()
-    assert os.getpid() not in set(marked(household.mark))
+    assert os.getpid() not in set(marked(cluster.mark))
 
 
 def test_the_last_line_of_a_log_says_why(tmp_path: Path) -> None:
-    household = Household(tmp_path)
-    assert household.last_line("caiso") == "no log was written"
-    household.log("caiso").write_text("starting\ncurtail: the port is in use: choose another\n\n")
-    assert household.last_line("caiso") == "the port is in use: choose another"
+    cluster = LocalCluster(tmp_path)
+    assert cluster.last_line("caiso") == "no log was written"
+    cluster.log("caiso").write_text("starting\ncurtail: the port is in use: choose another\n\n")
+    assert cluster.last_line("caiso") == "the port is in use: choose another"

@@ -19,19 +19,19 @@ import pytest
 from controller.auth.authority import ensure
 from curtail import __main__ as entry
 from curtail.commands.doctor import checks, folder, machine, network
-from curtail.commands.doctor.checks import Asked, diagnose
-from curtail.commands.doctor.finding import Finding, Level, examine, fail, fine, warn
+from curtail.commands.doctor.checks import DoctorOptions, diagnose
+from curtail.commands.doctor.finding import Finding, Severity, examine, fail, fine, warn
 from curtail.errors import NotFound
 from curtail.security.signing import SKEW_S
 from curtail.system.disk import SystemDisk
 
-QUICK = Asked(torch=False)
+QUICK = DoctorOptions(torch=False)
 
 
 def worst(found):
     """The worst finding of a check, and that each of them is complete."""
-    assert all(finding.found and (finding.level is Level.OK) == (not finding.remedy) for finding in found), found
-    return max(found, key=lambda finding: list(Level).index(finding.level))
+    assert all(finding.found and (finding.level is Severity.OK) == (not finding.remedy) for finding in found), found
+    return max(found, key=lambda finding: list(Severity).index(finding.level))
 
 
 # -- as a whole ---------------------------------------------------------------------
@@ -76,10 +76,10 @@ def test_the_command_looks_at_this_machine(capsys, monkeypatch):
 
 
 def test_pythons_that_do_not_work_and_sqlites_with_the_bug_are_named():
-    assert worst(machine.versions((3, 11))).level is Level.OK
+    assert worst(machine.versions((3, 11))).level is Severity.OK
     assert "3.11 to 3.13 are" in worst(machine.versions((3, 14))).found
-    assert worst(machine.sqlite((3, 53, 0))).level is Level.OK
-    assert worst(machine.sqlite((3, 40, 1))).level is Level.WARN
+    assert worst(machine.sqlite((3, 53, 0))).level is Severity.OK
+    assert worst(machine.sqlite((3, 40, 1))).level is Severity.WARN
 
 
 def told_by_torch(**changes):
@@ -90,11 +90,11 @@ def told_by_torch(**changes):
 @pytest.mark.parametrize(
     ("changes", "driver", "level", "says"),
     [
-        ({}, True, Level.OK, ""),
-        ({"devices": [], "cuda": None, "nccl": None}, False, Level.OK, ""),
-        ({"devices": [], "cuda": None, "nccl": None}, True, Level.FAIL, "torch was built without CUDA"),
-        ({"devices": [], "nccl": None}, True, Level.FAIL, "detects no GPU"),
-        ({"nccl": None}, True, Level.FAIL, "built without NCCL"),
+        ({}, True, Severity.OK, ""),
+        ({"devices": [], "cuda": None, "nccl": None}, False, Severity.OK, ""),
+        ({"devices": [], "cuda": None, "nccl": None}, True, Severity.FAIL, "torch was built without CUDA"),
+        ({"devices": [], "nccl": None}, True, Severity.FAIL, "detects no GPU"),
+        ({"nccl": None}, True, Severity.FAIL, "built without NCCL"),
     ],
 )
 def test_a_driver_without_a_torch_that_sees_its_gpus_fails(changes, driver, level, says):
@@ -119,7 +119,7 @@ def test_a_torch_that_hangs_or_is_broken_fails(error, says):
     def ask(command, limit):
         raise error
 
-    assert worst(machine.torch(ask)).level is Level.FAIL and says in worst(machine.torch(ask)).found
+    assert worst(machine.torch(ask)).level is Severity.FAIL and says in worst(machine.torch(ask)).found
 
 
 class FakeRank:
@@ -154,21 +154,21 @@ def test_ranks_that_cannot_talk_fail_and_none_is_left(code, text, says):
     ranks = [FakeRank(0 if n == 0 and code is not None else code, text) for n in range(2)]
     waiting = iter(ranks)
     found = machine.gloo(lambda *_, **__: next(waiting), 0.1)
-    assert worst(found).level is Level.FAIL and says in worst(found).found
+    assert worst(found).level is Severity.FAIL and says in worst(found).found
     assert all(rank.killed for rank in ranks)
 
 
 def test_two_real_ranks_add_up_a_tensor():
     found = machine.gloo()
-    assert worst(found).level is Level.OK, found
+    assert worst(found).level is Severity.OK, found
 
 
 def test_a_network_without_multicast_is_a_warning():
     def fails():
         raise OSError("no such device")
 
-    assert worst(machine.zeroconf(fails)).level is Level.WARN
-    assert worst(machine.zeroconf(lambda: None)).level is Level.OK
+    assert worst(machine.zeroconf(fails)).level is Severity.WARN
+    assert worst(machine.zeroconf(lambda: None)).level is Severity.OK
 
 
 # -- the folder ---------------------------------------------------------------------
@@ -187,23 +187,29 @@ def home(world):
 
 
 def test_a_folder_is_told_by_what_is_in_it(home, tmp_path_factory):
-    assert folder.kind_of(home) is folder.Kind.CONTROLLER and worst(folder.state(home)).level is Level.OK
+    assert folder.kind_of(home) is folder.FolderKind.CONTROLLER and worst(folder.state(home)).level is Severity.OK
     other = tmp_path_factory.mktemp("other")
     assert "neither a run nor an agent" in worst(folder.state(other)).found
     assert "does not exist" in worst(folder.state(other / "none")).found
     (other / "identity.json").write_text("{}")
-    assert folder.kind_of(other) is folder.Kind.AGENT and worst(folder.state(other)).level is Level.OK
+    assert folder.kind_of(other) is folder.FolderKind.AGENT and worst(folder.state(other)).level is Severity.OK
 
 
 @pytest.mark.parametrize(
     ("mode", "level"),
-    [(0o700, Level.OK), (0o750, Level.WARN), (0o755, Level.WARN), (0o770, Level.FAIL), (0o777, Level.FAIL)],
+    [
+        (0o700, Severity.OK),
+        (0o750, Severity.WARN),
+        (0o755, Severity.WARN),
+        (0o770, Severity.FAIL),
+        (0o777, Severity.FAIL),
+    ],
 )
 def test_a_folder_that_others_can_look_into_is_warned_of_and_one_that_they_can_write_fails(home, mode, level):
     home.chmod(mode)
     found = worst(folder.state(home))
     assert found.level is level
-    assert level is Level.OK or (f"{mode:04o}" in found.found and found.remedy.startswith(f"chmod 700 {home}"))
+    assert level is Severity.OK or (f"{mode:04o}" in found.found and found.remedy.startswith(f"chmod 700 {home}"))
 
 
 def test_another_users_folder_fails(home, monkeypatch):
@@ -212,21 +218,21 @@ def test_another_users_folder_fails(home, monkeypatch):
 
 
 def test_secrets_that_others_can_read_are_named_one_by_one(home, tmp_path):
-    assert worst(folder.secrets(home)).level is Level.OK
+    assert worst(folder.secrets(home)).level is Severity.OK
     (home / "tls" / "ca-key.pem").chmod(0o640)
     token = home.parent / "token"
     token.write_text("x")
     token.chmod(0o604)
     found = folder.secrets(home, (token,))
-    assert [finding.level for finding in found] == [Level.FAIL, Level.FAIL]
+    assert [finding.level for finding in found] == [Severity.FAIL, Severity.FAIL]
     assert "mode 0640" in found[0].found and found[1].remedy == f"chmod 600 {token}"
 
 
 def test_a_disk_that_runs_short_fails_before_the_run_pauses_for_long(home):
-    assert worst(folder.room(home, lambda path: 10**12)).level is Level.OK
-    assert worst(folder.room(home, lambda path: 200_000_000)).level is Level.WARN
+    assert worst(folder.room(home, lambda path: 10**12)).level is Severity.OK
+    assert worst(folder.room(home, lambda path: 200_000_000)).level is Severity.WARN
     assert "only 1 MB left" in worst(folder.room(home, lambda path: 1_000_000)).found
-    assert worst(folder.room(home / "not" / "yet", lambda path: 1)).level is Level.WARN
+    assert worst(folder.room(home / "not" / "yet", lambda path: 1)).level is Severity.WARN
 
 
 def test_a_sound_store_is_said_to_be_and_damage_and_a_broken_ledger_are_found(home, world):
@@ -238,7 +244,7 @@ def test_a_sound_store_is_said_to_be_and_damage_and_a_broken_ledger_are_found(ho
     data = bytearray((home / "state.db").read_bytes())
     data[4096:8192] = b"\xff" * 4096
     (home / "state.db").write_bytes(data)
-    assert worst(examine("store", lambda: folder.store(home))).level is Level.FAIL
+    assert worst(examine("store", lambda: folder.store(home))).level is Severity.FAIL
     assert folder.store(home / "none") == []
 
 
@@ -257,7 +263,7 @@ def test_nothing_is_changed_by_looking(home, world, monkeypatch):
     before = {
         path: path.stat().st_mtime_ns for path in home.rglob("*") if path.is_file() and "state.db-" not in path.name
     }
-    diagnose(Asked(home=home, torch=False))
+    diagnose(DoctorOptions(home=home, torch=False))
     after = {
         path: path.stat().st_mtime_ns for path in home.rglob("*") if path.is_file() and "state.db-" not in path.name
     }
@@ -272,9 +278,9 @@ def test_a_system_that_lets_few_connections_wait_is_warned_of(tmp_path):
     assert network.backlog(limit) == [], "not a Linux"
     limit.write_text("128\n")
     found = worst(network.backlog(limit))
-    assert found.level is Level.WARN and "backlog to 128" in found.found
+    assert found.level is Severity.WARN and "backlog to 128" in found.found
     limit.write_text("4096\n")
-    assert worst(network.backlog(limit)).level is Level.OK
+    assert worst(network.backlog(limit)).level is Severity.OK
 
 
 @pytest.fixture
@@ -286,8 +292,8 @@ def taken():
 
 
 def test_a_port_in_use_fails_unless_it_is_in_use_by_whom_it_should(taken):
-    assert worst([network.port("port", "127.0.0.1", taken)]).level is Level.FAIL
-    assert worst([network.port("port", "127.0.0.1", taken, "the controller")]).level is Level.OK
+    assert worst([network.port("port", "127.0.0.1", taken)]).level is Severity.FAIL
+    assert worst([network.port("port", "127.0.0.1", taken, "the controller")]).level is Severity.OK
 
     def refuses(host, number):
         raise OSError(errno.EACCES, "no")
@@ -300,24 +306,30 @@ def test_the_rendezvous_port_is_looked_at_where_a_site_has_several_machines(tmp_
     SystemDisk().replace("X", tmp_path / "identity.json", json.dumps({"machines": 1, "port": taken}).encode())
     assert network.rendezvous(tmp_path, None) == []
     SystemDisk().replace("X", tmp_path / "identity.json", json.dumps({"machines": 2, "port": taken}).encode())
-    assert worst(network.rendezvous(tmp_path, None)).level is Level.FAIL
-    assert worst(network.rendezvous(tmp_path, None, "the agent of this folder runs")).level is Level.OK
+    assert worst(network.rendezvous(tmp_path, None)).level is Severity.FAIL
+    assert worst(network.rendezvous(tmp_path, None, "the agent of this folder runs")).level is Severity.OK
 
 
 @pytest.mark.parametrize(
     ("skew", "level"),
-    [(0.0, Level.OK), (4.0, Level.OK), (-20.0, Level.WARN), (SKEW_S + 2, Level.FAIL), (-9999, Level.FAIL)],
+    [
+        (0.0, Severity.OK),
+        (4.0, Severity.OK),
+        (-20.0, Severity.WARN),
+        (SKEW_S + 2, Severity.FAIL),
+        (-9999, Severity.FAIL),
+    ],
 )
 def test_clocks_that_differ_are_told_and_by_how_much(skew, level):
     found = network.clock_skew(formatdate(1_000_000, usegmt=True), 1_000_000.4 + skew, 1_000_000.6 + skew)
     assert found is not None and worst([found]).level is level
-    if level is not Level.OK:
+    if level is not Severity.OK:
         assert f"{abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'}" in found.found
 
 
 def test_a_date_that_is_none_is_a_warning_and_none_is_nothing():
     assert network.clock_skew(None, 0, 1) is None
-    assert worst([network.clock_skew("yesterday", 0, 1)]).level is Level.WARN
+    assert worst([network.clock_skew("yesterday", 0, 1)]).level is Severity.WARN
 
 
 class Answers(http.server.BaseHTTPRequestHandler):
@@ -358,11 +370,11 @@ def answering():
 
 
 def test_a_controller_that_is_well_and_one_that_is_not(answering):
-    found = network.controller(answering(), network.Trust())
-    assert worst(found).level is Level.OK
+    found = network.controller(answering(), network.TrustOptions())
+    assert worst(found).level is Severity.OK
     assert [finding.check for finding in found] == ["reach", "tls", "controller", "clock"]
-    sick = worst(network.controller(answering(503, b"the energy simulation makes no steps\n"), network.Trust()))
-    assert sick.level is Level.FAIL and "makes no steps" in sick.found
+    sick = worst(network.controller(answering(503, b"the energy simulation makes no steps\n"), network.TrustOptions()))
+    assert sick.level is Severity.FAIL and "makes no steps" in sick.found
 
 
 def test_over_tls_only_the_right_controller_under_the_right_name_is_well(answering, tmp_path):
@@ -371,39 +383,39 @@ def test_over_tls_only_the_right_controller_under_the_right_name_is_well(answeri
         folder_.mkdir()
     identity = ensure(mine, ["127.0.0.1"], now, SystemDisk())
     stranger = ensure(other, ["127.0.0.1"], now, SystemDisk())
-    found = network.controller(answering(identity=identity), network.Trust(authority=identity.authority))
-    assert worst(found).level is Level.OK and "this controller's authority" in found[1].found
-    wrong = worst(network.controller(answering(identity=identity), network.Trust(authority=stranger.authority)))
+    found = network.controller(answering(identity=identity), network.TrustOptions(authority=identity.authority))
+    assert worst(found).level is Severity.OK and "this controller's authority" in found[1].found
+    wrong = worst(network.controller(answering(identity=identity), network.TrustOptions(authority=stranger.authority)))
     assert wrong.check == "tls" and "could not be verified as the controller" in wrong.found
-    named = network.Trust(authority=identity.authority, server_name="another.example")
+    named = network.TrustOptions(authority=identity.authority, server_name="another.example")
     assert worst(network.controller(answering(identity=identity), named)).check == "tls"
 
 
 def test_a_controller_that_cannot_be_reached_fails_with_the_reason(taken):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        refused = network.controller(f"http://127.0.0.1:{free.getsockname()[1]}", network.Trust())
+        refused = network.controller(f"http://127.0.0.1:{free.getsockname()[1]}", network.TrustOptions())
     assert "check that the controller runs" in worst(refused).remedy
-    unknown = network.controller("https://no.such.host.invalid:8765", network.Trust())
+    unknown = network.controller("https://no.such.host.invalid:8765", network.TrustOptions())
     assert "cannot be resolved" in worst(unknown).found
 
 
 def test_https_without_anything_that_names_the_controller_is_a_warning(taken):
-    found = network.controller(f"https://127.0.0.1:{taken}", network.Trust())
-    assert worst(found).level is Level.WARN and "--token-file" in worst(found).remedy
+    found = network.controller(f"https://127.0.0.1:{taken}", network.TrustOptions())
+    assert worst(found).level is Severity.WARN and "--token-file" in worst(found).remedy
 
 
 def test_everything_at_once_on_a_controllers_folder(home, taken, monkeypatch):
     monkeypatch.setattr(machine, "zeroconf", lambda: [fine("zeroconf", "not asked")])
     found = diagnose(
-        Asked(home=home, port=taken, url=f"http://127.0.0.1:{taken + 1 if taken < 65535 else 1}", torch=False)
+        DoctorOptions(home=home, port=taken, url=f"http://127.0.0.1:{taken + 1 if taken < 65535 else 1}", torch=False)
     )
     levels = {finding.check: finding.level for finding in found}
-    assert levels["port"] is Level.FAIL and levels["reach"] is Level.FAIL
-    assert all(levels[name] is Level.OK for name in ("folder", "disk", "store", "ledger", "secrets"))
+    assert levels["port"] is Severity.FAIL and levels["reach"] is Severity.FAIL
+    assert all(levels[name] is Severity.OK for name in ("folder", "disk", "store", "ledger", "secrets"))
 
 
 def test_a_folder_that_is_not_there_breaks_nothing(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(machine, "zeroconf", lambda: [])
-    found = diagnose(Asked(home=tmp_path / "none", torch=False))
-    assert worst(found).level is Level.WARN
+    found = diagnose(DoctorOptions(home=tmp_path / "none", torch=False))
+    assert worst(found).level is Severity.WARN

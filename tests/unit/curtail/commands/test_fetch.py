@@ -27,7 +27,7 @@ from curtail.commands.data import fetch as fetching
 from curtail.commands.data import mirrors
 from curtail.commands.data.fetch import fetch
 from curtail.commands.data.mirrors import Folder, Hub, check_address, plain
-from curtail.commands.data.progress import Progress, Stopped
+from curtail.commands.data.progress import FetchStopped, TransferProgress
 from curtail.errors import AuthError, CurtailError, DataError, DiskError, NotFound, Refused, Unreachable, UsageError
 from curtail.system.disk import SystemDisk
 from nanochat.dataset import Shards, import_texts, iterate_texts, read_shards
@@ -167,7 +167,7 @@ class Fetcher:
 
     def __call__(self, count: int = 2, parallel: int = 2, published: PublishedSet = TINY) -> Shards:
         source = Hub(published.repository, self.url, self.stop)
-        show = Progress(count + 1, self.stop, self.shown)
+        show = TransferProgress(count + 1, self.stop, self.shown)
         return fetch(published, count, self.out, source, disk=DISK, show=show, stop=self.stop, parallel=parallel)
 
 
@@ -527,7 +527,7 @@ def folder(tmp_path: Path) -> Path:
 
 def from_folder(folder: Path, out: Path, count: int = 2) -> Shards:
     stop = threading.Event()
-    return fetch(TINY, count, out, Folder(folder), disk=DISK, show=Progress(3, stop, io.StringIO()), stop=stop)
+    return fetch(TINY, count, out, Folder(folder), disk=DISK, show=TransferProgress(3, stop, io.StringIO()), stop=stop)
 
 
 def test_a_folder_is_linked_or_copied(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -601,13 +601,13 @@ def test_addresses_are_checked_and_never_shown_with_a_password() -> None:
 def test_a_stop_ends_a_download_between_two_pieces_and_between_two_tries(host: StandIn, fetcher: Fetcher) -> None:
     source = Hub(TINY.repository, fetcher.url, fetcher.stop)
     part = fetcher.out.with_name("x.part")
-    show = Progress(1, fetcher.stop, fetcher.shown)
+    show = TransferProgress(1, fetcher.stop, fetcher.shown)
     fetcher.stop.set()
-    with pytest.raises(Stopped):
+    with pytest.raises(FetchStopped):
         source.bring("shard_00000.parquet", part, show)
     assert part.stat().st_size == 0
     host.faults["shard_00000.parquet"] = [500]
-    with pytest.raises(Stopped):
+    with pytest.raises(FetchStopped):
         source.bring("shard_00000.parquet", part, show)
     assert len(host.gets) == 2
 
@@ -619,7 +619,7 @@ def test_a_terminal_gets_bars_and_everything_else_gets_lines(monkeypatch: pytest
 
     for screen, bars in ((Terminal(), True), (io.StringIO(), False)):
         monkeypatch.setattr(sys, "stderr", screen)
-        show = Progress(2, threading.Event())
+        show = TransferProgress(2, threading.Event())
         with show.bar_class("shard_00000.parquet")(total=1_000_000, disable=None, mininterval=0) as bar:
             bar.update(500_000)
             show.say("a line [that] stays")

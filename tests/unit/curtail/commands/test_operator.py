@@ -13,7 +13,7 @@ from controller.auth.authority import ensure
 from controller.home import home
 from curtail import __main__ as entry
 from curtail import wire
-from curtail.commands.operator.admin_client import RunningDesk, open_desk
+from curtail.commands.operator.admin_client import HttpAdminClient, open_admin_client
 from curtail.errors import CurtailError, NotFound, Refused, Unreachable
 from curtail.security.token import parse_token
 from curtail.system.disk import SystemDisk
@@ -53,7 +53,7 @@ def test_a_token_is_made_listed_and_revoked_without_a_controller(stopped, capsys
 def test_a_token_in_a_file_is_for_its_owner_and_not_printed(stopped, capsys, tmp_path):
     file = tmp_path / "viewer.token"
     code, out, err = run(capsys, "token", "create", "--home", stopped, "--role", "viewer", "--out", file)
-    token = token_files.read(file)
+    token = token_files.read_token_file(file)
     assert code == 0 and token is not None and token.secret not in out + err
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
@@ -71,9 +71,9 @@ def test_a_token_is_never_written_over_another_file_and_none_is_made_that_nobody
 
 def test_rotating_replaces_the_file_and_revokes_what_it_held(stopped, capsys):
     run(capsys, "token", "rotate", "--home", stopped)
-    before = token_files.read(stopped / token_files.JOIN)
+    before = token_files.read_token_file(stopped / token_files.JOIN)
     assert run(capsys, "token", "rotate", "--home", stopped)[0] == 0
-    after = token_files.read(stopped / token_files.JOIN)
+    after = token_files.read_token_file(stopped / token_files.JOIN)
     listed = json.loads(run(capsys, "token", "list", "--home", stopped, "--json")[1])
     states = {entry["id"]: entry["state"] for entry in listed}
     assert states[before.id] == "revoked" and states[after.id] == "good"
@@ -95,17 +95,17 @@ def test_wrong_times_roles_and_folders_are_refused(stopped, capsys, tmp_path):
 
 
 def test_a_controller_that_is_just_starting_is_waited_for_by_the_person(stopped):
-    with home.lock(stopped), pytest.raises(Refused, match="starting or stopping"), open_desk(stopped):
+    with home.lock(stopped), pytest.raises(Refused, match="starting or stopping"), open_admin_client(stopped):
         pass
 
 
 def test_without_the_operators_token_a_running_controller_cannot_be_asked(stopped):
     (stopped / "controller.json").write_text(json.dumps({"url": "http://127.0.0.1:9"}))
     with home.lock(stopped):
-        with pytest.raises(NotFound, match="operator-token"), open_desk(stopped):
+        with pytest.raises(NotFound, match="operator-token"), open_admin_client(stopped):
             pass
-        token_files.write(stopped / token_files.OPERATOR, str(credentials.new_token("0" * 64)), SystemDisk())
-        with open_desk(stopped) as desk, pytest.raises(Unreachable):
+        token_files.write_token_file(stopped / token_files.OPERATOR, str(credentials.new_token("0" * 64)), SystemDisk())
+        with open_admin_client(stopped) as desk, pytest.raises(Unreachable):
             desk.nodes()
 
 
@@ -123,7 +123,7 @@ def test_a_running_controller_is_asked_and_its_refusals_are_told():
         return httpx.Response(200, content=wire.encode(answers[request.url.path]))
 
     def desk(handler):
-        return RunningDesk(httpx.Client(transport=httpx.MockTransport(handler), base_url="http://127.0.0.1:1"))
+        return HttpAdminClient(httpx.Client(transport=httpx.MockTransport(handler), base_url="http://127.0.0.1:1"))
 
     running = desk(handler)
     request = wire.TokenRequest("viewer", "", "", None, None, "")

@@ -14,7 +14,7 @@ from controller.http.app import create_app
 from curtail import wire
 from curtail.__main__ import run
 from curtail.commands.operator import override
-from curtail.commands.operator.admin_client import RunningDesk
+from curtail.commands.operator.admin_client import HttpAdminClient
 from curtail.errors import Refused
 from curtail.wire import TokenRequest
 
@@ -62,7 +62,7 @@ def home(shown, monkeypatch, tmp_path):
 
     @contextlib.contextmanager
     def desk(folder):
-        yield RunningDesk(shown("operator"))
+        yield HttpAdminClient(shown("operator"))
 
     monkeypatch.setattr(override, "open_desk", desk)
     return str(tmp_path)

@@ -15,7 +15,7 @@ import pytest
 from curtail import __main__ as entry
 from curtail.carbon.lower_bound import bound_kg
 from curtail.commands.simulate.run import Options, simulate
-from curtail.commands.simulate.timeline import Course, grown, held_curve, oracle_course, shown_windows
+from curtail.commands.simulate.timeline import Timeline, grown, held_curve, oracle_course, shown_windows
 from curtail.errors import CurtailError, DiskError, UsageError
 from curtail.grid.trace import Trace, load_trace
 
@@ -43,10 +43,10 @@ def options(path: Path, **changes) -> Options:
     return Options(path, "g/kWh", regions, 9000.0, 2024.0, 468.0, forecast="perfect", **changes)
 
 
-def played(path: Path, **changes) -> tuple[dict, Course, Trace]:
+def played(path: Path, **changes) -> tuple[dict, Timeline, Trace]:
     chosen = options(path, **changes)
     trace = load_trace(path, "g/kWh", chosen.regions)
-    course = Course(trace.start, trace.period)
+    course = Timeline(trace.start, trace.period)
     found, _ = simulate(chosen, trace, "perfect", course.note)
     return found, course, trace
 
@@ -115,7 +115,7 @@ def test_a_gap_of_the_trace_is_a_gap_of_its_curve_and_no_window():
 
 
 def test_many_stretches_are_drawn_as_few_and_keep_their_ends():
-    course = Course(0.0, 300.0)
+    course = Timeline(0.0, 300.0)
     course.phases["a"] = [(2.0 * n, 2.0 * n + 1, "train") for n in range(10_000)]
     found = course.lane("a")
     assert len(found) <= 2001 and (found[0][0], found[-1][1]) == (0.0, 19_999.0)

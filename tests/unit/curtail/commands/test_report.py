@@ -11,13 +11,13 @@ from html.parser import HTMLParser
 
 import pytest
 
-from controller.ledger.recorder import Booking
+from controller.ledger.recorder import EnergyLedger
 from curtail import commands
 from curtail.carbon import accounting
 from curtail.carbon.accounting import Totals
 from curtail.commands.report.collect.figures import below, held
 from curtail.commands.report.render.page import MOST_ROUNDS, page
-from curtail.commands.report.run import as_json, look, run_report
+from curtail.commands.report.run import as_json, collect_figures, run_report
 from curtail.errors import CurtailError, DiskError, NotFound, UsageError
 from curtail.plotting.svg import MOST_POINTS, Frame, curve, joined, text, thin, ticks, time_ticks
 
@@ -55,7 +55,7 @@ def worked(world):
     return world
 
 
-def ledger(world) -> list[accounting.Entry]:
+def ledger(world) -> list[accounting.LedgerEntry]:
     def rows(tx):
         still = [accounting.close(interval, seen) for interval, seen in tx.open_intervals()]
         return [*tx.entries(), *(entry for entry in still if entry is not None)]
@@ -67,7 +67,7 @@ def ledger(world) -> list[accounting.Entry]:
 
 
 def test_totals_are_those_of_the_accounts_open_intervals_included(worked):
-    figures, totals = look(worked.home), accounting.add(Totals(), ledger(worked))
+    figures, totals = collect_figures(worked.home), accounting.add(Totals(), ledger(worked))
     assert totals.kg_attributed > 0 and totals.standing_kwh > 0 and totals.unknown_kwh > 0
     sums = figures.sums
     assert (sums.attributed_kwh, sums.standing_kwh) == (totals.attributed_kwh, totals.standing_kwh)
@@ -78,7 +78,7 @@ def test_totals_are_those_of_the_accounts_open_intervals_included(worked):
 
 
 def test_the_page_and_the_status_say_the_same(worked):
-    status, figures = worked.status(), look(worked.home)
+    status, figures = worked.status(), collect_figures(worked.home)
     assert figures.sums.kg_attributed == pytest.approx(status.energy.kg_attributed, rel=1e-9)
     assert figures.kg_always_on == pytest.approx(status.energy.kg_always_on, rel=1e-9)
     assert (figures.tokens, figures.version, figures.rounds_merged) == (status.tokens, status.version, status.rounds)
@@ -86,7 +86,7 @@ def test_the_page_and_the_status_say_the_same(worked):
 
 @pytest.mark.parametrize("parts", ["sites", "regions"])
 def test_rows_add_up_to_the_totals(worked, parts):
-    figures = look(worked.home)
+    figures = collect_figures(worked.home)
     for name in ("attributed_kwh", "standing_kwh", "kg_attributed", "kg_reserved", "unknown_kwh", "train_s"):
         whole = sum(getattr(part.sums, name) for part in getattr(figures, parts))
         assert whole == pytest.approx(getattr(figures.sums, name), rel=1e-12), name
@@ -95,7 +95,7 @@ def test_rows_add_up_to_the_totals(worked, parts):
 
 
 def test_curves_of_carbon_end_at_the_totals(worked):
-    figures = look(worked.home)
+    figures = collect_figures(worked.home)
     assert figures.kg_attributed[-1][1] == pytest.approx(figures.sums.kg_attributed, rel=1e-9)
     assert figures.kg_reserved[-1][1] == pytest.approx(figures.sums.kg_reserved, rel=1e-9)
     assert figures.kg_baseline[-1][1] == pytest.approx(figures.kg_always_on, rel=1e-9)
@@ -108,14 +108,14 @@ def test_the_baseline_is_the_bookings(worked):
         readings = {region: tx.readings(region) for region in worked.config.regions}
         sites = {site.site: site.region for site in tx.sites()}
         totals = accounting.add(Totals(), [])
-        totals = replace(totals, train_seconds=look(worked.home).sums.train_s)
-        return Booking(worked.config).always_on_kg(totals, tx.run().started, sites, readings)
+        totals = replace(totals, train_seconds=collect_figures(worked.home).sums.train_s)
+        return EnergyLedger(worked.config).always_on_kg(totals, tx.run().started, sites, readings)
 
-    assert look(worked.home).kg_always_on == worked.store.call(expected) is not None
+    assert collect_figures(worked.home).kg_always_on == worked.store.call(expected) is not None
 
 
 def test_a_version_has_the_loss_and_the_tokens_of_its_members(worked):
-    figures = look(worked.home)
+    figures = collect_figures(worked.home)
     assert len(figures.versions) == figures.version > 0
     assert {version.loss for version in figures.versions} == {3.0}
     assert worked.status().loss_last == pytest.approx(figures.versions[-1].loss_smoothed) == pytest.approx(3.0)
@@ -125,14 +125,14 @@ def test_a_version_has_the_loss_and_the_tokens_of_its_members(worked):
 
 
 def test_rounds_name_members_tokens_and_duration(worked):
-    figures = look(worked.home)
+    figures = collect_figures(worked.home)
     merged = [row for row in figures.rounds if row.version is not None]
     assert sum(row.tokens for row in merged) == figures.tokens
     assert all(row.members == ("a",) and row.duration_s is not None for row in merged)
 
 
 def test_the_timeline_of_regimes_is_without_gaps_and_has_the_stores_seconds(worked):
-    figures = look(worked.home)
+    figures = collect_figures(worked.home)
     assert figures.regimes[0][0] == figures.started and figures.regimes[-1][1] == figures.now
     assert all(a[1] == b[0] for a, b in zip(figures.regimes, figures.regimes[1:], strict=False))
     for name, seconds in figures.regime_seconds.items():
@@ -147,13 +147,13 @@ def test_where_the_oldest_lines_of_the_log_are_gone_no_regime_is_invented(worked
 
     gone, left = worked.store.call(prune)
     first = next(event.at for event in left if event.kind in ("regime", "controller"))
-    figures = look(worked.home)
+    figures = collect_figures(worked.home)
     assert gone == 4 and figures.regimes[0][0] == first
     parsed(page(figures, "1"))
 
 
 def test_sites_trained_within_the_period(worked):
-    figures = look(worked.home)
+    figures = collect_figures(worked.home)
     for site in figures.sites:
         assert site.training
         assert all(figures.started <= start < stop <= figures.now for start, stop in site.training)
@@ -182,7 +182,7 @@ def test_many_readings_are_drawn_by_their_extremes_and_counted_in_full(worked):
             )
 
     worked.store.call(add)
-    figures = look(worked.home)
+    figures = collect_figures(worked.home)
     region = figures.regions[0]
     assert region.thinned and len(region.curve) <= MOST_POINTS < 5000 < region.readings
     assert 777.0 == region.highest == max(mci for _, mci in region.curve if mci is not None)
@@ -205,7 +205,7 @@ def test_the_page_is_well_formed_and_has_its_pictures(worked, tmp_path):
     ]  # fmt: skip
     headings = [element.text for element in root.iter("h2")]
     assert headings[-1] == "How to read these figures"
-    figures = look(worked.home)
+    figures = collect_figures(worked.home)
     assert f"{figures.sums.kg_attributed:,.4f}" in html and f"{figures.tokens:,}" in html
     assert not re.findall(r"\b(nan|inf|None)\b", "".join(root.itertext()))
 
@@ -219,7 +219,7 @@ def test_the_page_loads_and_runs_nothing(worked):
             tags.add(tag)
             attributes.update(name for name, _ in attrs)
 
-    html = page(look(worked.home), "1")
+    html = page(collect_figures(worked.home), "1")
     Seen().feed(html)
     assert {"svg", "table", "path"} <= tags
     assert not tags & {"script", "link", "img", "iframe", "object", "embed", "image", "use", "base"}
@@ -231,7 +231,7 @@ def test_the_page_loads_and_runs_nothing(worked):
 
 def test_names_from_outside_are_escaped(worked):
     evil = '</svg><script>alert("&\x00\x1b")</script>'
-    figures = look(worked.home)
+    figures = collect_figures(worked.home)
     figures = replace(
         figures,
         name=evil,
@@ -250,7 +250,7 @@ def test_names_from_outside_are_escaped(worked):
 def test_the_json_has_the_figures_of_the_page(worked, tmp_path):
     run_report(worked.home, tmp_path / "r.html", tmp_path / "r.json")
     found = json.loads((tmp_path / "r.json").read_text())
-    figures = look(worked.home)
+    figures = collect_figures(worked.home)
     assert found == json.loads(as_json(figures))
     assert found["sums"]["kg_attributed"] == figures.sums.kg_attributed
     assert [row["round"] for row in found["rounds"]] == [row.round for row in figures.rounds]
@@ -265,13 +265,13 @@ def test_the_command_writes_beside_a_running_controller(worked, tmp_path):
 
 
 def test_versions_without_a_line_in_the_log_are_no_error(worked):
-    figures = look(worked.home)
+    figures = collect_figures(worked.home)
     lost = replace(figures, versions=tuple(replace(version, at=None) for version in figures.versions))
     assert "No merged version has both a loss and a time in the log" in page(lost, "1")
 
 
 def test_many_rounds_are_all_in_the_json_and_the_latest_in_the_table(worked):
-    figures = look(worked.home)
+    figures = collect_figures(worked.home)
     row = next(row for row in figures.rounds if row.version is not None)
     many = replace(figures, rounds=tuple(replace(row, round=n) for n in range(1, 2 * MOST_ROUNDS)))
     html = page(many, "1")
@@ -291,7 +291,7 @@ def test_a_run_that_did_nothing_has_a_report_that_says_so(make_world, tmp_path):
     for sentence in ("Nothing has been booked yet", "No version has been merged", "No round has been opened",
                      "No site has joined", "no reading arrived"):  # fmt: skip
         assert sentence in words
-    assert look(world.home).kg_always_on is None
+    assert collect_figures(world.home).kg_always_on is None
 
 
 def test_a_run_without_readings_books_energy_without_carbon(make_world, tmp_path):
@@ -300,7 +300,7 @@ def test_a_run_without_readings_books_energy_without_carbon(make_world, tmp_path
     world.tick()
     world.beat("a")
     world.tick(STEP)
-    figures = look(world.home)
+    figures = collect_figures(world.home)
     assert figures.sums.unknown_kwh == figures.sums.standing_kwh > 0 and figures.sums.curtailed_pct is None
     assert "while the MCI was unknown" in page(figures, "1")
     parsed(page(figures, "1"))

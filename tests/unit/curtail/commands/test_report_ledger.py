@@ -14,12 +14,12 @@ import pytest
 
 from controller.store.rows import SettledRow
 from curtail import commands
-from curtail.carbon.accounting import Basis, Detail, Entry
+from curtail.carbon.accounting import Basis, Detail, LedgerEntry
 from curtail.commands.report import run as reports
 from curtail.commands.report.collect.ledger import changes, flagged, methods
 from curtail.commands.report.render.page import page
 from curtail.commands.report.render.tables import MOST_CHANGES
-from curtail.commands.report.run import as_json, look, run_report
+from curtail.commands.report.run import as_json, collect_figures, run_report
 from curtail.errors import CurtailError, DiskError
 
 STEP = 300.0
@@ -46,7 +46,7 @@ def worked(world):
         world.beat(site, None, "paused")
     world.tick(STEP)
     for site in ("a", "b"):  # what is open is closed, so that every row is in the table
-        world.store.call(lambda tx, site=site: world.service.booking.finish(tx, site, world.service.replay.now()))
+        world.store.call(lambda tx, site=site: world.service.energy_ledger.finish(tx, site, world.service.replay.now()))
     return world
 
 
@@ -60,7 +60,7 @@ def rows_of(world) -> list[dict]:
 
 
 def figures_of(world) -> dict:
-    return json.loads(as_json(look(world.home)))
+    return json.loads(as_json(collect_figures(world.home)))
 
 
 # -- sums ----------------------------------------------------------------------
@@ -108,7 +108,7 @@ def test_the_same_training_on_one_site_at_once_is_an_integral_over_its_readings(
     (alone,) = [one for one in figures["carbon"]["counterfactuals"]["alone"] if one["site"] == "a"]
     assert alone["hours"] == pytest.approx(seconds / 3600, rel=1e-3)
     assert alone["kg"] == pytest.approx(grams / 1000, rel=5e-3)
-    words = "".join(ET.fromstring(page(look(worked.home), "1").partition("\n")[2]).itertext())
+    words = "".join(ET.fromstring(page(collect_figures(worked.home), "1").partition("\n")[2]).itertext())
     assert "a alone, without waiting" in words and "Efficiency: the lower bound is" in words
 
 
@@ -169,10 +169,10 @@ def test_methods_say_how_much_was_covered_by_samples(worked):
     assert found["coverage_pct"] == 0.0 and found["gpu_kwh"] is None
 
 
-def row(site: str, phase: str, t0: float, t1: float, **changes) -> Entry:
+def row(site: str, phase: str, t0: float, t1: float, **changes) -> LedgerEntry:
     basis = Basis(400.0, "source", t0 - 5, 100.0, ("override",), f"because of {phase}")
     detail = Detail(1.0, 0.75, None, 0.5, basis=basis)
-    entry = Entry(site, "A", phase, t0, t1, 1000.0, "nvml-total-energy", 1.0, 1.0, 1.0, 400.0, 0.4, False, detail)
+    entry = LedgerEntry(site, "A", phase, t0, t1, 1000.0, "nvml-total-energy", 1.0, 1.0, 1.0, 400.0, 0.4, False, detail)
     return replace(entry, **changes)
 
 
@@ -214,7 +214,7 @@ def test_a_row_that_goes_on_is_no_change_and_a_gap_is_one():
 
 
 def test_the_page_shows_the_latest_changes_and_the_json_all(worked):
-    figures = look(worked.home)
+    figures = collect_figures(worked.home)
     many = replace(figures, changes=tuple(replace(figures.changes[0], at=float(n)) for n in range(MOST_CHANGES + 7)))
     assert "7 earlier ones are in the JSON" in page(many, "1")
     assert len(json.loads(as_json(many))["changes"]) == MOST_CHANGES + 7
@@ -225,7 +225,7 @@ def test_the_page_shows_the_latest_changes_and_the_json_all(worked):
 
 def test_without_a_settlement_the_page_says_so(worked):
     assert figures_of(worked)["carbon"]["settled"] == []
-    assert "No row has been settled yet" in page(look(worked.home), "1")
+    assert "No row has been settled yet" in page(collect_figures(worked.home), "1")
 
 
 def test_settled_carbon_stands_beside_that_of_the_decision_for_the_same_rows(worked):
@@ -248,7 +248,7 @@ def test_settled_carbon_stands_beside_that_of_the_decision_for_the_same_rows(wor
     assert marginal["left_kwh"] == pytest.approx(sum(row["kwh"] for row in rows if row["site"] != "a"))
     assert marginal["models"] == ["2026-01", "2026-02"] and marginal["curtailed_pct"] == pytest.approx(100.0)
     assert (average["basis"], average["rows"], average["curtailed_pct"]) == ("average", 1, None)
-    words = "".join(ET.fromstring(page(look(worked.home), "1").partition("\n")[2]).itertext())
+    words = "".join(ET.fromstring(page(collect_figures(worked.home), "1").partition("\n")[2]).itertext())
     assert "later (2026-01, 2026-02)" in words and "location-based" in words
 
 
@@ -256,7 +256,7 @@ def test_the_head_of_the_chain_is_on_the_page_and_it_holds(worked):
     records, head = worked.store.call(lambda tx: tx.chain_head())
     chain = figures_of(worked)["chain"]
     assert (chain["records"], chain["head"], chain["problem"]) == (records, head, "")
-    assert head in page(look(worked.home), "1")
+    assert head in page(collect_figures(worked.home), "1")
 
 
 def test_a_changed_row_is_named_on_the_page(worked):
@@ -265,7 +265,7 @@ def test_a_changed_row_is_named_on_the_page(worked):
     connection.close()
     chain = figures_of(worked)["chain"]
     assert "(energy 2) does not match its hash" in chain["problem"]
-    html = page(look(worked.home), "1")
+    html = page(collect_figures(worked.home), "1")
     assert "The hash chain is not valid" in html and "energy 2" in html
 
 
@@ -302,5 +302,5 @@ def test_a_folder_for_pictures_that_cannot_be_made_is_an_error(worked, tmp_path)
 
 
 def test_a_run_that_did_nothing_has_the_pictures_that_need_nothing(make_world):
-    names = [name for name, _ in reports.draw(look(make_world().home))]
+    names = [name for name, _ in reports.draw(collect_figures(make_world().home))]
     assert names == ["mci-A.png", "mci-B.png", "regime.png"]

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from curtail import wire
 from curtail.commands.status.view import bar, count, duration, render, saved, sparkline
-from curtail.commands.status.watch import View, check_url, fetch, print_plain
+from curtail.commands.status.watch import StatusView, check_url, fetch, print_plain
 from curtail.errors import Refused, Unreachable, UsageError, WireError
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -160,7 +160,7 @@ def test_numbers_are_short() -> None:
 
 
 def test_a_failed_poll_keeps_the_picture_and_its_first_moment() -> None:
-    view = View(snapshot()).failed("refused", 100.0).failed("timed out", 107.0)
+    view = StatusView(snapshot()).failed("refused", 100.0).failed("timed out", 107.0)
     assert view.status == snapshot() and view.since == 100.0
     notice = view.notice(110.0)
     assert notice and "(10 s)" in notice and "timed out" in notice

@@ -18,14 +18,14 @@ from controller.http.server import Pulse
 from curtail import __main__ as entry
 from curtail.commands.systemd import install as service
 from curtail.commands.systemd import units
-from curtail.commands.systemd.install import Machine, Wanted, install
+from curtail.commands.systemd.install import InstallOptions, SystemdHost, install
 from curtail.errors import CurtailError, Refused, UsageError
 from curtail.system.systemd import Notifier, take_notifier
 
 
 def unit(kind, system=False, **changes):
     values = {"command": (sys.executable, "-m", "curtail", "x"), "folder": Path("/"), "environment": {}, "user": ""}
-    return units.Unit(kind=kind, system=system, **(values | changes))
+    return units.SystemdUnit(kind=kind, system=system, **(values | changes))
 
 
 def parsed(text):
@@ -102,7 +102,7 @@ def test_arguments_are_quoted_for_systemd(word, quoted):
 
 def test_an_argument_with_a_line_break_is_refused():
     with pytest.raises(UsageError, match="control characters"):
-        service.unit_of(Wanted(units.AGENT, ("a\nExecStart=/bin/evil",), "x", False), Path("/"))
+        service.unit_of(InstallOptions(units.AGENT, ("a\nExecStart=/bin/evil",), "x", False), Path("/"))
 
 
 class FakeMachine:
@@ -116,12 +116,12 @@ class FakeMachine:
             "root": lambda: True,
             "systemctl": lambda: "/bin/systemctl",
         }
-        self.machine = Machine(**(values | changes))
+        self.machine = SystemdHost(**(values | changes))
 
 
 def wanted(**changes):
     values = {"kind": units.AGENT, "words": ("agent", "join"), "name": "curtail-agent", "system": False}
-    return Wanted(**(values | changes))
+    return InstallOptions(**(values | changes))
 
 
 def test_a_users_unit_and_a_systems_unit_are_written_and_systemd_is_told(tmp_path, capsys):

@@ -35,7 +35,7 @@ from nanochat.pack import Manifest, TokenStream
 from nanochat.peak_flops import peak_flops, utilisation
 from nanochat.presets import GPTConfig, preset
 from nanochat.schedule import default_weight_decay
-from nanochat.throughput import Asked, measure_speed
+from nanochat.throughput import BenchOptions, measure_speed
 from nanochat.train import StepBatches, inner_steps
 from nanochat.train_options import TrainOptions, check_out, make_plan
 from nanochat.trainer import Trainer, train
@@ -448,7 +448,7 @@ def test_utilisation_needs_a_known_peak():
 
 
 def test_speed_is_the_median_of_the_steps_after_warm_up():
-    asked = Asked(steps=3, batch_samples=4, threads=1, device="cpu")
+    asked = BenchOptions(steps=3, batch_samples=4, threads=1, device="cpu")
     speed = measure_speed(preset("d2-test"), asked, Ticking())
     assert (speed.device, speed.mfu, speed.steps, speed.compiled) == ("cpu", None, 3, False)
     assert (speed.tok_s, speed.seconds_per_step, speed.device_batch_samples) == (256.0, 1.0, 4)

@@ -14,8 +14,8 @@ from controller.auth import tokens
 from controller.auth.authority import ensure
 from controller.auth.token_files import OPERATOR
 from controller.http import connection_limit
-from controller.http.app import Door, create_app
-from controller.http.connection_limit import Gate
+from controller.http.app import ServerIdentity, create_app
+from controller.http.connection_limit import CountingListener
 from controller.http.listener import listen
 from curtail import __main__ as entry
 from curtail import wire
@@ -33,9 +33,9 @@ class Reached:
         self.world = world
         identity = ensure(world.home, [], time.time(), SystemDisk())
         self.pin = identity.pin
-        door = Door(identity.authority, identity.pin, False)
+        door = ServerIdentity(identity.authority, identity.pin, False)
         self.app = create_app(world.service, world.uploads, INFO, lambda: None, door)
-        listener = Gate(listen("127.0.0.1", 0), connection_limit.caps(64))
+        listener = CountingListener(listen("127.0.0.1", 0), connection_limit.caps(64))
         self.url = f"https://127.0.0.1:{listener.getsockname()[1]}"
         config = uvicorn.Config(
             self.app, log_level="critical", access_log=False, **connection_limit.options(),

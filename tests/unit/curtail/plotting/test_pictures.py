@@ -13,7 +13,16 @@ import pytest
 
 from curtail.errors import CurtailError
 from curtail.plotting import png
-from curtail.plotting.charts import Line, Mark, Signal, energy_chart, phase_keys, signal_chart, time_chart, value_chart
+from curtail.plotting.charts import (
+    ChartMark,
+    Line,
+    SignalSeries,
+    energy_chart,
+    phase_keys,
+    signal_chart,
+    time_chart,
+    value_chart,
+)
 from curtail.plotting.figure import MARGIN, Picture, alone, file_names
 from curtail.plotting.png import SCALE, to_png
 from curtail.plotting.svg import WIDTH
@@ -56,10 +65,12 @@ def _unfiltered(kind: int, line: bytearray, above: bytearray, size: int) -> byte
 
 
 def chart(region: str = "NORTH") -> Picture:
-    known = Signal(region, [(DAY, 450.0), (DAY + 600, 50.0)], False, [(DAY + 600, DAY + 3600)], 100.0, 50.0, 450.0)
+    known = SignalSeries(
+        region, [(DAY, 450.0), (DAY + 600, 50.0)], False, [(DAY + 600, DAY + 3600)], 100.0, 50.0, 450.0
+    )
     lanes = [("a", [(DAY + 700, DAY + 3000, "phase-train", "a train")])]
     keys = (("window", "curtailed"), ("line:threshold", "threshold"), *phase_keys())
-    return signal_chart(known, DAY, DAY + 3600, lanes, keys, [Mark(DAY + 3500, "end of the run")])
+    return signal_chart(known, DAY, DAY + 3600, lanes, keys, [ChartMark(DAY + 3500, "end of the run")])
 
 
 def rgb(colour: str) -> bytes:

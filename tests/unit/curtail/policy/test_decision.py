@@ -7,7 +7,7 @@ from dataclasses import replace
 from curtail.grid.forecast import Forecast
 from curtail.grid.reading import Reading
 from curtail.policy.costs import SiteCosts
-from curtail.policy.decision import Goal, View, decide
+from curtail.policy.decision import Goal, SiteView, decide
 from curtail.policy.override import Override
 from curtail.policy.price import Price, Rounds
 from curtail.policy.rules import Regime, RegionRule, Site, Window
@@ -17,14 +17,14 @@ ROUNDS = Rounds(600.0, 30.0)
 END = 10_000.0
 
 
-def view(region: str, *points: tuple[float, float], running: bool = False, forecast: bool = True) -> View:
+def view(region: str, *points: tuple[float, float], running: bool = False, forecast: bool = True) -> SiteView:
     """A region whose course is `points`; the reading is the first one."""
     reading = Reading(region, points[0][1], 0.0, 300.0, "test")
     course = Forecast(region, (*points, (END, 900.0))) if forecast else None
-    return View(RegionRule(region, 100.0, 600.0), Window(), reading, course, Site(COSTS, running))
+    return SiteView(RegionRule(region, 100.0, 600.0), Window(), reading, course, Site(COSTS, running))
 
 
-def many(*views: View) -> dict[str, View]:
+def many(*views: SiteView) -> dict[str, SiteView]:
     return {one.rule.region: one for one in views}
 
 
@@ -113,7 +113,7 @@ def test_an_order_outranks_the_cleaner_site():
 SLOW = Rounds(600.0, 600.0)  # half of the time of a federated round is exchange
 
 
-def slow(one: View) -> View:
+def slow(one: SiteView) -> SiteView:
     return replace(one, site=replace(one.site, costs=replace(COSTS, sync_s=600.0)))
 
 

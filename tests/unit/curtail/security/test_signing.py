@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.http.client import Control
-from controller.auth.nonces import KEPT_S, MOST_LIVES, WINDOW, Replays
+from controller.auth.nonces import KEPT_S, MOST_LIVES, WINDOW, NonceCache
 from curtail import wire
 from curtail.errors import AuthError
 from curtail.security import signing
@@ -23,7 +23,7 @@ def sent(now=NOW):
 
 def test_a_signed_request_is_accepted_as_it_was_sent():
     stamp = sent()
-    signing.check(stamp, KEY.public, "POST", "/v1/x", b"body", NOW + 299)
+    signing.verify_signature(stamp, KEY.public, "POST", "/v1/x", b"body", NOW + 299)
     assert stamp.fence == 3 and stamp.time == int(NOW)
 
 
@@ -33,23 +33,23 @@ def test_a_signed_request_is_accepted_as_it_was_sent():
 )
 def test_a_change_of_method_path_or_body_breaks_the_signature(changed):
     with pytest.raises(AuthError, match="not signed with the key"):
-        signing.check(sent(), KEY.public, *changed, NOW)
+        signing.verify_signature(sent(), KEY.public, *changed, NOW)
 
 
 def test_another_key_epoch_time_or_nonce_breaks_the_signature():
     stamp = sent()
     with pytest.raises(AuthError):
-        signing.check(stamp, AgentKey().public, "POST", "/v1/x", b"body", NOW)
+        signing.verify_signature(stamp, AgentKey().public, "POST", "/v1/x", b"body", NOW)
     for name, value in (("fence", 4), ("time", stamp.time + 1), ("nonce", "0" * 32), ("signature", b"0" * 64)):
         values = {field: getattr(stamp, field) for field in stamp.__slots__} | {name: value}
         with pytest.raises(AuthError):
-            signing.check(signing.Stamp(**values), KEY.public, "POST", "/v1/x", b"body", NOW)
+            signing.verify_signature(signing.Stamp(**values), KEY.public, "POST", "/v1/x", b"body", NOW)
 
 
 @pytest.mark.parametrize(("off", "words"), [(-301, "301 s behind"), (400, "400 s ahead of")])
 def test_a_skew_of_more_than_300_s_is_refused_with_the_measured_skew(off, words):
     with pytest.raises(AuthError, match=words):
-        signing.check(sent(NOW + off), KEY.public, "POST", "/v1/x", b"body", NOW)
+        signing.verify_signature(sent(NOW + off), KEY.public, "POST", "/v1/x", b"body", NOW)
 
 
 @pytest.mark.parametrize("header", [None, "", "v1", "v1;time=1;nonce=0;fence=1;sig=x", "v1;time=-1;nonce=;fence=;sig="])
@@ -80,7 +80,7 @@ def test_a_site_with_a_wrong_clock_signs_with_the_controllers_time():
     assert signing.HEADER not in seen[0].headers
     control.commit_blob("0" * 64, 1)
     stamp = signing.read_stamp(seen[1].headers[signing.HEADER])
-    signing.check(stamp, KEY.public, "POST", seen[1].url.path, b"", NOW)
+    signing.verify_signature(stamp, KEY.public, "POST", seen[1].url.path, b"", NOW)
 
 
 @pytest.mark.parametrize(("off_s", "sent"), [(0.0, 1), (30.0, 1), (3600.0, 2), (-3600.0, 2)])
@@ -105,7 +105,7 @@ def test_a_request_that_is_refused_for_a_clock_that_jumped_is_signed_once_more(o
             call()
         assert len(seen) == sent
         if sent == 2:
-            signing.check(
+            signing.verify_signature(
                 signing.read_stamp(seen[1].headers[signing.HEADER]), KEY.public, "POST", seen[1].url.path,
                 seen[1].content, NOW,
             )  # fmt: skip
@@ -118,9 +118,9 @@ def stamp(life, count, time=NOW):
     return signing.Stamp(int(time), f"{life:016x}{count:016x}", 1, b"")
 
 
-def taken(replays, *arguments):
+def taken(nonces, *arguments):
     try:
-        replays.take(*arguments)
+        nonces.consume(*arguments)
     except AuthError:
         return False
     return True
@@ -128,11 +128,11 @@ def taken(replays, *arguments):
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 200)), max_size=300))
 def test_nothing_counts_twice_and_what_is_near_the_newest_counts_once(requests):
-    replays, came = Replays(), {}
+    nonces, came = NonceCache(), {}
     for life, count in requests:
         before = came.setdefault(life, [])
         fresh = count not in before and (not before or count > max(before) - WINDOW)
-        assert taken(replays, "key", stamp(life, count), NOW) == fresh
+        assert taken(nonces, "key", stamp(life, count), NOW) == fresh
         if fresh:
             before.append(count)
 
@@ -145,11 +145,11 @@ def test_a_signer_numbers_what_it_signs_and_no_two_signers_share_a_life():
 
 
 def test_what_is_remembered_is_bounded_and_what_is_forgotten_is_too_old_to_count():
-    replays = Replays()
+    nonces = NonceCache()
     for life in range(3 * MOST_LIVES):
-        assert taken(replays, "busy", stamp(life, 1), NOW)
-    assert taken(replays, "other", stamp(0, 1), NOW), "another key's stamps are its own"
-    assert replays.count() == MOST_LIVES + 1
-    assert not taken(replays, "other", stamp(0, 1), NOW + KEPT_S)
-    assert taken(replays, "third", stamp(0, 1), NOW + 2 * KEPT_S + 1) and replays.count() == 1
+        assert taken(nonces, "busy", stamp(life, 1), NOW)
+    assert taken(nonces, "other", stamp(0, 1), NOW), "another key's stamps are its own"
+    assert nonces.count() == MOST_LIVES + 1
+    assert not taken(nonces, "other", stamp(0, 1), NOW + KEPT_S)
+    assert taken(nonces, "third", stamp(0, 1), NOW + 2 * KEPT_S + 1) and nonces.count() == 1
     assert KEPT_S > 2 * signing.SKEW_S, "a stamp may be that far ahead, and then that far behind"

@@ -13,7 +13,7 @@ import time
 import httpx
 import pytest
 
-from agent.controller_trust import Trust, known_authority, open_control, open_jobs_control
+from agent.controller_trust import ControllerTrust, known_authority, open_control, open_jobs_control
 from agent.home import Home
 from agent.http.client import Control
 from controller.auth import credentials
@@ -121,7 +121,7 @@ def test_another_controller_sees_no_token(identities, listen, tmp_path):
     ours, theirs = identities
     there, token = listen(theirs), credentials.new_token(ours.pin)
     with pytest.raises(AuthError, match="is not the controller"):
-        open_control(there.url, Trust(Home(tmp_path), DISK, token))
+        open_control(there.url, ControllerTrust(Home(tmp_path), DISK, token))
     with pytest.raises(AuthError, match="is not the controller"):
         open_with_token(there.url, token)
     assert there.seen and not [text for text in there.seen if token.secret in text or "authorization" in text.lower()]
@@ -132,7 +132,7 @@ def test_somebody_in_between_who_shows_our_authority_sees_nothing(identities, li
     """They can repeat what the controller shows everybody, but have no certificate that it signed."""
     ours, theirs = identities
     between, token = listen(theirs, shows=ours.authority), credentials.new_token(ours.pin)
-    control = open_control(between.url, Trust(Home(tmp_path), DISK, token))
+    control = open_control(between.url, ControllerTrust(Home(tmp_path), DISK, token))
     control.credential = token.secret
     with control.http, pytest.raises(Unreachable, match="could not be verified as the controller"):
         leave(control)
@@ -145,10 +145,10 @@ def test_somebody_in_between_who_shows_our_authority_sees_nothing(identities, li
 def test_the_true_controller_is_reached_and_remembered_without_the_token(identities, listen, tmp_path):
     ours, _ = identities
     there, home = listen(ours), Home(tmp_path)
-    with (control := open_control(there.url, Trust(home, DISK, credentials.new_token(ours.pin)))).http:
+    with (control := open_control(there.url, ControllerTrust(home, DISK, credentials.new_token(ours.pin)))).http:
         assert leave(control).ok
     assert pin_of(home.authority_file.read_text()) == ours.pin
-    with (control := open_control(there.url, Trust(home, DISK))).http:
+    with (control := open_control(there.url, ControllerTrust(home, DISK))).http:
         assert leave(control).ok
     assert len([text for text in there.seen if wire.CACERTS in text]) == 1
 
@@ -159,14 +159,14 @@ def test_a_token_of_a_new_controller_replaces_what_was_kept_of_the_one_before(id
     home.authority_file.write_text(theirs.authority)
     home.keep_credential("of the one before", DISK)
     there = listen(ours)
-    assert known_authority(there.url, Trust(home, DISK, credentials.new_token(ours.pin))) == ours.authority
+    assert known_authority(there.url, ControllerTrust(home, DISK, credentials.new_token(ours.pin))) == ours.authority
     assert home.credential() is None and pin_of(home.authority_file.read_text()) == ours.pin
 
 
 def test_https_without_anything_that_names_the_controller_is_refused(tmp_path):
     for token in (None, credentials.new_token()):
         with pytest.raises(AuthError, match=r"ct1|does not pin a controller"):
-            known_authority("https://127.0.0.1:1", Trust(Home(tmp_path), DISK, token))
+            known_authority("https://127.0.0.1:1", ControllerTrust(Home(tmp_path), DISK, token))
         with pytest.raises(AuthError):
             open_with_token("https://127.0.0.1:1", token)
     with pytest.raises(AuthError, match="there is no key to verify the controller"):
@@ -233,8 +233,8 @@ def test_a_controller_that_does_not_run_is_not_blamed_on_the_scheme():
 
 def test_plain_http_beyond_loopback_needs_somebody_who_insists(tmp_path):
     with pytest.raises(UsageError, match="unencrypted"):
-        known_authority("http://192.0.2.1:1", Trust(Home(tmp_path), DISK))
-    assert known_authority("http://192.0.2.1:1", Trust(Home(tmp_path), DISK, insecure=True)) is None
+        known_authority("http://192.0.2.1:1", ControllerTrust(Home(tmp_path), DISK))
+    assert known_authority("http://192.0.2.1:1", ControllerTrust(Home(tmp_path), DISK, insecure=True)) is None
 
 
 # -- what a job uses -----------------------------------------------------------------

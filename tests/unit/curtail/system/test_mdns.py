@@ -7,10 +7,10 @@ import socket
 import pytest
 
 from curtail.errors import NotFound, UsageError
-from curtail.system.mdns import Found, announce, browse, find_controller
+from curtail.system.mdns import AnnouncedController, announce, browse, find_controller
 
-A = Found("a", "http://127.0.0.1:7070", "run1")
-B = Found("b", "http://127.0.0.1:7071", "run2")
+A = AnnouncedController("a", "http://127.0.0.1:7070", "run1")
+B = AnnouncedController("b", "http://127.0.0.1:7071", "run2")
 
 
 def test_one_controller_is_found():
@@ -28,7 +28,7 @@ def test_several_found_are_listed():
 
 
 def test_one_controller_under_two_names_is_one():
-    assert find_controller(1.0, lambda _: [A, Found("a-2", A.url, "run1")]) == A
+    assert find_controller(1.0, lambda _: [A, AnnouncedController("a-2", A.url, "run1")]) == A
 
 
 def test_a_machine_without_network_is_a_clear_error():
@@ -54,4 +54,4 @@ def test_what_is_announced_on_loopback_is_found_there():
         found = [entry for entry in browse(2.0, loopback_only=True) if str(port) in entry.url]
     if not found:
         pytest.skip("multicast does not work on this machine's loopback interface")
-    assert found == [Found(f"test {port}", f"http://127.0.0.1:{port}", "r1")]
+    assert found == [AnnouncedController(f"test {port}", f"http://127.0.0.1:{port}", "r1")]
