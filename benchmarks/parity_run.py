@@ -166,7 +166,7 @@ class Site:
             self.rewarm = self.setting.rewarm
 
     def begin(self, base: weights.Weights, version: int) -> None:
-        """Take up a version: as it is, or what it has over the snapshot added to the steps made ahead."""
+        """Take up a version: as it is, or what it has over the snapshot added to the overlapped steps."""
         if self.ahead:
             with torch.no_grad():
                 for name, parameter in self.model.named_parameters():

@@ -27,7 +27,7 @@ MEANING = {
     403: "The credential is good, but not for this.",
     404: "There is no such thing here.",
     408: "The body came too slowly.",
-    409: "It conflicts with what is true here: an old epoch, another round, a quota.",
+    409: "It conflicts with what is true here: an old fencing token, another round, a quota.",
     413: "The body is too large.",
     414: "The path and query are too long.",
     415: "Not JSON, or a body with a Content-Encoding.",

@@ -38,19 +38,19 @@ class Access:
         return Caller(Role.AGENT, machine.site, machine)
 
     def signed(self, tx: Transaction, who: MachineRow, stamp: Stamp) -> None:
-        """A signed request of this machine, whose signature was checked, counts once and in its epoch only.
+        """A signed request of this machine, whose signature was checked, counts once, and only with the current fencing token.
 
         Raises: AuthError, Refused.
         """
         if stamp.fence != who.fence:
             raise Refused(
-                f"epoch {stamp.fence} of site {who.site} is over, {who.fence} is current",
+                f"fencing token {stamp.fence} of site {who.site} is out of date, {who.fence} is current",
                 "another agent of this site joined",
             )
         credentials.first_time(tx, who.key, stamp, self._clock.wall())
 
     def renew(self, tx: Transaction, row: MachineRow, stamp: Stamp) -> wire.JoinReply:
-        """A new credential for a machine that proved its key; its epoch stays. Raises: AuthError: it came before."""
+        """A new credential for a machine that proved its key; its fencing token stays. Raises: AuthError: it came before."""
         now = self._clock.wall()
         credentials.first_time(tx, row.key, stamp, now)
         run = tx.run()

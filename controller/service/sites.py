@@ -1,6 +1,6 @@
 """The machines of each site: joins, leaves, reports, and the crew that runs the site's job.
 
-Books what `controller.service.admission` and `controller.fleet.crew` decide. Epochs: every join
+Books what `controller.service.admission` and `controller.fleet.crew` decide. Fencing tokens: every join
 of a machine takes the site's next number, its fence, and the machine's older ones
 are refused from then on. What a site holds is leased under the fence of the
 machine that leads it, and goes back when that one joins anew or leaves, or when
@@ -102,7 +102,7 @@ class Sites:
         machine.seen = live.seen = now
         of = "" if site.machines == 1 else f", one of {site.machines} machines"
         whence = f"{row.machine} in {site.region} with token {token.id}"
-        self._event(tx, "site", f"{site.site} joined from {whence}, epoch {site.fence}{of}")
+        self._event(tx, "site", f"{site.site} joined from {whence}, fencing token {site.fence}{of}")
         return site.fence, credential
 
     def leave(self, tx: Transaction, who: MachineRow, reason: str) -> None:

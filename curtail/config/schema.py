@@ -89,7 +89,7 @@ class OuterStep:
 class RoundsSection:
     """[rounds]"""
 
-    inner_steps: Positive = 100  # most steps of a site in one round, besides those made ahead of it
+    inner_steps: Positive = 100  # most steps of a site in one round, not counting overlapped steps
     length: Annotated[float, quantity("duration", low=0.1)] = 300.0  # wall time after which a site commits
     grace: Duration = 30.0  # most wall time that a round waits for commits after that
     quorum: Positive = 1  # contributions without which a round waits longer than the grace

@@ -95,7 +95,7 @@ class World:
         if request.headers.get("authorization", "")[7:] not in self.known:
             return problem(401, "the credential is not known here")
         if self.stale:
-            return problem(409, "epoch 1 is over")
+            return problem(409, "fencing token 1 is out of date")
         if request.url.path == wire.LEAVE:
             self.left.append(wire.decode(wire.LeaveRequest, request.content))
             return answer(wire.Ack(True))

@@ -221,7 +221,7 @@ def test_a_signed_request_counts_once_and_only_in_its_epoch(world, make):
     world.store.call(lambda tx: world.service.access.signed(tx, row, Stamp(now, "1" * 32, 1, b"")))
     with pytest.raises(AuthError, match="was seen before"):
         world.store.call(lambda tx: world.service.access.signed(tx, row, Stamp(now, "1" * 32, 1, b"")))
-    with pytest.raises(Refused, match="epoch 0"):
+    with pytest.raises(Refused, match="fencing token 0"):
         world.store.call(lambda tx: world.service.access.signed(tx, row, Stamp(now, "2" * 32, 0, b"")))
 
 

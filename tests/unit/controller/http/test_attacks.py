@@ -332,7 +332,7 @@ def test_a_commit_counts_only_signed_in_time_once_and_as_it_was(net, pair, world
     assert net.ask("POST", path, headers=good).status_code == 200
     assert net.ask("POST", path, headers=good).status_code == 401, "sent again"
     old = bearer | {HEADER: a.key.header("POST", path, b"", 0, now)}
-    assert net.ask("POST", path, headers=old).status_code == 409, "another epoch"
+    assert net.ask("POST", path, headers=old).status_code == 409, "another fencing token"
 
 
 def messages(site):

@@ -1,4 +1,4 @@
-"""Steps and tokens of a job: each counted once, whatever is repeated, made ahead or dropped."""
+"""Steps and tokens of a job: each counted once, whatever is repeated, overlapped or dropped."""
 
 from __future__ import annotations
 

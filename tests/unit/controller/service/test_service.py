@@ -82,7 +82,7 @@ def test_the_same_agent_joins_again_at_once_and_its_old_epoch_is_refused(world):
     world.ready("a", "job1")
     world.checkout("a", "job1")
     world.join("a")
-    with pytest.raises(Refused, match="epoch 1"):
+    with pytest.raises(Refused, match="fencing token 1"):
         world.beat("a", "job1", fence=1)
     assert world.status().round is None, "its part of the open round went back"
     world.check()
