@@ -23,6 +23,7 @@ from pathlib import Path
 from curtail.errors import Refused
 from curtail.security.signing import AgentKey
 from curtail.system.disk import Disk, clear_leftovers, disk_error
+from curtail.system.home_files import AGENT_LOCK, IDENTITY
 
 KEPT_JOBS = 5
 """Number of job folders that are kept for their logs."""
@@ -99,7 +100,7 @@ class Home:
         Raises: DiskError.
         """
         try:
-            value = json.loads((self.path / "identity.json").read_text(encoding="utf-8"))
+            value = json.loads((self.path / IDENTITY).read_text(encoding="utf-8"))
             identity = Identity(**value)
             if len(identity.agent) == 32 and isinstance(identity.fence, int):
                 return identity
@@ -126,7 +127,7 @@ class Home:
 
     def _write_identity(self, identity: Identity, disk: Disk) -> None:
         data = json.dumps(dataclasses.asdict(identity)).encode()
-        disk.replace("IDENTITY", self.path / "identity.json", data, 0o600)
+        disk.replace("IDENTITY", self.path / IDENTITY, data, 0o600)
 
     def forget_old_jobs(self) -> None:
         """Delete all but the newest job folders, and weights left by a killed job. Call only while no job runs.
@@ -150,7 +151,7 @@ def open_home(path: Path, disk: Disk) -> Iterator[Home]:
     path = path.resolve()  # jobs run in another working directory
     disk.folder("AGENT_HOME", path, 0o700)
     try:
-        descriptor = os.open(path / "agent.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(path / AGENT_LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise disk_error("use the folder", path, error) from error
     try:
@@ -166,7 +167,7 @@ def open_home(path: Path, disk: Disk) -> Iterator[Home]:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         except OSError as error:
-            raise disk_error("write", path / "agent.lock", error) from error
+            raise disk_error("write", path / AGENT_LOCK, error) from error
         clear_leftovers(path)
         yield Home(path)
     finally:

@@ -30,7 +30,7 @@ from controller.files.versions import Versions
 from controller.fleet.power_commands import SystemRunner
 from controller.home import home as homes
 from controller.home.backup import clear_holding
-from controller.home.housekeeping import ADDRESS, CHECKED, Upkeep, warn_of_sqlite, was_killed
+from controller.home.housekeeping import CHECKED, Upkeep, warn_of_sqlite, was_killed
 from controller.home.run_info import run_info
 from controller.http.listener import ADDRESS_SHARE, BANNER, Face, announcing, choose, listen
 from controller.http.server import Endpoint, Pulse, serve, unhealthy
@@ -43,6 +43,7 @@ from controller.store.rows import RunRow
 from curtail.config import RunConfig, load_config
 from curtail.system.clock import Clock, SystemClock
 from curtail.system.disk import Disk, SystemDisk
+from curtail.system.home_files import ADDRESS, BLOBS, JOIN_TOKEN, STORE, VERSIONS
 from curtail.system.systemd import take_notifier
 from nanochat import presets
 
@@ -132,7 +133,7 @@ def _run(inputs: Inputs, listener: socket.socket, stack: contextlib.ExitStack) -
     opened = _open(inputs, killed, stack)
     store, run, identity = opened.store, opened.run, opened.identity
     model = presets.from_json(run.model)
-    uploads = Uploads(options.home / "blobs", inputs.disk, 6 * presets.parameter_count(model) + SMALL_FILES)
+    uploads = Uploads(options.home / BLOBS, inputs.disk, 6 * presets.parameter_count(model) + SMALL_FILES)
     uploads.purge(clock.wall())
     preload()
     replay = run_clock(run.clock, None if inputs.signal.trace is None else options.signal.speed, clock)
@@ -172,12 +173,12 @@ def _open(inputs: Inputs, killed: bool, stack: contextlib.ExitStack) -> OpenRun:
     """
     home, clock = inputs.options.home, inputs.clock
     clear_holding(home)
-    store = Store(home / "state.db", thorough=killed)
+    store = Store(home / STORE, thorough=killed)
     store.open()
     stack.callback(store.close)
     merger = ProcessMerger(home / "merge")
     stack.callback(merger.stop)
-    versions = Versions(home / "versions")
+    versions = Versions(home / VERSIONS)
     trace = inputs.signal.trace
     begin = clock.wall() if trace is None else trace.start
     run = homes.begin_or_continue(home, inputs.config, inputs.data, store, versions, begin, clock)
@@ -210,7 +211,7 @@ def _start_threads(
     """Start what runs beside the server; `stack` stops it, and takes the address away when all has stopped."""
     home = inputs.options.home
     settler = live_settler(store.call, inputs.config, inputs.signal, Surroundings(inputs.clock, os.environ))
-    upkeep = Upkeep(store, home / "state.db", service.tell)
+    upkeep = Upkeep(store, home / STORE, service.tell)
     stack.callback((home / ADDRESS).unlink, missing_ok=True)
     for part in (inputs.signal, settler, energy, upkeep):
         part.start()
@@ -226,5 +227,5 @@ def _greet(inputs: Inputs, port: int) -> None:
         "join with: curtail agent join %s --site NAME --region %s --token-file %s",
         url,
         "|".join(config.regions),
-        options.home / "join-token",
+        options.home / JOIN_TOKEN,
     )

@@ -1,3 +1,3 @@
-"""The shared core and the command line of curtail. Importing it does nothing."""
+"""Shared core and command line of curtail; importing the package has no side effects."""
 
 __version__ = "0.1.0"

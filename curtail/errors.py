@@ -1,29 +1,29 @@
-"""Every error a person can meet, as one tree.
+"""Every error that curtail reports to a user, as one class hierarchy with exit codes.
 
-The text says what was wrong; `remedy` says what to do about it. The command
-line prints both on one line and leaves with `exit_code`. `assert` is kept for
-our own bugs.
+The message says what was wrong; `remedy` says what to do about it. The command
+line prints both on one line and exits with `exit_code`. `assert` is reserved
+for bugs in curtail itself.
 
 CurtailError (1)
-├── UsageError (2)          flags or settings that make no sense together
-│   └── ConfigError         a run file with an unknown key, a wrong type or unit
-├── NotFound (3)            a file, folder, region or checkpoint that is not there
-├── DataError (1)           text, tokens, tokenizer or manifest that cannot be used
-├── CheckpointError (1)     weights that are truncated, foreign or do not match
+├── UsageError (2)          invalid flags or settings, or an invalid combination of them
+│   └── ConfigError         a run file with an unknown key, a wrong type or a wrong unit
+├── NotFound (3)            a file, folder, region or checkpoint that does not exist
+├── DataError (1)           unusable text, tokens, tokenizer or manifest
+├── CheckpointError (1)     weights that are truncated, incompatible or inconsistent
 ├── DiskError (1)           a full or read-only folder
 ├── AuthError (4)           a missing, wrong or revoked token or credential
-├── Unreachable (5)         nobody answers at that address
-│   └── Throttled           the controller asks to come again later
-├── WireError (1)           a message that is not of the contract's form
-├── Refused (7)             the controller says no to a stale or conflicting request
-└── RefusedTransition (1)   an event that is forbidden in the present state
+├── Unreachable (5)         no answer from that address
+│   └── Throttled           the controller's rate limit was hit; retry later
+├── WireError (1)           a message that violates the wire protocol
+├── Refused (7)             a stale or conflicting request, rejected by the controller
+└── RefusedTransition (1)   an event that is not allowed in the present state
 """
 
 from __future__ import annotations
 
 
 class CurtailError(Exception):
-    """Base of all errors that are shown to a person.
+    """Base class of all errors that are shown to a user.
 
     Args:
         message: what was wrong, in one sentence without a full stop.

@@ -25,6 +25,8 @@ import numpy as np
 from curtail.errors import CheckpointError, ConfigError
 
 CODECS = ("fp32", "bf16", "int8", "int4")
+"""As in `curtail.config`, which the model does not know (a test compares them)."""
+
 BLOCK = 2**16
 """Elements processed at once, so that intermediate results stay in the CPU cache."""
 

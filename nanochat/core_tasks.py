@@ -18,9 +18,11 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
 
 from curtail.errors import DataError, NotFound, UsageError
-from nanochat.core_yaml import Item, read_core_yaml
 
 MULTIPLE_CHOICE, SCHEMA, LANGUAGE_MODELING = "multiple_choice", "schema", "language_modeling"
 KINDS = (MULTIPLE_CHOICE, SCHEMA, LANGUAGE_MODELING)
@@ -29,6 +31,9 @@ SHUFFLE_SEED = 1337
 DEFAULT_DELIMITER = " "
 
 _REMEDY = "download the bundle again, or give a folder with the published files (docs/guides/evaluation.md)"
+_YAML_BYTES = 262_144  # the published core.yaml has about 4 kB
+_YAML_DEPTH = 16
+_SECTION = "icl_tasks"
 _OWN_KEYS = {"label", "icl_task_type", "dataset_uri", "num_fewshot", "continuation_delimiter"}
 _WITHOUT_MEANING = {"has_categories"}  # in the published files, but not used by the metric
 
@@ -79,13 +84,69 @@ def read_bundle(bundle: Path, max_per_task: int | None = None) -> tuple[CoreTask
     listed = read_core_yaml(_text(root / "core.yaml"), str(root / "core.yaml"))
     baselines = read_baselines(_text(root / "eval_meta_data.csv"), str(root / "eval_meta_data.csv"))
     tasks: list[CoreTask] = []
-    for number, values in listed:
-        place = f"{root / 'core.yaml'}, line {number}"
+    for number, values in enumerate(listed, 1):
+        place = f"{root / 'core.yaml'}, item {number} of {_SECTION}"
         task = _task(root, values, baselines, place, max_per_task)
         if task.label in [other.label for other in tasks]:
             raise DataError(f"{place}: {task.label!r} is listed twice", _REMEDY)
         tasks.append(task)
     return tuple(tasks)
+
+
+class _Loader(yaml.SafeLoader):
+    """`yaml.SafeLoader` without anchors, aliases and tags, which no published file needs; a key occurs once.
+
+    Aliases to aliases are the known way to make a small file huge, and PyYAML takes the last of two equal keys.
+    """
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) or getattr(event, "tag", None):
+            raise _refusal("anchors, aliases and tags are not accepted", event.start_mark)
+        self._depth += 1
+        if self._depth > _YAML_DEPTH:
+            raise _refusal(f"it is nested deeper than {_YAML_DEPTH} levels", event.start_mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise _refusal(f"the key {key.value!r} is there twice", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+def _refusal(problem: str, mark: yaml.Mark) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+
+
+def read_core_yaml(text: str, place: str = "core.yaml") -> list[dict[str, Any]]:
+    """The items of the section `icl_tasks`, in their order; what their keys mean is not checked here.
+
+    Raises: DataError: the file is too large, no YAML, uses what `_Loader` refuses, or has no list of mappings there.
+    """
+    if len(text) > _YAML_BYTES:
+        raise DataError(f"{place} is larger than {_YAML_BYTES:,} characters", _REMEDY)
+    try:
+        content = yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise DataError(f"{place}{line}: {error.problem or error.context}", _REMEDY) from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that cannot be one
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{place} is not readable YAML: {reason}", _REMEDY) from None
+    listed = content.get(_SECTION) if isinstance(content, dict) else None
+    if not isinstance(listed, list) or not listed:
+        raise DataError(f"{place} lists nothing under {_SECTION}", _REMEDY)
+    for number, item in enumerate(listed, 1):
+        if not isinstance(item, dict) or not all(isinstance(key, str) for key in item):
+            raise DataError(f"{place}, item {number} of {_SECTION} is no mapping with words as keys", _REMEDY)
+    return listed
 
 
 def read_baselines(text: str, place: str = "eval_meta_data.csv") -> dict[str, float]:
@@ -169,7 +230,7 @@ def _text(path: Path | zipfile.Path) -> str:
 
 
 def _task(
-    root: Path | zipfile.Path, values: Item, baselines: dict[str, float], place: str, most: int | None
+    root: Path | zipfile.Path, values: dict[str, Any], baselines: dict[str, float], place: str, most: int | None
 ) -> CoreTask:
     """The question set that one item of core.yaml describes, with its questions."""
     if unknown := sorted(values.keys() - _OWN_KEYS - _WITHOUT_MEANING):

@@ -71,6 +71,10 @@ def ranks_from_environment(environment: dict[str, str] | None = None) -> Ranks:
     return found
 
 
+COLLECTIVE_S = 1800.0
+"""Longest wait of a rank for the others within a step, for what trains."""
+
+
 def join_ranks(device: torch.device, timeout: float = 600.0) -> Ranks:
     """Join the process group of the job: NCCL on CUDA, gloo on the CPU, none with one rank.
 

@@ -21,7 +21,7 @@ class PublishedSet:
     """A shuffled data set, split into parquet files with one column `text`."""
 
     name: str
-    address: str  # URL of a shard: address/shard_name
+    repository: str  # of the hub's data sets
     training_shards: int  # numbered from 0; the next number is the validation shard
 
     def shard_name(self, number: int) -> str:
@@ -51,15 +51,11 @@ class PublishedSet:
         return tuple(self.shard_name(number) for number in range(count))
 
 
-def _on_hub(name: str, repository: str, training_shards: int) -> PublishedSet:
-    return PublishedSet(name, f"https://huggingface.co/datasets/{repository}/resolve/main", training_shards)
-
-
 SETS = {
     published.name: published
     for published in (
-        _on_hub("fineweb-edu", "karpathy/fineweb-edu-100b-shuffle", 1822),
-        _on_hub("climbmix", "karpathy/climbmix-400b-shuffle", 6542),
+        PublishedSet("fineweb-edu", "karpathy/fineweb-edu-100b-shuffle", 1822),
+        PublishedSet("climbmix", "karpathy/climbmix-400b-shuffle", 6542),
     )
 }
 """By the name for `curtail data fetch --dataset`. Source: nanochat/dataset.py of 2026-01-12 and 2026-07-03."""

@@ -170,15 +170,6 @@ class Tokenizer:
         """The id of BOS, the first token of every document: V - 9."""
         return len(self.ranks)
 
-    def special_id(self, name: str) -> int:
-        """The id of a special token, such as `<|user_start|>`.
-
-        Raises: UsageError: there is no such special token.
-        """
-        if name not in SPECIALS:
-            raise UsageError(f"{name!r} is not a special token", f"the special tokens are {' '.join(SPECIALS)}")
-        return len(self.ranks) + SPECIALS.index(name)
-
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without BOS. Names of special tokens are encoded as plain text.
 

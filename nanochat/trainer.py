@@ -31,6 +31,7 @@ from nanochat import train_checkpoints, weights
 from nanochat.acceleration import accelerate
 from nanochat.bpb import bits_per_byte
 from nanochat.distributed import (
+    COLLECTIVE_S,
     agree,
     broadcast_weights,
     choose_device,
@@ -50,7 +51,6 @@ from nanochat.tokenizer import FILE_NAME, Tokenizer
 from nanochat.train import StepBatches, inner_steps
 from nanochat.train_options import FAILURE_FILE, TrainOptions, TrainPlan, check_out, make_plan
 
-COLLECTIVE_S = 1800.0
 SAY_EVERY_S = 2.0
 
 Say = Callable[[str], None]

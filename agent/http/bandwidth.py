@@ -1,8 +1,8 @@
 """Bandwidth limit for a job's uploads and downloads: a token bucket.
 
-`Bucket` is pure: it takes the time as an argument and returns how long a piece
-must wait. `Link` shares one bucket between the threads of a job. Without a limit
-this module is not used. Units: bytes, bytes per second, seconds.
+`Link` shares one token bucket between the threads of a job, and decides how long a
+piece must wait before it is sent. Without a limit this module is not used. Units:
+bytes, bytes per second, seconds.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from curtail.errors import UsageError
 from curtail.system.clock import Clock
+from curtail.system.token_bucket import TokenBucket
 
 BURST_S = 0.05
 """Burst size, as time at the limited rate. It is short, so that a heartbeat waits no longer than this."""
@@ -46,22 +46,6 @@ def parse_rate(text: str) -> float:
     return rate
 
 
-@dataclass(slots=True)
-class Bucket:
-    """A token bucket, in bytes. The level may become negative; then the caller waits until it is 0 again."""
-
-    rate: float  # bytes per second
-    burst: float  # capacity, bytes
-    level: float
-    at: float  # time of `level`
-
-    def take(self, size: int, now: float) -> float:
-        """Take `size` bytes at `now`. Returns: seconds to wait before they are sent."""
-        self.level = min(self.burst, self.level + (now - self.at) * self.rate) - size
-        self.at = now
-        return max(0.0, -self.level / self.rate)
-
-
 class Link:
     """One limit for all transfers of a job; thread-safe.
 
@@ -71,12 +55,12 @@ class Link:
     def __init__(self, rate: float, clock: Clock) -> None:
         self.rate, self._clock, self._lock = rate, clock, threading.Lock()
         burst = max(float(PIECE), rate * BURST_S)
-        self._bucket = Bucket(rate, burst, burst, clock.monotonic())
+        self._bucket = TokenBucket.full(rate, burst, clock.monotonic())
 
     def wait(self, size: int) -> None:
         """Block until `size` more bytes may be sent or received."""
         with self._lock:
-            seconds = self._bucket.take(size, self._clock.monotonic())
+            seconds = self._bucket.take(self._clock.monotonic(), size)
         if seconds > 0:
             self._clock.sleep(seconds)
 

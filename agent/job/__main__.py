@@ -34,11 +34,8 @@ from curtail.errors import CurtailError
 from curtail.system.clock import Clock, SystemClock
 from curtail.system.disk import SystemDisk
 from curtail.system.process import die_with_starter
-from nanochat.distributed import choose_device, join_ranks, leave_ranks, ranks_from_environment
+from nanochat.distributed import COLLECTIVE_S, choose_device, join_ranks, leave_ranks, ranks_from_environment
 from nanochat.train import SampleStream
-
-COLLECTIVE_S = 1800.0
-"""Longest wait of a rank for the others within a step, in seconds."""
 
 
 def begin(link: ControllerLink) -> dict[str, object]:

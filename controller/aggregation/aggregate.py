@@ -37,10 +37,11 @@ from controller.aggregation.outer_step import (
 )
 from curtail.errors import CheckpointError, CurtailError
 from curtail.system.disk import Disk, SystemDisk, disk_error, file_sha256
+from curtail.system.home_files import UPDATE_FILE
 from nanochat import checkpoint, codecs, delta, weights
 from nanochat.tensorfile import TensorFile, release
 
-UPDATE_FILE, VELOCITY_FILE, RESIDUAL_FILE = "update.safetensors", "velocity.safetensors", "residual.safetensors"
+VELOCITY_FILE, RESIDUAL_FILE = "velocity.safetensors", "residual.safetensors"
 
 
 def merge(spec: MergeSpec, disk: Disk) -> MergeResult:

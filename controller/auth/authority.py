@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from curtail.errors import AuthError
 from curtail.security.tls import is_loopback, pin_of
 from curtail.system.disk import Disk, disk_error
+from curtail.system.home_files import TLS
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -81,7 +82,7 @@ def ensure(home: Path, names: Iterable[str], now: float, disk: Disk) -> Identity
     Args: names: names and addresses at which it is reached, besides loopback. now: Unix time.
     Raises: AuthError: the CA key is missing or damaged. DiskError.
     """
-    files = Files(home / "tls")
+    files = Files(home / TLS)
     moment = datetime.fromtimestamp(now, UTC)
     disk.folder("TLS_FOLDER", files.folder, 0o700)
     try:

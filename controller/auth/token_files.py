@@ -19,9 +19,10 @@ from controller.store import Store, Transaction
 from curtail.errors import AuthError, CurtailError, NotFound
 from curtail.security.token import Token, parse_token
 from curtail.system.disk import Disk, disk_error
+from curtail.system.home_files import ADDRESS, JOIN_TOKEN, OPERATOR_TOKEN, STORE
 from curtail.wire import TokenRequest
 
-JOIN, OPERATOR = "join-token", "operator-token"
+JOIN, OPERATOR = JOIN_TOKEN, OPERATOR_TOKEN
 ROLE_OF = {JOIN: Role.AGENT, OPERATOR: Role.OPERATOR}
 
 
@@ -56,7 +57,7 @@ def read(path: Path) -> Token | None:
 
 def check_run(home: Path) -> None:
     """Raises: NotFound: there is no run in `home`."""
-    if not (home / "state.db").is_file():
+    if not (home / STORE).is_file():
         raise NotFound(f"there is no run in {home}", "give the folder that was given to `curtail controller start`")
 
 
@@ -67,7 +68,7 @@ def reach(home: Path, absent: CurtailError) -> tuple[str, Token]:
     Raises: NotFound: there is no token. DiskError: it cannot be read.
     """
     try:
-        url = str(json.loads((home / "controller.json").read_text(encoding="utf-8"))["url"])
+        url = str(json.loads((home / ADDRESS).read_text(encoding="utf-8"))["url"])
     except (OSError, ValueError, KeyError, TypeError):
         raise absent from None
     token = read(home / OPERATOR)

@@ -15,9 +15,7 @@ from math import inf
 from controller.fleet.crew import Crew, Machine, Muster, muster
 from controller.store.rows import MachineRow
 from curtail import wire
-
-RUNNING = ("start", "train", "sync", "hold")
-"""Energy phases in which a site has its weights on its GPUs, or is loading them."""
+from curtail.carbon.accounting import RUNNING
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,9 +27,9 @@ from curtail import __version__
 from curtail.config import config_from_json
 from curtail.errors import DataError, DiskError, NotFound, Refused, UsageError
 from curtail.system.disk import disk_error
+from curtail.system.home_files import JOIN_TOKEN, STORE, TLS, UPDATE_FILE, VERSIONS
 from nanochat.checkpoint import META_FILE, MODEL_FILE
 
-STORE = "state.db"
 HOLDING = "backup"
 """Folder in the home for the hard links. A killed backup leaves it; the next one deletes it."""
 
@@ -39,7 +39,7 @@ TRIES = 10
 MARGIN = 16 * 1024 * 1024
 """Bytes that a backup needs in addition to its files."""
 
-SECRETS = ("join-token", "tls/*")
+SECRETS = (JOIN_TOKEN, f"{TLS}/*")
 """Files with secrets in a controller's home. Their owner can admit sites, or impersonate the controller."""
 
 Files = dict[str, str | None]
@@ -88,13 +88,13 @@ def wanted(tx: Transaction, home: Path) -> Moment:
         raise NotFound(f"the store in {home} has no run yet", "start its controller first")
     files: Files = {}
     for version in tx.kept_versions():
-        folder = Versions(home / "versions").path(version.version).relative_to(home)
+        folder = Versions(home / VERSIONS).path(version.version).relative_to(home)
         with contextlib.suppress(OSError):  # a file that was deleted meanwhile is detected below
             names = [(folder / name).as_posix() for name in os.listdir(home / folder)]
             files |= {name: None for name in names if NAME.fullmatch(name)}
         files |= {(folder / META_FILE).as_posix(): None, (folder / MODEL_FILE).as_posix(): version.weights}
         if version.updates:
-            files[(folder / "update.safetensors").as_posix()] = version.updates
+            files[(folder / UPDATE_FILE).as_posix()] = version.updates
     files |= {f"blobs/{blob.sha256}": blob.sha256 for blob in tx.blobs_of_kind("contribution")}
     return Moment(run, tx.latest_version(), files)
 

@@ -14,9 +14,8 @@ from controller.store import reading
 from controller.store.rows import VersionRow
 from curtail.errors import CheckpointError, CurtailError, NotFound
 from curtail.system.disk import file_sha256
+from curtail.system.home_files import STORE, UPDATE_FILE, VERSIONS
 from nanochat.checkpoint import MODEL_FILE
-
-STORE = "state.db"
 
 Finding = tuple[str, str | None]
 """An invariant, and its first violation or None."""
@@ -53,10 +52,10 @@ def look(home: Path, weights: bool) -> list[Finding]:
 
 
 def _files(home: Path, row: VersionRow) -> str | None:
-    versions = Versions(home / "versions")
+    versions = Versions(home / VERSIONS)
     folder = versions.path(row.version)
     try:
-        for file, expected in ((MODEL_FILE, row.weights), ("update.safetensors", row.updates)):
+        for file, expected in ((MODEL_FILE, row.weights), (UPDATE_FILE, row.updates)):
             if expected and file_sha256(folder / file) != expected:
                 return f"{folder / file} is damaged"
         versions.verify(row.version, row.digest)

@@ -25,12 +25,12 @@ from curtail.config import RunConfig, config_from_json
 from curtail.errors import ConfigError, CurtailError, DataError, Refused
 from curtail.system.clock import Clock
 from curtail.system.disk import SystemDisk, clear_leftovers, disk_error, file_sha256
+from curtail.system.home_files import BLOBS, STORE, TLS, UPDATE_FILE, VERSIONS
 from nanochat import presets
 from nanochat.checkpoint import MODEL_FILE, read_meta
 from nanochat.manifest import MANIFEST_NAME, Manifest
 from nanochat.recipe import Recipe, recipe_of
 
-STORE = "state.db"
 FIRST = "v000000"
 
 FIXED = ("run", "model", "training")
@@ -66,7 +66,7 @@ def lock(home: Path) -> IO[str]:
     except CurtailError:
         file.close()
         raise
-    for folder in (home, home / "tls"):
+    for folder in (home, home / TLS):
         clear_leftovers(folder)
     return file
 
@@ -81,7 +81,7 @@ def check_store_is_there(home: Path) -> None:
     store = home / STORE
     if store.is_file() and store.stat().st_size > 0:
         return
-    orphans = sorted(path.name for path in (home / "versions").glob("v*") if path.name != FIRST)
+    orphans = sorted(path.name for path in (home / VERSIONS).glob("v*") if path.name != FIRST)
     if orphans:
         state = "empty" if store.is_file() else "missing"
         raise CurtailError(f"{home} has {orphans[-1]} of a run, but its store {store} is {state}", RESTORE)
@@ -254,9 +254,9 @@ def relocate(tx: Transaction, home: Path, versions: Versions) -> None:
     for version in tx.kept_versions():
         now.setdefault(version.weights, []).append(str(versions.path(version.version) / MODEL_FILE))
         if version.updates:
-            now.setdefault(version.updates, []).append(str(versions.path(version.version) / "update.safetensors"))
+            now.setdefault(version.updates, []).append(str(versions.path(version.version) / UPDATE_FILE))
     for blob in tx.blobs_of_kind("contribution"):
-        now[blob.sha256] = [str(home / "blobs" / blob.sha256)]
+        now[blob.sha256] = [str(home / BLOBS / blob.sha256)]
     for sha256, places in now.items():
         known = tx.blob(sha256)
         if known is not None and known.path not in places:

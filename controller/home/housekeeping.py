@@ -16,15 +16,13 @@ from pathlib import Path
 from controller.store import Store
 from controller.store.sqlite_file import EVENTS_KEPT, EVENTS_STEP, fitness, log_bytes, sqlite_version
 from curtail.errors import CurtailError
+from curtail.system.home_files import ADDRESS
 
 log = logging.getLogger("curtail.controller")
 
 EVERY_S = 30.0
 LOG_ALARM_BYTES = 1024 * 1024 * 1024
 """A write-ahead log of this size is reported; a few seconds of writing do not reach it."""
-
-ADDRESS = "controller.json"
-"""Exists while a controller runs; a clean shutdown removes it."""
 
 CHECKED = "the previous controller did not shut down cleanly; the whole store was checked and is sound"
 

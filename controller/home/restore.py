@@ -16,12 +16,13 @@ from datetime import datetime
 from pathlib import Path
 
 from controller.home.archive import Contents, unpack
-from controller.home.backup import STORE, wanted
+from controller.home.backup import wanted
 from controller.home.data_ledger import look
 from controller.store import Store, reading
 from curtail.errors import DataError, Refused
 from curtail.system.clock import Clock, SystemClock
 from curtail.system.disk import SystemDisk, disk_error, fsync_folder
+from curtail.system.home_files import STORE
 
 EVENT = "restore"
 """Kind of the event for a restore."""

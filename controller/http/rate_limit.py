@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+from curtail.system.token_bucket import TokenBucket
+
 
 @dataclass(frozen=True, slots=True)
 class Rate:
@@ -35,29 +37,11 @@ MOST_KEYS = 20_000
 
 
 @dataclass(slots=True)
-class Bucket:
-    """A token bucket. Refused requests take no token."""
-
-    rate: Rate
-    level: float
-    at: float  # time of `level`
-
-    def take(self, now: float) -> float:
-        """One request at `now`: 0 if it is allowed, else the seconds until one would be."""
-        self.level = min(self.rate.burst, self.level + max(0.0, now - self.at) * self.rate.per_s)
-        self.at = now
-        if self.level >= 1.0:
-            self.level -= 1.0
-            return 0.0
-        return (1.0 - self.level) / self.rate.per_s
-
-
-@dataclass(slots=True)
 class Rates:
     """The buckets of all senders."""
 
     most: int = MOST_KEYS
-    _buckets: OrderedDict[str, Bucket] = field(default_factory=OrderedDict)
+    _buckets: OrderedDict[str, TokenBucket] = field(default_factory=OrderedDict)
 
     def ask(self, credential: str, address: str, heartbeat: bool, now: float) -> float:
         """One control request: 0 if it is allowed, else the seconds to wait.
@@ -66,8 +50,8 @@ class Rates:
         """
         known = _own(credential, heartbeat)
         if credential and known in self._buckets:
-            return self._bucket(known, HEARTBEATS if heartbeat else CONTROL, now).take(now)
-        return self._bucket(f"address {address}", STRANGERS, now).take(now)
+            return self._bucket(known, HEARTBEATS if heartbeat else CONTROL, now).ask(now)
+        return self._bucket(f"address {address}", STRANGERS, now).ask(now)
 
     def knows(self, credential: str) -> bool:
         """Was this credential accepted recently?"""
@@ -83,10 +67,10 @@ class Rates:
         for heartbeat in (False, True):
             self._buckets.pop(_own(credential, heartbeat), None)
 
-    def _bucket(self, key: str, rate: Rate, now: float) -> Bucket:
+    def _bucket(self, key: str, rate: Rate, now: float) -> TokenBucket:
         found = self._buckets.get(key)
         if found is None:
-            found = self._buckets[key] = Bucket(rate, rate.burst, now)
+            found = self._buckets[key] = TokenBucket.full(rate.per_s, rate.burst, now)
             while len(self._buckets) > self.most:
                 self._buckets.popitem(last=False)
         else:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from math import inf
 
 from controller.store import Transaction
-from curtail.carbon.accounting import JOULES_PER_KWH
+from curtail.grid.reading import JOULES_PER_KWH
 
 MARKS = 256
 """Most marks per region; beyond that, every second one is dropped."""

@@ -24,6 +24,7 @@ from controller.store.events import Event
 from controller.store.rows import BlobRow, MemberRow, RoundRow, RunRow, VersionRow
 from controller.store.sample_pool import Range
 from curtail.config import RunConfig
+from curtail.system.home_files import UPDATE_FILE
 from nanochat.checkpoint import MODEL_FILE
 
 MERGE_RETRY_S = 5.0
@@ -228,7 +229,7 @@ class Merging:
         )
         tx.put_blob(BlobRow(result.weights, str(folder / MODEL_FILE), result.weights_size, "weights"))
         if result.updates:
-            tx.put_blob(BlobRow(result.updates, str(folder / "update.safetensors"), result.updates_size, "update"))
+            tx.put_blob(BlobRow(result.updates, str(folder / UPDATE_FILE), result.updates_size, "update"))
 
     def _prune(self, tx: Transaction) -> None:
         kept = tx.kept_versions()

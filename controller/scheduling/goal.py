@@ -14,10 +14,7 @@ from dataclasses import dataclass
 from controller.store.rows import RunRow
 from curtail.config import RunConfig
 from curtail.policy.decision import Goal
-from curtail.policy.price import SAFETY, Rounds
-
-PERFECT_SAFETY = 1.01
-"""Factor on the work under a deadline when the forecast cannot err."""
+from curtail.policy.price import Rounds, safety_factor
 
 COMMITS = 20
 """Recent contributions from which the speed of a site is taken."""
@@ -63,7 +60,7 @@ def aim(config: RunConfig, run: RunRow, speed: float, progress: Progress, perfec
         work=None if rate is None else progress.left / rate,
         deadline=deadline,
         budget_kg=None if policy.budget_kg is None else policy.budget_kg - progress.spent_kg,
-        safety=policy.safety or (PERFECT_SAFETY if perfect else SAFETY),
+        safety=safety_factor(policy.safety, perfect),
         max_sites=policy.max_sites,
         rounds=Rounds(_round_s(config, run.sequence_len, speed, rate), progress.sync_s),
     )

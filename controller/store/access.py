@@ -11,10 +11,6 @@ from controller.store.tables import Tables
 class AccessTables(Tables):
     """join_tokens, nonces, uploads, and the credentials of machines."""
 
-    def add_join_token(self, token_id: str, secret_hash: str, now_wall: float) -> None:
-        """Add a token for agents, without limits."""
-        self.add_token(TokenRow(token_id, secret_hash, now_wall))
-
     def add_token(self, row: TokenRow) -> None:
         self._insert("join_tokens", {name: getattr(row, name) for name in TokenRow.__slots__})
 

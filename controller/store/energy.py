@@ -9,7 +9,8 @@ from typing import Any
 
 from controller.store.chained import ChainTables
 from controller.store.rows import SettledRow, SwitchedRow
-from curtail.carbon.accounting import JOULES_PER_KWH, Basis, Detail, Draw, Entry, Grown, Interval
+from curtail.carbon.accounting import Basis, Detail, Draw, Entry, Grown, Interval
+from curtail.grid.reading import JOULES_PER_KWH
 
 _PLAIN = tuple(name for name in Entry.__slots__ if name not in ("curtailed", "detail"))
 _DETAIL = ("machine_kwh", "gpu_kwh", "host_kwh", "coverage", "tokens", "steps", "network_bytes")

@@ -1,1 +1,1 @@
-"""Energy and carbon arithmetic, and the energy ledger as a file that an auditor checks; pure."""
+"""Energy and carbon accounting, and the hash-chained ledger file that an auditor can check; pure."""

@@ -1,12 +1,13 @@
-"""The energy and carbon ledger: what one site drew in one phase, and what it emitted.
+"""Energy and carbon ledger: one row per site and phase with the energy drawn and the CO2 emitted.
 
-Pure bookkeeping: an open interval grows until phase, reading, PUE, method or flags
-change, and then becomes one append-only row. Power may change while it grows: what
-has been drawn so far is summed in it. The MCI of a row is the step-held reading at
-that time (no interpolation). Attributed energy is what the job
-causes (start, train, sync, hold, drain); standing energy is drawn while paused, or
-switched off by `on_pause` (off), and counted apart, never left out. Units: W, J, kWh, gCO2/kWh, kg, seconds of the
-controller's clock. Carbon figures are consequential (marginal), not Scope 2.
+Pure functions: an open interval grows until phase, reading, PUE, method or flags
+change, and then becomes one append-only row. Power may change in between; the
+interval keeps the sum. The MCI of a row is the step-held reading at that time (no
+interpolation). Attributed energy is caused by the job (start, train, sync, hold,
+drain). Standing energy is drawn while a site is paused, or switched off by
+`on_pause` (off); it is always counted, but separately. Units: W, J, kWh, gCO2/kWh,
+kg, seconds of the controller's clock. Carbon figures are consequential (marginal),
+not Scope 2.
 """
 
 from __future__ import annotations
@@ -14,44 +15,47 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from curtail.grid.reading import JOULES_PER_KWH
+
 ATTRIBUTED = ("start", "train", "sync", "hold", "drain")
+RUNNING = ("start", "train", "sync", "hold")
+"""Phases in which a site has its weights on its GPUs, or is loading them."""
+
 STANDING = ("paused", "off")
 PHASES = ATTRIBUTED + STANDING
-
-JOULES_PER_KWH = 3.6e6
 
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """What the MCI of a row rests on, as it was known when the row was written."""
+    """Evidence for the MCI of a row, as known when the row was written."""
 
-    mci_raw: float | None = None  # as the source said it: may be negative, and is kept where it was not believed
+    mci_raw: float | None = None  # as the source reported it: may be negative; kept even if it was rejected
     source: str = ""
-    point_time: float | None = None  # the moment the reading is for
-    threshold: float | None = None  # gCO2/kWh, by which the row is inside a window or not
+    point_time: float | None = None  # the time the reading is for
+    threshold: float | None = None  # gCO2/kWh; decides whether the row is inside a window
     flags: tuple[str, ...] = ()  # sorted: override, suspect zero, flapping, not curtailed, estimated, stale
     reason: str = field(default="", compare=False)  # of the decision in force when the row began
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """What is known of the present draw beside its sum."""
+    """Breakdown of the present power draw."""
 
-    gpu_w: float | None = None  # of the watts, what the GPUs draw; None: not known apart
+    gpu_w: float | None = None  # the GPUs' part of the power; None: unknown
     host_w: float | None = None
-    sampled: float = 0.0  # part of the machines that are being measured, 0 to 1
+    sampled: float = 0.0  # share of the machines whose power is measured, 0 to 1
 
 
 @dataclass(frozen=True, slots=True)
 class Grown:
-    """What an open interval has added up until some moment."""
+    """Sums of an open interval up to `until`."""
 
     until: float
     joules: float = 0.0  # at the machines
     grid_joules: float = 0.0  # from the grid, with PUE
     gpu_joules: float = 0.0
     host_joules: float = 0.0
-    sampled_s: float = 0.0  # for which there are samples
+    sampled_s: float = 0.0  # seconds covered by samples
     tokens: int = 0
     steps: int = 0
     network_bytes: int = 0
@@ -59,7 +63,7 @@ class Grown:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A stretch of time in which phase, reading, PUE, method and flags stay the same; still growing."""
+    """An open interval, in which phase, reading, PUE, method and flags stay the same."""
 
     site: str
     region: str
@@ -68,23 +72,23 @@ class Interval:
     watts: float  # at the machines now, without PUE
     method: str  # nvml-total-energy, nvml-power-integrated, rapl, meter, constant; several with +
     pue: float
-    grid_share: float  # part of the draw that comes from the grid now, by Vessim; 1: all
+    grid_share: float  # share of the power that comes from the grid now, from Vessim; 1: all
     mci: float | None  # None: unknown
     curtailed: bool  # the MCI is known and below the region's threshold
     basis: Basis | None = None
     draw: Draw | None = None
-    grown: Grown | None = None  # None: as now since `t0`
+    grown: Grown | None = None  # sums so far; None: constant power since `t0`
 
 
 @dataclass(frozen=True, slots=True)
 class Detail:
-    """The columns of a row that no sum of energy or carbon needs."""
+    """The columns of a row that the energy and carbon sums do not need."""
 
-    machine_kwh: float  # without PUE, wherever it came from
-    gpu_kwh: float | None  # of it; None: not known apart
+    machine_kwh: float  # without PUE, from all sources
+    gpu_kwh: float | None  # the GPUs' part of it; None: unknown
     host_kwh: float | None
-    coverage: float  # part of the time for which there are samples, 0 to 1
-    tokens: int = 0  # trained meanwhile, also those of contributions that were refused later
+    coverage: float  # share of the time covered by samples, 0 to 1
+    tokens: int = 0  # trained in this time, including contributions that were rejected later
     steps: int = 0
     network_bytes: int = 0
     basis: Basis = Basis()
@@ -140,7 +144,7 @@ def close(interval: Interval, t1: float) -> Entry | None:
 
 
 def carbon_kg(kwh: float, mci: float | None) -> float | None:
-    """kgCO2 of `kwh`; a negative intensity earns nothing, an unknown one gives None."""
+    """kgCO2 of `kwh`; a negative intensity counts as 0, an unknown one gives None."""
     return None if mci is None else kwh * (mci if mci > 0.0 else 0.0) / 1000.0
 
 
@@ -162,7 +166,7 @@ def _close_grown(interval: Interval, t1: float, seconds: float) -> Entry:
 
 
 def grow(interval: Interval, now: float) -> Grown:
-    """What `interval` has added up until `now` at its present draw."""
+    """The sums of `interval` up to `now`, at its present power."""
     sums, draw = interval.grown or Grown(interval.t0), interval.draw or Draw()
     seconds = max(0.0, now - sums.until)
     return replace(
@@ -177,7 +181,7 @@ def grow(interval: Interval, now: float) -> Grown:
 
 
 def change(interval: Interval, now: float, following: Interval) -> tuple[Entry | None, Interval]:
-    """Close `interval` if `following` is another row; else let it grow on at the draw of `following`."""
+    """Close `interval` if `following` needs a new row; otherwise continue it at the power of `following`."""
     if not _same_row(interval, following):
         left = _left_over(interval, now)
         return close(interval, now), replace(following, t0=max(now, interval.t0), grown=left)
@@ -200,7 +204,7 @@ def _same_row(one: Interval, other: Interval) -> bool:
 
 
 def _left_over(interval: Interval, now: float) -> Grown | None:
-    """What the next row takes over: all of a row that no time has passed in, else what was booked too much."""
+    """Sums carried over to the next row: everything if the row is empty, otherwise negative corrections only."""
     if interval.grown is None:
         return None
     sums = grow(interval, now)
@@ -223,7 +227,7 @@ class Totals:
     curtailed_kwh: float = 0.0  # attributed, inside curtailment windows
     unknown_kwh: float = 0.0
     train_seconds: float = 0.0
-    own_kwh: float = 0.0  # from the regions' panels and batteries: in no other figure here, and without carbon
+    own_kwh: float = 0.0  # from the regions' own solar panels and batteries; in no other sum, and without carbon
 
     @property
     def curtailed_pct(self) -> float:
@@ -232,7 +236,7 @@ class Totals:
 
 
 def add(totals: Totals, entries: Iterable[Entry]) -> Totals:
-    """`totals` with `entries` counted in."""
+    """`totals` plus `entries`."""
     attributed, standing = totals.attributed_kwh, totals.standing_kwh
     kg_attributed, kg_standing = totals.kg_attributed, totals.kg_standing
     curtailed, unknown, seconds = totals.curtailed_kwh, totals.unknown_kwh, totals.train_seconds
@@ -257,21 +261,21 @@ def add(totals: Totals, entries: Iterable[Entry]) -> Totals:
 
 
 def own_kwh(entry: Entry) -> float:
-    """What a row's draw took from the region's panels and battery; not part of its `kwh`."""
+    """Energy of a row from the region's own solar panels and battery; not part of its `kwh`."""
     return max(0.0, entry.watts * entry.pue * (entry.t1 - entry.t0) / JOULES_PER_KWH - entry.kwh)
 
 
 def always_on_kg(
     train_seconds: float, started: float, sites: Sequence[tuple[float, Sequence[tuple[float, float]]]]
 ) -> float | None:
-    """kgCO2 of the same training done without waiting: the counterfactual.
+    """kgCO2 of the always-on counterfactual: the same training without waiting for clean power.
 
-    Every site starts at `started`, trains at once and without pause until its
-    equal share of `train_seconds` is done, whatever its grid emits.
+    Every site starts at `started` and trains without a pause until its equal share of
+    `train_seconds` is done, regardless of its grid's MCI.
 
     Args:
-        sites: per site the power in W with PUE, and the region's readings as
-            (point time, gCO2/kWh), ascending, known ones only; each holds until the next.
+        sites: per site the power in W with PUE, and the region's known readings as
+            (point time, gCO2/kWh), ascending; each holds until the next.
     Returns: None if nothing was trained or a site has no reading.
     """
     if train_seconds <= 0 or not sites or any(not readings for _, readings in sites):
@@ -280,7 +284,7 @@ def always_on_kg(
     total = 0.0
     held: dict[int, float] = {}
     for watts, readings in sites:
-        key = id(readings)  # sites of one region come with the same list, often a long one
+        key = id(readings)  # sites of one region share one list, which is often long
         if key not in held:
             held[key] = _held(readings, started, stop)
         total += watts * held[key] / JOULES_PER_KWH / 1000.0

@@ -1,9 +1,10 @@
-"""Three boundaries around a run, its carbon per tokens, and how much the figures depend on assumptions.
+"""A run's energy and carbon within three system boundaries, carbon per token, and sensitivities.
 
-*Attributed*: what the job's machines drew, without PUE; the boundary of the published
-prototype. *Reserved*: and what they drew standing by or switched off. *Full*: and what
-PUE adds, the network, the controller itself, and the making of the hardware. All are
-sums over ledger rows and a few factors of the run file. Pure functions. kWh, kg, s.
+*Attributed*: energy that the machines drew for the job, without PUE (the boundary of
+the published prototype). *Reserved*: plus energy drawn while paused or switched off.
+*Full*: plus PUE overhead, network, controller and embodied carbon of the hardware.
+All are sums over ledger rows, with a few factors from the run file. Pure functions.
+Units: kWh, kg, s.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from curtail.carbon.accounting import ATTRIBUTED, JOULES_PER_KWH, Entry
+from curtail.carbon.accounting import ATTRIBUTED, Entry
 from curtail.config import AccountingSection
+from curtail.grid.reading import JOULES_PER_KWH
 
 Readings = Sequence[tuple[float, float | None]]
 """(point time, gCO2/kWh or None), ascending; each holds until the next."""
@@ -22,24 +24,24 @@ TOKENS = 1e9
 """The functional unit R of SCI = (E x I + M) / R."""
 
 ZERO_G = 50.0
-"""gCO2/kWh that a reading of exactly 0 is taken as, in the sensitivity that asks what if those are wrong."""
+"""gCO2/kWh that replaces readings of exactly 0 in the sensitivity analysis, in case those zeros are wrong."""
 
 
 @dataclass(frozen=True, slots=True)
 class Boundaries:
-    """Energy and consequential carbon inside each boundary; energy whose MCI is unknown has no kg."""
+    """Energy and consequential carbon within each boundary; energy with unknown MCI has no kg."""
 
     attributed_kwh: float  # at the machines, from the grid
     attributed_kg: float
     reserved_kwh: float
     reserved_kg: float
-    pue_kwh: float  # what PUE adds to the reserved energy
+    pue_kwh: float  # PUE overhead on the reserved energy
     pue_kg: float
     network_kwh: float
     network_kg: float
     controller_kwh: float
     controller_kg: float
-    site_hours: float  # of all sites, whatever they did
+    site_hours: float  # of all sites in all phases
     embodied_kg: float
     unknown_kwh: float  # of the reserved energy with PUE: drawn while the MCI was unknown
 
@@ -50,14 +52,14 @@ class Boundaries:
 
     @property
     def full_kg(self) -> float:
-        """All carbon, the making of the hardware included."""
+        """All carbon, including embodied carbon."""
         return self.reserved_kg + self.pue_kg + self.network_kg + self.controller_kg + self.embodied_kg
 
 
 def boundaries(entries: Iterable[Entry], seconds: float, accounting: AccountingSection) -> Boundaries:
     """The three boundaries of the rows.
 
-    Args: seconds: from the start of the run to now, for which the controller runs.
+    Args: seconds: from the start of the run to now, in which the controller draws power.
     """
     kwh, kg = {True: 0.0, False: 0.0}, {True: 0.0, False: 0.0}
     pue_kwh = pue_kg = unknown = site_s = 0.0
@@ -85,23 +87,23 @@ def boundaries(entries: Iterable[Entry], seconds: float, accounting: AccountingS
 
 
 def per_tokens(kg: float, tokens: int) -> float | None:
-    """kg per 1e9 tokens, the SCI where `kg` is that of the full boundary; None: nothing was trained."""
+    """kg per 1e9 tokens: the SCI if `kg` is of the full boundary; None if nothing was trained."""
     return kg / (tokens / TOKENS) if tokens > 0 else None
 
 
 @dataclass(frozen=True, slots=True)
 class Sensitivity:
-    """kg of the same rows under other assumptions; rows whose MCI is unknown are in none of them."""
+    """kg of the same rows under other assumptions, without the rows whose MCI is unknown."""
 
     step_kg: float  # as booked: each value holds until the next
-    linear_kg: float  # straight lines between the readings, as the prototype's notebook does it
+    linear_kg: float  # linear interpolation between readings, as in the prototype's notebook
     plus_20_kg: float
     minus_20_kg: float
     zeros_at_50_kg: float  # readings of exactly 0 taken as 50 g/kWh
 
 
 def sensitivity(entries: Sequence[Entry], readings: Mapping[str, Readings]) -> Sensitivity:
-    """What becomes of the carbon of the rows.
+    """Recompute the rows' carbon under other assumptions.
 
     Args: readings: by region.
     """
@@ -118,7 +120,7 @@ def sensitivity(entries: Sequence[Entry], readings: Mapping[str, Readings]) -> S
 
 
 class _Curve:
-    """Straight lines between known readings, level before the first and after the last; below 0 counts as 0."""
+    """Linear interpolation between known readings, constant outside them; negative values count as 0."""
 
     def __init__(self, readings: Readings) -> None:
         points = [(at, max(0.0, mci)) for at, mci in readings if mci is not None]

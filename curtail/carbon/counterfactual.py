@@ -1,10 +1,10 @@
-"""What the same training would have emitted otherwise, on the readings and with the sites of a run.
+"""Counterfactuals: carbon of the same training under other schedules, from the run's own readings.
 
-Each site alone and at once; the best of these; all sites at once; and the least that
-any schedule could have emitted in the same time (`curtail.carbon.lower_bound`), which a run's
-carbon is compared with. Every site trains at the speed and power it had in the run, and
-nothing is spent on starts, exchanges or waiting. So all of them are low estimates.
-Pure functions. Seconds, W at the grid (with PUE), gCO2/kWh, kg.
+Each site alone without waiting; the best of these; all sites together without waiting;
+and the lower bound, the least that any schedule could have emitted in the same time
+(`curtail.carbon.lower_bound`). Every site trains at the speed and power it had in the
+run, and starts, exchanges and waiting cost nothing. So all of these are low estimates.
+Pure functions. Units: seconds, W at the grid (with PUE), gCO2/kWh, kg.
 """
 
 from __future__ import annotations
@@ -12,54 +12,55 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from curtail.carbon.accounting import ATTRIBUTED, JOULES_PER_KWH, Entry
+from curtail.carbon.accounting import ATTRIBUTED, Entry
 from curtail.carbon.lower_bound import Cell, oracle_kg
 from curtail.config import RunConfig
+from curtail.grid.reading import JOULES_PER_KWH
 
 Known = Sequence[tuple[float, float]]
-"""(point time, gCO2/kWh), ascending, known ones only; each holds until the next."""
+"""Known readings as (point time, gCO2/kWh), ascending; each holds until the next."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a site did in the run."""
+    """A site's training in the run."""
 
     site: str
     region: str
-    watts: float  # while it trained, with PUE
+    watts: float  # mean power during training, with PUE
     train_s: float
-    tokens: int  # trained meanwhile; 0: not known
+    tokens: int  # trained by the site; 0: unknown
 
     @property
     def speed(self) -> float:
-        """Tokens in a second of training."""
+        """Tokens per second of training."""
         return self.tokens / self.train_s if self.train_s > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Alone:
-    """A site that does all of the training by itself, from the run's start on."""
+    """The counterfactual in which one site does all of the training, from the start of the run."""
 
     site: str
     kg: float
     hours: float
-    known_share: float  # part of that time of which there are readings; after it the last one holds
+    known_share: float  # share of that time with readings; after it the last reading holds
 
 
 @dataclass(frozen=True, slots=True)
 class Counterfactuals:
-    """The same training otherwise."""
+    """All counterfactuals of one run."""
 
     alone: tuple[Alone, ...]
     best: Alone | None  # the one with the least carbon
-    unconstrained_kg: float | None  # all sites at once, whatever their grids emit
+    unconstrained_kg: float | None  # all sites together without waiting
     unconstrained_h: float | None
-    oracle_kg: float | None  # least possible in the run's own time; None: the readings do not hold the work
-    efficiency_pct: float | None  # the oracle's part of what the run emitted (attributed, with PUE)
+    oracle_kg: float | None  # lower bound in the run's own time; None: the readings do not cover the work
+    efficiency_pct: float | None  # the lower bound as a percentage of the run's own kg (attributed, with PUE)
 
 
 def trained(entries: Sequence[Entry], config: RunConfig) -> list[Trained]:
-    """What each site of the rows did; its power is the mean of its training, or the run's model if it never trained."""
+    """Each site's training; its power is the mean while training, or the configured power if it never trained."""
     sites: dict[str, list[Entry]] = {}
     for entry in entries:
         sites.setdefault(entry.site, []).append(entry)
@@ -85,13 +86,13 @@ def counterfactuals(
     caps: Mapping[str, float],
     attributed_kg: float,
 ) -> Counterfactuals:
-    """The same training otherwise.
+    """Compute all counterfactuals.
 
     Args:
         readings: of each region.
-        start: of the run. end: up to when it trained, and there are readings.
-        caps: region -> gCO2/kWh below which the oracle takes power, as the run did; if that is not enough, above.
-        attributed_kg: what the run emitted, with PUE.
+        start: of the run. end: of its training; the readings reach this far.
+        caps: region -> threshold in gCO2/kWh for the lower bound, as in the run; dropped if the work does not fit.
+        attributed_kg: the run's own emissions, with PUE.
     """
     usable = [site for site in sites if readings.get(site.region)]
     speeds = _speeds(usable)
@@ -111,7 +112,7 @@ def counterfactuals(
 
 
 def _speeds(sites: Sequence[Trained]) -> dict[str, float]:
-    """Work of each site in a second: tokens where all that trained counted some, else seconds."""
+    """Work of each site per second: in tokens if every site that trained has a count, otherwise in seconds."""
     busy = [site for site in sites if site.train_s > 0]
     if not busy or any(site.tokens <= 0 for site in busy):
         return {site.site: 1.0 for site in sites}
@@ -133,7 +134,7 @@ def _held_kg(known: Known, watts: float, start: float, stop: float) -> float:
 
 
 def _steps(known: Known, start: float, stop: float) -> list[tuple[float, float, float]]:
-    """(from, to, gCO2/kWh) of [start, stop); below 0 counts as 0."""
+    """(from, to, gCO2/kWh) of [start, stop); negative values count as 0."""
     out = []
     for index, (point, mci) in enumerate(known):
         begin = start if index == 0 else max(start, point)
@@ -147,7 +148,7 @@ def _cells(
     sites: Sequence[Trained], speeds: Mapping[str, float], readings: Mapping[str, Known],
     start: float, end: float, caps: Mapping[str, float],
 ) -> list[Cell]:  # fmt: skip
-    """What each site can do while a reading holds: work, and W x g/kWh for a unit of it."""
+    """One cell per site and reading: the work possible in that time, and W x g/kWh per unit of work."""
     return [
         ((until - begin) * speeds[site.site], mci * site.watts / speeds[site.site])
         for site in sites
@@ -157,5 +158,5 @@ def _cells(
 
 
 def training_end(entries: Sequence[Entry], start: float) -> float:
-    """When the last attributed row ended; `start` if there is none."""
+    """The end of the last attributed row; `start` if there is none."""
     return max((entry.t1 for entry in entries if entry.phase in ATTRIBUTED), default=start)

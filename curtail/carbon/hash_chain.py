@@ -1,9 +1,9 @@
-"""The hash chain of the ledger: whoever changes a record changes every hash after it.
+"""Hash chain of the ledger: changing a record changes the hash of every record after it.
 
-A record's hash is SHA-256 over the hash before it, a line feed, and the record as
-canonical JSON with its number and kind. The first one builds on the run's id. What
-a chain cannot show is that its end was cut off, or that all of it was made anew:
-for that the head must be noted elsewhere, and compared. Pure functions.
+A record's hash is the SHA-256 of the previous hash, a line feed, and the record as
+canonical JSON with its number and kind. The first record follows a hash of the run's
+id. A chain alone cannot show that its end was cut off or that it was rewritten from
+the start: for that, note the head elsewhere and compare. Pure functions.
 """
 
 from __future__ import annotations
@@ -20,47 +20,47 @@ FORMAT = "curtail-ledger-1"
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One record with its place in the chain."""
+    """One record with its position in the chain."""
 
     seq: int  # 1, 2, 3, ...
     kind: str  # of `curtail.carbon.ledger_columns.COLUMNS`
-    row: int  # its id among its kind
-    record: Mapping[str, Value] | None  # None: the chain names a row that is not there
+    row: int  # its id within its kind
+    record: Mapping[str, Value] | None  # None: the chain names a row that is missing
     hash: str
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What became of a chain."""
+    """Result of verifying a chain."""
 
     records: int
-    head: str  # the hash of the last record, or what a first one would build on
-    problem: str  # the first thing that is wrong; empty: nothing is
-    passed: str  # "yes" or "no": was the head that was asked for met on the way; empty: none was asked for
+    head: str  # the hash of the last record, or the genesis hash if there is none
+    problem: str  # the first error; empty: none
+    passed: str  # "yes" or "no": whether the expected head was found in the chain; empty: none was given
 
 
 def genesis(run: str) -> str:
-    """What the first record builds on."""
+    """The hash that the first record follows."""
     return hashlib.sha256(f"{FORMAT} {run}".encode()).hexdigest()
 
 
 def canonical(seq: int, kind: str, record: Mapping[str, Value]) -> str:
-    """A record as the one text that is hashed: keys sorted, no spaces, floats in their shortest exact form."""
+    """A record as canonical JSON for hashing: sorted keys, no spaces, floats in their shortest exact form."""
     whole = {**record, "seq": seq, "record": kind}
     return json.dumps(whole, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def following(before: str, seq: int, kind: str, record: Mapping[str, Value]) -> str:
-    """The hash of record number `seq` after the hash `before`."""
+    """The hash of record number `seq`, which follows the hash `before`."""
     return hashlib.sha256(f"{before}\n{canonical(seq, kind, record)}".encode()).hexdigest()
 
 
 def follow(run: str, links: Iterable[Link], head: str | None = None) -> Finding:
-    """Compute the chain anew; stops at the first record that does not fit.
+    """Recompute the chain; stop at the first record that does not match.
 
     Args:
-        links: in the order in which they are kept.
-        head: a hash noted earlier, to be met on the way or at the end.
+        links: in stored order.
+        head: a hash noted earlier, which must occur in the chain.
     """
     before, number = genesis(run), 0
     last: dict[str, int] = {}
@@ -78,17 +78,17 @@ def follow(run: str, links: Iterable[Link], head: str | None = None) -> Finding:
 def _fits(link: Link, number: int, last: int, before: str) -> str:
     what = f"record {number} ({link.kind} {link.row})"
     if link.seq != number:
-        return f"record {number} is missing: after record {number - 1} comes {link.seq}"
+        return f"record {number} is missing: record {number - 1} is followed by record {link.seq}"
     if link.record is None:
         return f"{what} is missing"
     if link.row <= last:
-        return f"{what} is not in order: it comes after {link.kind} {last}"
+        return f"{what} is out of order: it follows {link.kind} {last}"
     try:
         expected = following(before, number, link.kind, link.record)
     except ValueError:
-        return f"{what} holds a number that is not finite"
+        return f"{what} has a number that is not finite"
     if link.hash != expected:
-        return f"{what} does not fit its hash{_of(link.record)}"
+        return f"{what} does not match its hash{_of(link.record)}"
     return ""
 
 

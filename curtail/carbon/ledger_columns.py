@@ -1,9 +1,9 @@
-"""The columns of the ledger's records: how they are called in the store, in an export, and of what type.
+"""Columns of the ledger's records: names in the store and in exports, and types.
 
-A record is a row of the energy ledger, a reading it rests on, a settlement, or what a
-person ordered. The names of the export carry the unit; they are stable, and the hash chain is made over
-them (`curtail.carbon.hash_chain`). A column that is added later is left out where a row has
-no value in it, so that the hashes of older rows stay what they are.
+A record is an energy row, a reading it is based on, a settlement, or an operator's
+order. Export names include the unit and are stable, because the hash chain covers
+them (`curtail.carbon.hash_chain`). A column added later is omitted from rows that have
+no value in it, so that the hashes of older rows do not change.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from curtail.errors import DataError
 
 Value = str | int | float
-"""What a record may hold in a column."""
+"""Type of a value in a record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Column:
     stored: str  # in the store
     name: str  # in an export
     kind: type  # str, int or float
-    moment: str = ""  # the column of the export that repeats it as ISO 8601 in UTC
+    moment: str = ""  # export column that repeats this time as ISO 8601 in UTC
 
 
 def _columns(*rows: tuple[str, str, type] | tuple[str, str, type, str]) -> tuple[Column, ...]:
@@ -99,7 +99,7 @@ ORDER = _columns(
 TABLES: Mapping[str, str] = MappingProxyType(
     {"energy": "energy", "reading": "readings", "settlement": "settled", "order": "orders"}
 )
-"""Kind of record -> its table in the store. Each of them has an INTEGER PRIMARY KEY `id`."""
+"""Kind of record -> its table in the store. Each table has an INTEGER PRIMARY KEY `id`."""
 
 COLUMNS: Mapping[str, tuple[Column, ...]] = MappingProxyType(
     {"energy": ENERGY, "reading": READING, "settlement": SETTLED, "order": ORDER}
@@ -107,25 +107,25 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = MappingProxyType(
 """Kind of record -> its columns."""
 
 EDITIONS: tuple[tuple[str, ...], ...] = (tuple(COLUMNS), ("energy", "reading", "settlement"))
-"""The kinds whose columns an export as CSV has: that of today, and those of files from before."""
+"""Kinds whose columns a CSV export has: first the current set, then those of older files."""
 
 
 def record(kind: str, row: Mapping[str, Any]) -> dict[str, Value]:
-    """A stored row as the chain and an export know it: columns without a value, and empty texts, are left out.
+    """Convert a stored row to a record under export names, without NULL and empty columns.
 
-    Raises: DataError: the row lacks a column; damage to a store's file can change the name of one.
+    Raises: DataError: the row lacks a column; damage to the store's file can change a column's name.
     """
     try:
         return {c.name: row[c.stored] for c in COLUMNS[kind] if row[c.stored] is not None and row[c.stored] != ""}
     except KeyError as missing:
         raise DataError(
             f"the table {TABLES[kind]} of the store has no column {missing}; the store is damaged",
-            "keep the folder as it is, and restore a backup: curtail controller restore BACKUP --home NEW",
+            "leave the folder unchanged and restore a backup: curtail controller restore BACKUP --home NEW",
         ) from None
 
 
 def header(kinds: tuple[str, ...] = EDITIONS[0]) -> list[str]:
-    """The names of all columns of an export as CSV, in order; kinds share the columns that have one name."""
+    """The column names of a CSV export, in order; kinds share columns of the same name."""
     names = ["seq", "record"]
     for kind in kinds:
         for column in COLUMNS[kind]:

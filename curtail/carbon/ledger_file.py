@@ -1,8 +1,9 @@
-"""The ledger as a file, CSV or JSON: the records with their hashes, and the head of the chain at the end.
+"""Reading, writing and verifying exported ledger files (CSV or JSON) with their hash chain.
 
-One ledger gives one file, byte for byte. So a file is checked by reading it, following
-its chain, and writing it again: whatever the chain does not go over (dates beside
-seconds, spaces, the last line) is then found line by line. Pure functions of text.
+A file holds the records with their hashes and ends with the head of the chain. The same
+ledger always gives the same bytes. So a file is verified by reading it, following its
+chain and writing it again: a line-by-line comparison finds changes that the chain does
+not cover (ISO dates, spaces, the last line). Pure functions of text.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ _START = f"# {FORMAT} run "
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What a file of a ledger says."""
+    """The contents of an exported ledger file."""
 
     run: str
     links: tuple[Link, ...]
     form: str
-    kinds: tuple[str, ...] = EDITIONS[0]  # whose columns it has
+    kinds: tuple[str, ...] = EDITIONS[0]  # kinds whose columns the file has
 
 
 def moment(seconds: float) -> str:
-    """Unix seconds as ISO 8601 in UTC; empty where that is no date."""
+    """Unix seconds as ISO 8601 in UTC; empty if they are out of range."""
     try:
         return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")
     except (ValueError, OverflowError, OSError):
@@ -43,12 +44,12 @@ def moment(seconds: float) -> str:
 
 
 def write(run: str, links: Iterable[Link], head: str, form: str, kinds: tuple[str, ...] = EDITIONS[0]) -> Iterator[str]:
-    """The lines of the file, each with its line feed. `links` must have their records, of these kinds."""
+    """The lines of the file, each with its line feed. `links` must have records, all of these kinds."""
     return _csv(run, links, head, kinds) if form == "csv" else _json(run, links, head)
 
 
 def _row(link: Link) -> dict[str, Value]:
-    """A record with what is repeated beside it, as all forms show it."""
+    """A record with its sequence number, ISO dates and hash, as in both formats."""
     out: dict[str, Value] = {"seq": link.seq, "record": link.kind}
     for column in COLUMNS[link.kind]:
         value = None if link.record is None else link.record.get(column.name)
@@ -90,11 +91,11 @@ def _json(run: str, links: Iterable[Link], head: str) -> Iterator[str]:
 
 
 def read(data: bytes, name: str) -> Export:
-    """The export in `data`. Raises: DataError: it is none, or a value is no value of its column."""
+    """Parse the export in `data`. Raises: DataError: not an export, or a value of the wrong type."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{name} is damaged: byte {error.start} is no text") from None
+        raise DataError(f"{name} is damaged: byte {error.start} is not valid UTF-8") from None
     return _read_json(text, name) if text.startswith("{") else _read_csv(text, name)
 
 
@@ -102,7 +103,9 @@ def _read_csv(text: str, name: str) -> Export:
     body, _, last = text.rstrip("\n").rpartition("\n")
     words = last.removeprefix(_START).split(" ")
     if not last.startswith(_START) or len(words) != 5:
-        raise DataError(f"{name} does not end with the head of a ledger", "it is damaged or cut off, or another file")
+        raise DataError(
+            f"{name} does not end with the head of a ledger", "it is damaged, truncated or not a ledger export"
+        )
     try:
         rows = list(csv.reader(io.StringIO(body, newline=""), strict=True))
     except csv.Error as error:
@@ -110,11 +113,13 @@ def _read_csv(text: str, name: str) -> Export:
     names = rows[0] if rows else []
     kinds = next((edition for edition in EDITIONS if names == header(edition)), None)
     if kinds is None:
-        raise DataError(f"line 1 of {name} does not name the columns of a ledger", "it is damaged, or another file")
+        raise DataError(
+            f"line 1 of {name} does not name the columns of a ledger", "it is damaged or not a ledger export"
+        )
     links = []
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != len(names):
-            raise DataError(f"line {number} of {name} has {len(row)} columns, not {len(names)}")
+            raise DataError(f"{name} is damaged: line {number} has {len(row)} columns instead of {len(names)}")
         links.append(_link(dict(zip(names, row, strict=True)), f"line {number} of {name}"))
     return Export(words[0], tuple(links), "csv", kinds)
 
@@ -124,13 +129,13 @@ def _read_json(text: str, name: str) -> Export:
         found = json.loads(text)
         run, rows = found["run"], found["records"]
         if not isinstance(run, str) or not isinstance(rows, list):
-            raise DataError(f"{name} is damaged: it has no run and records")
+            raise DataError(f"{name} is damaged: it lacks `run` or `records`")
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise DataError(f"{name} is damaged: it is no JSON of a ledger") from None
+        raise DataError(f"{name} is damaged: it is not a ledger in JSON") from None
     links = []
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
-            raise DataError(f"record {number} of {name} is no object")
+            raise DataError(f"record {number} of {name} is not a JSON object")
         links.append(_link({key: _text(value) for key, value in row.items()}, f"record {number} of {name}"))
     return Export(run, tuple(links), "json")
 
@@ -142,7 +147,7 @@ def _text(value: Any) -> str:
 def _link(row: dict[str, str], where: str) -> Link:
     kind = row.get("record", "")
     if kind not in COLUMNS:
-        raise DataError(f"{where}: there are no records of the kind {kind[:40]!r}")
+        raise DataError(f"{where}: unknown kind of record {kind[:40]!r}")
     try:
         cells = {column.name: (column.kind, row.get(column.name, "")) for column in COLUMNS[kind]}
         record: dict[str, Value] = {name: of(text) for name, (of, text) in cells.items() if text != ""}
@@ -153,9 +158,9 @@ def _link(row: dict[str, str], where: str) -> Link:
 
 
 def check(data: bytes, name: str, head: str | None = None) -> Finding:
-    """Follow the chain in an export and compare all that is beside it.
+    """Verify the chain of an export, and everything in the file that the chain does not cover.
 
-    Raises: DataError: it cannot be read as an export at all; says where.
+    Raises: DataError: it cannot be parsed as an export; says where.
     """
     export = read(data, name)
     finding = follow(export.run, export.links, head)
@@ -166,6 +171,6 @@ def check(data: bytes, name: str, head: str | None = None) -> Finding:
         zip_longest(lines, data.decode("utf-8").splitlines(keepends=True)), start=1
     ):
         if written != found:
-            problem = f"line {number} of {name} is not what its record says"
+            problem = f"line {number} of {name} does not match its record"
             return Finding(finding.records, finding.head, problem, finding.passed)
     return finding

@@ -1,24 +1,24 @@
-"""The lower bound: the least carbon that any schedule could emit for the same work.
+"""Lower bound: the least carbon that any schedule could emit for the same work.
 
-A cell is one region during one slot of the trace; its site can train in it at
-full power, or not. Without starts, stops and exchanges the cells do not depend
-on each other, so taking the cheapest ones is the best there is. Any policy
-emits more. Units: seconds, W, gCO2/kWh, kg.
+A cell is one region during one slot of the trace, in which its site can train at
+full power. Without starts, stops and exchanges the cells are independent, so using
+the cleanest ones is optimal, and no policy emits less. Units: seconds, W, gCO2/kWh,
+kg.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from curtail.grid.reading import JOULES_PER_KWH
 from curtail.grid.trace import Trace
-from curtail.policy.costs import JOULES_PER_KWH
 
 Cell = tuple[float, float]
 """Seconds, gCO2/kWh."""
 
 
 def cells_of(trace: Trace, regions: Iterable[str], bound_s: float, cap: float | None) -> list[Cell]:
-    """What the regions offer within `bound_s` seconds of the trace's start, below `cap` if there is one."""
+    """The regions' cells in the first `bound_s` seconds of the trace, only those below `cap` unless it is None."""
     stop = min(trace.end, trace.start + bound_s)
     ends = (*trace.stamps[1:], trace.end)
     found: list[Cell] = []
@@ -30,7 +30,7 @@ def cells_of(trace: Trace, regions: Iterable[str], bound_s: float, cap: float | 
 
 
 def oracle_kg(cells: Iterable[Cell], work: float, train_w: float) -> float | None:
-    """kgCO2 of `work` site-seconds in the cheapest cells; None if the cells do not hold it."""
+    """kgCO2 of `work` site-seconds in the cleanest cells; None if the cells do not suffice."""
     left, grams = work, 0.0
     for seconds, mci in sorted(cells, key=lambda cell: cell[1]):
         used = min(left, seconds)
@@ -44,7 +44,7 @@ def oracle_kg(cells: Iterable[Cell], work: float, train_w: float) -> float | Non
 def bound_kg(
     trace: Trace, regions: Iterable[str], bound_s: float, cap: float, work: float, train_w: float
 ) -> float | None:
-    """The oracle below `cap`; where that does not hold the work, as late or missed signals can make it, without a cap.
+    """The lower bound with cells below `cap`, or with all cells if those do not suffice (after delayed signals).
 
     None if the work does not fit into the time at all.
     """

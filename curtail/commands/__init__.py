@@ -1,17 +1,18 @@
-"""The commands, their flags and their help; what they do is elsewhere.
+"""The `curtail` command line: one folder per command or group of commands.
 
-Decides names, defaults and which input is refused before anything starts. Help
-must be instant, so nothing but typer is imported outside the functions. Results
-go to stdout, everything else to stderr. Exit codes: 0 fine, 1 failure, 2 usage,
-3 not found, 4 not allowed, 5 unreachable, 7 conflict, 130 interrupted.
+A `command.py` (or `controller.py`, `agent.py`) declares names, options, defaults and
+help texts, and validates input before anything starts. Help must be instant, so
+these modules import nothing but typer at module level. Results go to stdout,
+everything else to stderr. Exit codes: 0 success, 1 failure, 2 usage, 3 not found,
+4 not allowed, 5 unreachable, 7 conflict, 130 interrupted.
 
-Where a new command goes: into the module of its group. One without a group goes
-beside the commands that work on the same thing (a run's folder, a checkpoint, a
-trace), into a module of its own only if there is none. A new group is one line
-in `root`, a new module two lines below. A value that two modules check goes
-into `arguments`. Modules of commands do not import each other, and do without
-`from __future__ import annotations`: typer reads every annotation, and compiling
-them all from text would make each start slower.
+To add a command: put it into the module of its group. A command without a group goes
+next to the commands that work on the same thing (a run's folder, a checkpoint, a
+trace), or into a new module if there are none. A new group is two lines in `program`,
+a new module two lines below. Checks shared by several modules are in `options`.
+Modules of commands do not import each other, and do not use
+`from __future__ import annotations`: typer evaluates every annotation, and
+evaluating strings would slow down every start.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from __future__ import annotations
 from curtail.commands.options import check_name, default_state, read_token
 from curtail.commands.program import app, invoke
 
-# Importing a module adds its commands, so this order is that of `curtail --help`.
+# Importing a module registers its commands, so this is the order of `curtail --help`.
 # isort: off
 from curtail.commands.status import command as status_command
 from curtail.commands.train import command as train_command

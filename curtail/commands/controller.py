@@ -1,4 +1,4 @@
-"""`controller start`, `backup`, `restore` and `service install`."""
+"""Options of `curtail controller start`, `backup`, `restore` and `service install`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,40 +11,43 @@ from curtail.commands.program import check_words, controller_app, controller_ser
 
 @controller_app.command("start")
 def controller_start(
-    run_file: Annotated[Path, typer.Argument(help="The run file, TOML; docs/reference/run-file.md lists its keys.")],
-    home: Annotated[Path, typer.Option(help="Folder of the run's state; made if missing, continued if not.")],
+    run_file: Annotated[Path, typer.Argument(help="Run file (TOML); docs/reference/run-file.md lists its keys.")],
+    home: Annotated[Path, typer.Option(help="Folder for the run's state; an existing run in it is continued.")],
     trace: Annotated[
         Path | None,
         typer.Option(
-            help="MCI trace, CSV with point_time and a column for each region; by default the run file's signal.",
+            help="MCI trace to replay: CSV with point_time and one column per region; default: the signal of the run"
+            " file.",
             show_default=False,
         ),
     ] = None,
-    unit: Annotated[
-        Unit | None, typer.Option(help="Unit of the trace's numbers; with --trace.", show_default=False)
+    unit: Annotated[Unit | None, typer.Option(help="With --trace: unit of its values.", show_default=False)] = None,
+    speed: Annotated[float, typer.Option(min=0.001, help="Seconds of the trace per second of wall time.")] = 1.0,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; TLS is on by default unless it is a loopback address.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free port.")] = 8765,
+    announce: Annotated[bool, typer.Option(help="Announce the address on the local network (zeroconf).")] = True,
+    forecast: Annotated[bool, typer.Option(help="Use the trace's own future as the forecast.")] = False,
+    tls: Annotated[
+        bool | None, typer.Option(help="Use TLS; default: unless --host is a loopback address.", show_default=False)
     ] = None,
-    speed: Annotated[float, typer.Option(min=0.001, help="Seconds of the trace per second.")] = 1.0,
-    host: Annotated[str, typer.Option(help="Address to listen on; beyond loopback it speaks TLS.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes any free one.")] = 8765,
-    announce: Annotated[bool, typer.Option(help="Announce the address in the local network (zeroconf).")] = True,
-    forecast: Annotated[bool, typer.Option(help="Use the trace's future as the forecast.")] = False,
-    tls: Annotated[bool | None, typer.Option(help="Speak TLS; by default beyond loopback.", show_default=False)] = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Plain HTTP beyond loopback, where the whole network is trusted.")
+        bool, typer.Option("--insecure", help="Serve plain HTTP on the network; only if all of it is trusted.")
     ] = False,
     advertise: Annotated[
         list[str] | None,
-        typer.Option(help="A name or address at which others reach it; repeatable.", show_default=False),
+        typer.Option(help="Host name or address at which agents reach the controller; repeatable.", show_default=False),
     ] = None,
     open_status: Annotated[
-        bool, typer.Option("--open-status", help="Show the status without a token beyond loopback, too.")
+        bool, typer.Option("--open-status", help="Serve the status without a token on the network, too.")
     ] = False,
     address_share: Annotated[
         float,
-        typer.Option(min=0.01, max=1.0, help="Part of all connections that one address may hold; loopback may more."),
+        typer.Option(min=0.01, max=1.0, help="Maximum share of the connections for one client address; not loopback."),
     ] = 0.5,
 ) -> int:
-    """Start the controller of a run, or go on with it."""
+    """Start the controller of a new run, or continue an existing run."""
     from controller.serve import StartOptions, start
     from controller.signals.start import SignalOptions
 
@@ -60,14 +63,14 @@ def controller_start(
 
 @controller_app.command("backup")
 def controller_backup(
-    target: Annotated[Path, typer.Argument(help="The backup: a file if its name ends in .tar, else a folder.")],
+    target: Annotated[Path, typer.Argument(help="Backup to write: a file if the name ends in .tar, else a folder.")],
     home: Annotated[Path, typer.Option(help="Folder of the run's state; its controller may be running.")],
     secrets: Annotated[
         bool,
-        typer.Option(help="Include the keys and tokens in clear, so that agents know the restored controller."),
+        typer.Option(help="Include unencrypted keys and tokens, so that agents accept the restored controller."),
     ] = False,
 ) -> int:
-    """Save a run as it is at this moment, also while it trains."""
+    """Back up the present state of a run, even while it trains."""
     from controller.home.backup import run_backup
 
     return run_backup(home, target, secrets)
@@ -75,10 +78,10 @@ def controller_backup(
 
 @controller_app.command("restore")
 def controller_restore(
-    backup: Annotated[Path, typer.Argument(help="A backup, as `curtail controller backup` made it.")],
-    home: Annotated[Path, typer.Option(help="Folder for the run's state; new or empty.")],
+    backup: Annotated[Path, typer.Argument(help="Backup made by `curtail controller backup`.")],
+    home: Annotated[Path, typer.Option(help="Folder for the run's state; must be new or empty.")],
 ) -> int:
-    """Make a backup the folder of a run, after everything in it was checked."""
+    """Verify a backup and restore it into a new folder."""
     from controller.home.restore import run_restore
 
     return run_restore(backup, home)
@@ -87,14 +90,14 @@ def controller_restore(
 @controller_service_app.command("install")
 def controller_service_install(
     arguments: Annotated[
-        list[str], typer.Argument(help="After --: the arguments of curtail controller start.", show_default=False)
+        list[str], typer.Argument(help="After --: the arguments of `curtail controller start`.", show_default=False)
     ],
     name: UnitName = "curtail-controller",
     system: SystemWide = False,
     user: RunsAs = None,
     dry_run: DryRun = False,
 ) -> int:
-    """Write the systemd unit of a controller. Nothing is started."""
+    """Write a systemd unit for a controller, without starting it."""
     words = check_words(("controller", "start"), arguments)
     from curtail.commands.systemd.install import Wanted, install
     from curtail.commands.systemd.units import CONTROLLER

@@ -1,4 +1,4 @@
-"""Arguments that several commands share: which values are refused, and where they come from."""
+"""Options and value checks shared by several commands."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from curtail.errors import AuthError, NotFound, UsageError
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 HOST = re.compile(r"[A-Za-z0-9._-]{1,253}")
 LONGEST_TOKEN = 4096
-"""Characters; a token file that is longer is another file, given by mistake."""
+"""Characters; a longer file is not a token file."""
 
 
 class Unit(StrEnum):
@@ -31,44 +31,42 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 TokenFile = Annotated[
     Path | None,
     typer.Option(
-        help="File with the token to join or to look with, - for stdin; else CURTAIL_TOKEN in the environment.",
+        help="File with the token, - for stdin; default: the environment variable CURTAIL_TOKEN.",
         show_default=False,
     ),
 ]
 ServerName = Annotated[
     str | None,
     typer.Option(
-        help="The name in the controller's certificate, where it is not the host of its address.", show_default=False
+        help="Name in the controller's certificate, if it differs from the host in the URL.", show_default=False
     ),
 ]
-UnitName = Annotated[str, typer.Option(help="Name of the unit.")]
-SystemWide = Annotated[bool, typer.Option("--system", help="For the whole machine; needs root.")]
-RunsAs = Annotated[
-    str | None, typer.Option("--as", help="With --system: the user that it runs as.", show_default=False)
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the unit and write nothing.")]
+UnitName = Annotated[str, typer.Option(help="Name of the systemd unit.")]
+SystemWide = Annotated[bool, typer.Option("--system", help="Install a system unit instead of a user unit; needs root.")]
+RunsAs = Annotated[str | None, typer.Option("--as", help="With --system: the user to run as.", show_default=False)]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the unit without writing it.")]
 
 
 def default_state() -> Path:
-    """Where this user's state lives: $XDG_STATE_HOME/curtail, or ~/.local/state/curtail."""
+    """This user's state folder: $XDG_STATE_HOME/curtail, or ~/.local/state/curtail."""
     base = os.environ.get("XDG_STATE_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path.home() / ".local" / "state") / "curtail"
 
 
 def check_name(kind: str, name: str) -> str:
-    """`name`, if a site or region can have it.
+    """Return `name` if it is a valid name of a site or region.
 
     Raises: UsageError.
     """
     if not NAME.fullmatch(name):
         raise UsageError(
-            f"{name!r} cannot be the name of a {kind}", "use 1 to 64 letters, digits, dots, dashes and underscores"
+            f"{name!r} is not a valid name of a {kind}", "use 1 to 64 letters, digits, dots, dashes and underscores"
         )
     return name
 
 
 def check_host(name: str) -> str:
-    """`name`, if it is a host name or an address, as a certificate can hold it.
+    """Return `name` if it is a host name or an IP address, as in a certificate.
 
     Raises: UsageError: a URL, a port, or something else.
     """
@@ -78,14 +76,15 @@ def check_host(name: str) -> str:
         ipaddress.ip_address(name)  # IPv6
     except ValueError:
         raise UsageError(
-            f"--advertise cannot be {name!r}", "give a host name or an address, without https:// and without a port"
+            f"invalid value for --advertise: {name!r}", "give a host name or IP address, without https:// and port"
         ) from None
     return name
 
 
 def read_token(file: Path | None) -> str | None:
-    """The token from `file` (-: stdin), else from CURTAIL_TOKEN, else None. Never from a flag: others can read those.
+    """The token from `file` (-: stdin), or from CURTAIL_TOKEN, or None.
 
+    Never from an option, because other users can read the command line of a process.
     Raises: NotFound, AuthError, UsageError.
     """
     if file is None:
@@ -93,32 +92,38 @@ def read_token(file: Path | None) -> str | None:
     try:
         text = (sys.stdin.read(LONGEST_TOKEN + 1) if file == Path("-") else file.read_text(encoding="utf-8")).strip()
     except FileNotFoundError:
-        raise NotFound(f"there is no token file {file}", "the controller writes it to HOME/join-token") from None
+        raise NotFound(
+            f"the token file {file} does not exist", "copy it from HOME/join-token on the controller's machine"
+        ) from None
     except IsADirectoryError:
-        raise AuthError(f"cannot read the token file {file}: it is a folder", "name the file in it") from None
+        raise AuthError(f"cannot read the token file {file}: it is a folder", "give the file in it") from None
     except OSError as error:
         raise AuthError(
-            f"cannot read the token file {file}: {error.strerror}", "check its owner and its mode"
+            f"cannot read the token file {file}: {error.strerror}", "check its owner and permissions"
         ) from None
     except UnicodeDecodeError:
-        raise UsageError(f"{file} is no token file", "the controller writes it to HOME/join-token") from None
+        raise UsageError(
+            f"{file} is not a token file", "give a copy of HOME/join-token from the controller's machine"
+        ) from None
     if not text or len(text) > LONGEST_TOKEN or len(text.split()) != 1:
-        raise UsageError(f"{file} does not hold a token", "the controller writes it to HOME/join-token")
+        raise UsageError(
+            f"{file} does not hold a token", "give a copy of HOME/join-token from the controller's machine"
+        )
     return text
 
 
 def samples_at_once(text: str) -> int:
-    """A number of samples, 0 for auto. Raises: UsageError."""
+    """Parse --device-batch-samples: a number of samples, 0 for auto. Raises: UsageError."""
     if text == "auto":
         return 0
     if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"--device-batch-samples cannot be {text!r}", "give a number of samples, or auto")
+        raise UsageError(f"invalid value for --device-batch-samples: {text!r}", "give a number of samples, or auto")
     return int(text)
 
 
 def seconds(text: str, remedy: str) -> float:
-    """A time such as 90 min, 12 h or 30 d, in seconds. Raises: UsageError, with `remedy`: what the option takes."""
+    """Parse a duration such as 90 min, 12 h or 30 d as seconds. Raises: UsageError with `remedy`."""
     found = re.fullmatch(r"(\d{1,6}) ?(s|m|min|h|d)", text)
     if found is None or int(found[1]) == 0:
-        raise UsageError(f"{text!r} is no time", remedy)
+        raise UsageError(f"{text!r} is not a duration", remedy)
     return int(found[1]) * {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}[found[2]]

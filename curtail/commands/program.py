@@ -1,7 +1,4 @@
-"""The program and its groups of commands, empty as yet; and how one command line is run.
-
-Decides in which order the groups are listed, and what becomes of flags that typer refuses.
-"""
+"""The typer application: command groups in the order of `--help`, and running one command line."""
 
 import math
 from collections.abc import Callable
@@ -16,7 +13,7 @@ from curtail.errors import UsageError
 
 
 class Finite(typer.core.TyperCommand):
-    """A command none of whose numbers is NaN or infinite: comparisons with bounds let NaN through."""
+    """A command that rejects NaN and infinite numbers, because NaN passes typer's min and max checks."""
 
     def make_context(self, *args: Any, **extra: Any) -> Any:
         """Raises: UsageError: names the option."""
@@ -24,7 +21,7 @@ class Finite(typer.core.TyperCommand):
         for parameter in self.params:
             value = context.params.get(parameter.name or "")
             if isinstance(value, float) and not math.isfinite(value):
-                raise UsageError(f"{parameter.opts[0]} cannot be {value}", "give a finite number")
+                raise UsageError(f"invalid value for {parameter.opts[0]}: {value}", "give a finite number")
         return context
 
 
@@ -32,12 +29,12 @@ class Program(typer.Typer):
     """A group whose commands are `Finite`."""
 
     def command(self, *args: Any, **options: Any) -> Callable[[Any], Any]:
-        """As typer's."""
+        """Like typer's `command`."""
         return super().command(*args, **{"cls": Finite} | options)
 
 
 def _group(text: str) -> typer.Typer:
-    # rich help and completion would cost more time than most commands
+    # rich help and completion would take longer than most commands
     return Program(
         help=text,
         rich_markup_mode=None,
@@ -48,20 +45,20 @@ def _group(text: str) -> typer.Typer:
     )
 
 
-app = _group("Train language models across GPU sites, each only while its grid throws renewable power away.")
-controller_app = _group("The one process that decides and keeps a run.")
-controller_service_app = _group("A controller that systemd keeps running.")
-agent_app = _group("The process on every GPU machine.")
-agent_service_app = _group("An agent that systemd keeps running.")
-checkpoint_app = _group("Checkpoints of nanochat to ours, and ours to others.")
-tokenizer_app = _group("Make a tokenizer.")
+app = _group("Train language models across GPU sites, each only while its grid curtails renewable power.")
+controller_app = _group("Run the controller, the central process of a run.")
+controller_service_app = _group("Run a controller as a systemd service.")
+agent_app = _group("Run an agent, the process on every GPU machine.")
+agent_service_app = _group("Run an agent as a systemd service.")
+checkpoint_app = _group("Import checkpoints from nanochat; export checkpoints to other formats.")
+tokenizer_app = _group("Train and evaluate tokenizers.")
 data_app = _group("Turn text into training data.")
-bench_app = _group("Measure this machine.")
-trace_app = _group("MCI traces: invented, brought in, shown.")
-signal_app = _group("Live grid signals.")
-ledger_app = _group("The accounts of a run.")
-token_app = _group("Who may join, look on and operate.")
-node_app = _group("The machines that joined.")
+bench_app = _group("Measure the speed of this machine.")
+trace_app = _group("Generate, import and plot traces of marginal carbon intensity (MCI).")
+signal_app = _group("Check the live grid signal of a run.")
+ledger_app = _group("Check, export and total the ledgers of a run.")
+token_app = _group("Manage the tokens for agents, viewers and operators.")
+node_app = _group("Manage the machines that have joined.")
 app.add_typer(controller_app, name="controller")
 app.add_typer(agent_app, name="agent")
 controller_app.add_typer(controller_service_app, name="service")
@@ -78,7 +75,7 @@ app.add_typer(node_app, name="node")
 
 
 def check_words(path: tuple[str, ...], words: list[str]) -> tuple[str, ...]:
-    """`words` after the command `path`, if that command would take them. Raises: as typer does."""
+    """`path` and `words` as one tuple, if the command accepts `words`. Raises: as typer does."""
     command: Any = typer.main.get_command(app)
     for name in path:
         command = command.commands[name]
@@ -89,7 +86,7 @@ def check_words(path: tuple[str, ...], words: list[str]) -> tuple[str, ...]:
 def invoke(arguments: list[str]) -> int:
     """Run one command line; returns the exit code.
 
-    Raises: CurtailError, also for flags that typer refuses. KeyboardInterrupt.
+    Raises: CurtailError, also for options that typer rejects. KeyboardInterrupt.
     """
     try:
         answer = app(args=arguments, prog_name="curtail", standalone_mode=False)
@@ -121,4 +118,4 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Nothing is done without a command."""
+    """The options of `curtail` itself."""

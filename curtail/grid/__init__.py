@@ -1,1 +1,1 @@
-"""The grid signal as values: a reading, a forecast, a recorded trace."""
+"""Grid signals as values: readings, forecasts and recorded traces."""

@@ -1,9 +1,8 @@
-"""The expected course of a region's marginal carbon intensity (MCI).
+"""Forecast of a region's marginal carbon intensity (MCI), as a step function.
 
-A forecast is a step function: each value holds from its point until the next.
-What lies beyond `known_until` is not known and promises nothing. Nothing here
-decides anything; `curtail.policy.rules` does. Units: gCO2/kWh, seconds of the
-controller's clock.
+Each value holds from its point until the next. Nothing is known beyond
+`known_until`, the forecast horizon. Decisions on forecasts are made in
+`curtail.policy.rules`. Units: gCO2/kWh, seconds of the controller's clock.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ from math import inf
 DAY_S = 86400.0
 
 Segment = tuple[float, float, float]
-"""From, to, gCO2/kWh."""
+"""(from, to, gCO2/kWh)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Expected MCI of a region: `points` are (start of validity, gCO2/kWh), ascending."""
+    """Forecast MCI of a region: `points` are (start of validity, gCO2/kWh), ascending."""
 
     region: str
     points: tuple[tuple[float, float], ...]
@@ -49,19 +48,19 @@ class Forecast:
         return None
 
     def value_at(self, moment: float) -> float | None:
-        """What is expected at `moment`; None before the first point and beyond what is known."""
+        """The forecast value at `moment`; None before the first point and beyond `known_until`."""
         index = bisect_right(self.points, (moment, inf)) - 1
         return None if index < 0 or moment >= self.known_until else self.points[index][1]
 
     def since(self, moment: float) -> float | None:
-        """The point from which the value at `moment` holds; None before the first point."""
+        """The start of validity of the value at `moment`; None before the first point."""
         index = bisect_right(self.points, (moment, inf)) - 1
         return None if index < 0 else self.points[index][0]
 
     def segments(self, start: float, stop: float, first: float | None, below: float) -> list[Segment]:
-        """The parts of the course in [start, stop) that are known and below `below`, in time order.
+        """The parts of [start, stop) in which the forecast is known and below `below`, in time order.
 
-        Args: first: gCO2/kWh from `start` to the next point, which a measurement may know better; None: not known.
+        Args: first: gCO2/kWh from `start` to the next point, for example from a measurement; None: unknown.
         """
         points, stop = self.points, min(stop, self.known_until)
         index = bisect_right(points, (start, inf))
@@ -74,7 +73,7 @@ class Forecast:
         return head + [(at, end, mci) for (at, mci), end in zip(inner, ends, strict=False) if mci < below]
 
     def is_all_zero(self, now: float, span: float = DAY_S) -> bool:
-        """Is the forecast exactly 0 for all of the next `span` seconds? False where it knows less than that."""
+        """Is the forecast exactly 0 for all of the next `span` seconds? False if it does not reach that far."""
         points = self.points
         if not points or min(self.known_until, points[-1][0]) < now + span:
             return False

@@ -1,9 +1,8 @@
-"""A grid signal at one moment: a number with proof of freshness, or unknown.
+"""Readings of the grid signal: an MCI value with time and validity, or why it is unknown.
 
-A reading says what it knows and why it does not know. Whether a reading is
-good enough to train on is decided here (`usable`), never by its value alone.
-Units: marginal carbon intensity (MCI) in gCO2/kWh, times in seconds of the
-controller's clock (Unix time; simulated while a trace is replayed).
+`unusable` decides whether a reading is good enough to train on; its value alone
+never does. Units: marginal carbon intensity (MCI) in gCO2/kWh, times in seconds of
+the controller's clock (Unix time; simulated while a trace is replayed).
 """
 
 from __future__ import annotations
@@ -15,7 +14,10 @@ POUNDS_PER_MWH = 0.45359237
 """gCO2/kWh in one lb/MWh (453.59237 g per pound, 1000 kWh per MWh)."""
 
 HIGHEST_PLAUSIBLE = 3000.0
-"""gCO2/kWh; no grid's marginal plant emits more, so a larger number is an error of unit."""
+"""gCO2/kWh; no grid's marginal plant emits more, so a larger number means a wrong unit."""
+
+JOULES_PER_KWH = 3.6e6
+"""1000 W for 3600 s."""
 
 UNITS = ("g/kWh", "lb/MWh")
 
@@ -23,7 +25,7 @@ UNITS = ("g/kWh", "lb/MWh")
 def to_g_per_kwh(value: float, unit: str) -> float:
     """`value` in gCO2/kWh.
 
-    Raises: ValueError: `unit` is none of `UNITS`.
+    Raises: ValueError: `unit` is not one of `UNITS`.
     """
     if unit == "g/kWh":
         return value
@@ -38,14 +40,14 @@ class Reading:
 
     region: str
     mci: float | None  # gCO2/kWh; None: unknown; may be negative
-    point_time: float  # the moment the value is for; when unknown, the moment of asking
+    point_time: float  # the time the value is for; if unknown, the time of the query
     valid_until: float  # the value holds in [point_time, valid_until)
-    source: str  # for people: "trace mci.csv", "watttime CAISO_NORTH"
+    source: str  # for display: "trace mci.csv", "watttime CAISO_NORTH"
     reason: str = ""  # why it is unknown; empty when known
 
 
 def unknown(region: str, now: float, source: str, reason: str) -> Reading:
-    """A reading that says nothing, and why."""
+    """A reading without a value, and the reason."""
     return Reading(region, None, now, now, source, reason)
 
 
@@ -54,16 +56,16 @@ def check_value(value: float) -> str | None:
     if not math.isfinite(value):
         return "the value is not a finite number"
     if value > HIGHEST_PLAUSIBLE:
-        return f"{value:.0f} g/kWh is above {HIGHEST_PLAUSIBLE:.0f}; is the unit right?"
+        return f"{value:.0f} g/kWh is above {HIGHEST_PLAUSIBLE:.0f}, the highest plausible value"
     return None
 
 
 def unusable(reading: Reading | None, now: float, max_age: float) -> str | None:
     """Why `reading` cannot justify training at `now`, or None if it can.
 
-    A value past its own validity is accepted until it is `max_age` seconds
-    past its point time; after that it is stale. An exact 0 is not: sources that
-    fail have served zeros for hours, so a zero counts only while it is renewed.
+    A value is accepted beyond its own validity until it is `max_age` seconds older
+    than its point time; after that it is stale. An exact 0 is accepted only while it
+    is valid: failing sources have served zeros for hours.
     """
     if reading is None:
         return "no reading has arrived yet"

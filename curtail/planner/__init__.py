@@ -1,1 +1,1 @@
-"""A run on modelled sites, with the same policy and the same accounting; pure."""
+"""Simulation of a run on modelled sites, with the controller's own policy and accounting; pure."""

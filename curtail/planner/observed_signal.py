@@ -1,9 +1,9 @@
-"""What the policy gets to see of a trace in the planner: late, in error, or as it was.
+"""The signal as the planner's policy observes it: delayed, with missed window ends, or exact.
 
-The truth is the trace, by which the ledger books. The policy sees the signal
-`delay` seconds late; every end of a window `miss` seconds late (reading and
-forecast alike, as when the newest value is itself an estimate); and the future
-by a forecast: the trace's own, another file's, or none. Units: gCO2/kWh, seconds.
+The ledger books by the trace itself. The policy observes the signal `delay` seconds
+late. It notices the end of every window `miss` seconds late, in readings and in
+forecasts, as if the newest value were an estimate. Its forecast is the trace itself,
+another trace, or none. Units: gCO2/kWh, seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from curtail.grid.reading import Reading, unknown
 from curtail.grid.trace import Trace
 
 Course = tuple[tuple[float, float | None], ...]
-"""Points (start of validity, gCO2/kWh or None for unknown), ascending; the last one ends the course."""
+"""Step function: points (start of validity, gCO2/kWh; None: unknown), ascending; the last one marks the end."""
 
 
 def course_of(trace: Trace, region: str) -> Course:
@@ -27,11 +27,11 @@ def course_of(trace: Trace, region: str) -> Course:
 
 
 def missed(course: Course, threshold: float, seconds: float) -> Course:
-    """`course` as it looks to one who notices the end of every window `seconds` late."""
+    """`course` as observed if the end of every window is noticed `seconds` late."""
     if seconds <= 0:
         return course
     found: list[tuple[float, float | None]] = []
-    inside, until = False, -inf  # of a window; when its last value ceases to be seen
+    inside, until = False, -inf  # inside a window; until when its last value is still observed
     hidden: float | None = None
     *points, last = course
     for point, value in points:
@@ -55,7 +55,7 @@ def missed(course: Course, threshold: float, seconds: float) -> Course:
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """One region as the policy sees it."""
+    """One region as the policy observes it."""
 
     region: str
     course: Course
@@ -63,7 +63,7 @@ class Sight:
     forecast: Forecast | None
 
     def reading(self, now: float) -> tuple[Reading, float]:
-        """The newest value that has arrived by `now`, and when the next one will."""
+        """The newest value that has arrived by `now`, and the time when the next one arrives."""
         index = bisect_right(self.course, now - self.delay, key=_moment) - 1
         if index < 0:
             following = self.course[0][0] + self.delay
@@ -71,8 +71,8 @@ class Sight:
         point, value = self.course[index]
         following = self.course[index + 1][0] + self.delay if index + 1 < len(self.course) else inf
         if value is None:
-            return unknown(self.region, now, "trace", "the trace says nothing about this time"), following
-        # a source that is always late renews its values late, and they hold for as long
+            return unknown(self.region, now, "trace", "the trace has no value for this time"), following
+        # a delayed source also renews its values late, so each stays valid until the next arrives
         return Reading(self.region, value, point, following, "trace"), following
 
 
@@ -84,10 +84,10 @@ def sight(
     trace: Trace, region: str, threshold: float, delay: float, forecast: str | Trace,
     forecast_miss: float = 0.0, reading_miss: float = 0.0,
 ) -> Sight:  # fmt: skip
-    """How the policy sees `region` of `trace`.
+    """How the policy observes `region` of `trace`.
 
     Args: forecast: `perfect`, `none`, or another trace.
-    Raises: UsageError: the other trace is about another time.
+    Raises: UsageError: the other trace does not overlap in time.
     """
     truth = course_of(trace, region)
     seen = missed(truth, threshold, reading_miss)
@@ -96,7 +96,9 @@ def sight(
     expected = truth
     if isinstance(forecast, Trace):
         if forecast.end <= trace.start or forecast.start >= trace.end:
-            raise UsageError("the forecast is about another time than the trace", "give one for the time of the trace")
+            raise UsageError(
+                "the forecast does not overlap with the trace in time", "give a forecast for the period of the trace"
+            )
         expected = course_of(forecast, region)
     expected = missed(expected, threshold, forecast_miss)
     points = tuple((point, inf if value is None else value) for point, value in expected)

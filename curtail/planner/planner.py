@@ -1,10 +1,10 @@
-"""The planner: a run on modelled sites under a recorded signal, decided and booked as the controller does.
+"""Planner: discrete-event simulation of a run on modelled sites under a recorded signal.
 
-The policy (`curtail.policy.decision`) and the ledger (`curtail.carbon.accounting`) are the live
-ones; only the sites are modelled. A site is paused, loads (`start`), trains,
-exchanges (`sync`), holds its weights through a short gap, or drains. Time jumps
-from event to event, and within an event nothing changes, so sums are exact.
-No clock, no files, no randomness. Units: seconds of the trace, W, g/kWh.
+It uses the controller's own policy (`curtail.policy.decision`) and ledger
+(`curtail.carbon.accounting`); only the sites are modelled. A site is paused, loads
+(`start`), trains, exchanges (`sync`), holds its weights through a short gap, or
+drains. Time jumps from event to event and nothing changes in between, so sums are
+exact. No clock, no files, no randomness. Units: seconds of the trace, W, g/kWh.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from math import inf
 
 from curtail.carbon import accounting
-from curtail.carbon.accounting import Entry, Interval, Totals
+from curtail.carbon.accounting import RUNNING, Entry, Interval, Totals
 from curtail.grid.reading import Reading
 from curtail.grid.trace import Trace
 from curtail.planner.observed_signal import Sight
@@ -24,24 +24,21 @@ from curtail.policy.decision import Goal, View, decide
 from curtail.policy.price import Price
 from curtail.policy.rules import RegionRule, Site, Verdict, Window
 
-RUNNING = ("start", "train", "sync", "hold")
-"""Phases in which a site has its weights on its GPUs, or is loading them."""
-
 NEXT = {"start": "train", "sync": "train", "drain": "paused"}
-"""What follows a phase that ends by itself."""
+"""Successor of each phase that ends by itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One run to be played through; regions have one site each."""
+    """One run to simulate; each region has one site."""
 
-    trace: Trace  # what the ledger books by
-    sights: Mapping[str, Sight]  # what the policy sees
+    trace: Trace  # the true signal, used by the ledger
+    sights: Mapping[str, Sight]  # the signal as the policy observes it
     rules: Mapping[str, RegionRule]
     costs: Mapping[str, SiteCosts]
     load_w: float  # while a site starts
     work: float  # site-seconds of training
-    goal: Goal  # its `work` is what is left, kept by the planner
+    goal: Goal  # the planner updates its `work`, the remaining site-seconds
 
 
 @dataclass(slots=True)
@@ -65,20 +62,20 @@ class SiteState:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of it."""
+    """Result of a simulated run."""
 
     complete: bool
     finished: float  # when the last site had drained, or the trace ended
     done: float  # site-seconds of training
     totals: Totals
     sites: Mapping[str, SiteState]
-    spells: tuple[tuple[float, str, str], ...]  # (moment, region, reason of a decision that changed something)
+    spells: tuple[tuple[float, str, str], ...]  # (time, region, new phase and its reason) of every change
 
 
 class Planner:
-    """Plays one scenario; `run` may be called once.
+    """Simulates one scenario; `run` may be called once.
 
-    Args: note: is told every row of the ledger as it is closed.
+    Args: note: called with every row of the ledger when it is closed.
     """
 
     def __init__(self, scenario: Scenario, note: Callable[[Entry], None] | None = None) -> None:
@@ -92,7 +89,7 @@ class Planner:
         self._spells: list[tuple[float, str, str]] = []
 
     def run(self) -> Outcome:
-        """Play the scenario to the end of its work or of its trace."""
+        """Simulate the scenario until its work is done or its trace ends."""
         now, points, end = self._s.trace.start, self._points(), self._s.trace.end
         following = next(points, inf)
         while True:
@@ -116,7 +113,7 @@ class Planner:
     # -- time ------------------------------------------------------------------
 
     def _points(self) -> Iterator[float]:
-        """All moments at which the truth or what is seen of it changes, ascending, and the end."""
+        """All times at which the true or the observed signal changes, ascending, and the end of the trace."""
         trace = self._s.trace
         moments = {*trace.stamps, trace.end}
         for sight in self._s.sights.values():
@@ -124,7 +121,7 @@ class Planner:
         return iter(sorted(moment for moment in moments if trace.start < moment <= trace.end))
 
     def _next(self, now: float) -> float:
-        """The next moment at which something may change by itself."""
+        """The time of the next event other than a change of the signal."""
         moments = [self._s.trace.end, self._round_end]
         training = self._training()
         if training:
@@ -137,13 +134,13 @@ class Planner:
             if not site.running and since is not None:
                 dwell = self._s.rules[region].enter_dwell
                 moments += (moment for moment in (since + dwell, since + 2 * dwell) if moment > now)
-        # a moment that rounding puts at or before now would stop time
+        # an event that rounding puts at or before `now` would loop forever
         return max(min(moments), now + 1e-6)
 
     def _training(self) -> int:
         return sum(site.phase == "train" for site in self._sites.values())
 
-    # -- what changes ------------------------------------------------------------
+    # -- state changes -----------------------------------------------------------
 
     def _end_phases(self, now: float) -> None:
         for site in self._sites.values():

@@ -1,1 +1,1 @@
-"""Pictures: SVG charts, HTML pages and PNG files; knows nothing of runs."""
+"""Drawing: SVG charts, HTML pages and PNG files, independent of runs."""

@@ -1,6 +1,7 @@
-"""Charts that reports of runs and of plans share: plain values in, pictures out; nothing is computed but places.
+"""Charts shared by the reports of runs and of simulations, drawn from plain values.
 
-Times are Unix seconds, shown in UTC. An empty chart says why it is empty, or is None.
+Only coordinates are computed here. Times are Unix seconds, shown in UTC. A chart
+without data says so, or is None.
 """
 
 from __future__ import annotations
@@ -34,16 +35,16 @@ from curtail.plotting.svg import (
 LANE = 15.0
 """Height of one site's line below a plot."""
 MOST_DOTS = 120
-"""Points of a curve up to which each is marked."""
+"""Largest number of points of a curve at which each point gets a dot."""
 LONGEST = 12
-"""Characters of a name beside a plot; the whole name is shown when it is pointed at."""
+"""Characters of a name beside a plot; a longer name is cut and shown in full on hover."""
 WIDE = 140.0
-"""Room beside a plot for names of 20 characters."""
+"""Space beside a plot for names of 20 characters."""
 FOOT = 24.0
-"""Room for the words below an axis."""
+"""Space for the labels below an axis."""
 
 Stretch = tuple[float, float, str, object]
-"""Start, stop, class, and what is shown when it is pointed at."""
+"""(start, stop, class, text shown on hover)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Signal:
 
     region: str
     curve: Sequence[Point]
-    dense: bool  # thinned: its points hold for no time
+    dense: bool  # the curve was thinned, so its points are joined by lines instead of steps
     windows: Sequence[Span]
     threshold: float | None
     lowest: float | None
@@ -61,7 +62,7 @@ class Signal:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One curve of a chart: its class, words, points."""
+    """One curve of a chart: its class, legend text and points."""
 
     name: str
     words: str
@@ -70,14 +71,14 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A moment that is marked in a chart."""
+    """A labelled point in time in a chart."""
 
     at: float
     words: str
 
 
 def short(name: str, most: int = LONGEST) -> str:
-    """A name that fits beside a plot."""
+    """`name`, shortened to fit beside a plot."""
     return name if len(name) <= most else name[: most - 1] + "…"
 
 
@@ -89,7 +90,7 @@ def signal_chart(
     keys: tuple[Key, ...] = (),
     marks: Sequence[Mark] = (),
 ) -> Picture:
-    """MCI with windows and threshold, and below it what each site did when."""
+    """MCI with windows and threshold, and below it one lane per site with its phases."""
     foot = LANE * len(lanes) + 8.0 if lanes else 0.0
     low, high = min(0.0, signal.lowest or 0.0), max(signal.highest or 0.0, (signal.threshold or 0.0) * 1.2)
     up = ticks(low, high, 4)
@@ -120,7 +121,7 @@ def _lane(frame: Frame, name: str, spans: Sequence[Stretch], y: float) -> str:
 
 
 def band_chart(name: str, title: str, spans: Sequence[Stretch], span: Span, keys: tuple[Key, ...]) -> Picture:
-    """Stretches of time in one line."""
+    """Time spans in one row."""
     frame = Frame(span[0], span[1], 0.0, 1.0, height=26.0)
     parts = (lane(frame, frame.top, frame.height, spans), axes(frame, time_ticks(*span), [], ""))
     return Picture(name, title, frame.bottom + FOOT, parts, keys)
@@ -136,7 +137,7 @@ def time_chart(
     from_zero: bool = True,
     marks: Sequence[Mark] = (),
 ) -> Picture | None:
-    """Curves over time; None where none of them has a value."""
+    """Curves over time; None if none of them has a value."""
     values = [value for line in lines for _, value in line.points if value is not None]
     if not values:
         return None
@@ -152,12 +153,12 @@ def time_chart(
 
 
 def phase_keys(names: Iterable[str] = PHASES) -> tuple[Key, ...]:
-    """The colours of the phases."""
+    """Legend of the phases' colours."""
     return tuple((f"phase-{phase}", phase) for phase in names)
 
 
 def energy_chart(sites: Sequence[tuple[str, Mapping[str, float]]]) -> Picture | None:
-    """kWh of each site by phase, as one bar; None when nothing was drawn."""
+    """kWh of each site by phase, as one stacked bar per site; None if no energy was drawn."""
     drawn = [(site, phases) for site, phases in sites if sum(phases.values()) > 0]
     if not drawn:
         return None
@@ -179,7 +180,7 @@ def energy_chart(sites: Sequence[tuple[str, Mapping[str, float]]]) -> Picture | 
 
 
 def name_chart(name: str, title: str, unit: str, bars: Sequence[tuple[str, str, float | None]]) -> Picture | None:
-    """One bar across for each (name, class, value), with its value behind it; None where none has a value."""
+    """One horizontal bar, labelled with its value, for each (name, class, value); None if none has a value."""
     known = [(words, kind, value) for words, kind, value in bars if value is not None]
     if not known:
         return None
@@ -196,7 +197,7 @@ def name_chart(name: str, title: str, unit: str, bars: Sequence[tuple[str, str, 
 
 
 def bar_chart(name: str, title: str, unit: str, across: str, points: Sequence[Point]) -> Picture:
-    """Bars over whole numbers that ascend; where there are too many, a curve."""
+    """Bars over ascending integers; a curve if there are too many of them."""
     values = [value for _, value in points if value is not None]
     up = ticks(0.0, max(values, default=0.0), 4)
     first, last = points[0][0], points[-1][0]
@@ -219,7 +220,7 @@ def bar_chart(name: str, title: str, unit: str, across: str, points: Sequence[Po
 def value_chart(
     name: str, title: str, unit: str, across: str, lines: Sequence[Line], hollow: frozenset[float] = frozenset()
 ) -> Picture | None:
-    """Curves with dots over a swept value; at those in `hollow` the first curve has an empty dot. None: no value."""
+    """Curves over a swept value; the first curve has hollow dots at the values in `hollow`. None: no value."""
     places = [at for line in lines for at, _ in line.points]
     values = [value for line in lines for _, value in line.points if value is not None]
     if not values:

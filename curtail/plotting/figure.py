@@ -1,7 +1,7 @@
-"""A picture with its title and legend: for a page, or alone as SVG, which can become PNG.
+"""Pictures with title and legend, inline in an HTML page or as standalone SVG files.
 
-The shapes are the same in both. Alone it is black on white whatever the viewer
-prefers, names the shipped font, and holds several pictures below each other.
+Both have the same shapes. A standalone file is always black on white, names the
+shipped font, can hold several pictures, and can be converted to PNG.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ MARGIN = 14.0
 LINE = 16.0
 """Height of a line of a legend."""
 LETTER = 5.8
-"""Width of a letter of a legend, about: the widest of usual ones."""
+"""Approximate width of a letter of a legend (of the widest usual letters)."""
 SWATCH = 18.0
 NAME_SPACE = "http://www.w3.org/2000/svg"
 _ODD = re.compile(r"[^A-Za-z0-9._-]+")
 
 Key = tuple[str, str]
-"""Class of a colour, and its words; `line:` before the class where it is that of a line."""
+"""(class of a colour, legend text); the class has the prefix `line:` if it belongs to a line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One picture; its parts lie in a space of `width` x `height` units."""
+    """One picture; its parts use coordinates of `width` x `height` units."""
 
     name: str  # for a file
     title: str
@@ -38,7 +38,7 @@ class Picture:
     width: float = WIDTH
 
     def inline(self) -> str:
-        """For a page that has the style: legend and shapes."""
+        """Legend and shapes, for a page that includes the style sheet."""
         return legend(self.keys) + self._svg("")
 
     def _svg(self, place: str) -> str:
@@ -48,7 +48,7 @@ class Picture:
         )
 
     def placed(self, at: float, top: float) -> tuple[str, float]:
-        """With title and legend in words, for a picture that stands alone; and where it ends."""
+        """Title, legend and shapes at a position in a standalone file, and the y coordinate of the end."""
         parts, top, left = [label(at, top + 13, self.title, "head")], top + 22, 0.0
         for name, words in self.keys:
             wide = SWATCH + 4 + LETTER * len(words)
@@ -63,7 +63,7 @@ class Picture:
 
 
 def legend(keys: Sequence[Key]) -> str:
-    """The keys as a line of a page."""
+    """The legend as one HTML paragraph."""
     if not keys:
         return ""
     found = "".join(f'<span class="key"><i class="{_class(name)}"></i>{text(words)}</span>' for name, words in keys)
@@ -84,7 +84,7 @@ def _swatch(name: str, x: float, y: float) -> str:
 
 
 def alone(pictures: Sequence[Picture], title: str = "") -> str:
-    """An SVG file that needs nothing else: the pictures below each other on white, under `title`."""
+    """A standalone SVG file: the pictures in rows on white, under `title`."""
     top, parts = MARGIN, []
     if title:
         parts, top = [label(0, top + 16, title, "title")], top + 34
@@ -107,7 +107,7 @@ def alone(pictures: Sequence[Picture], title: str = "") -> str:
 
 
 def legends_once(pictures: Sequence[Picture]) -> list[Picture]:
-    """The pictures, of which one that follows one with the same legend has none."""
+    """The pictures, without the legend of each one that follows a picture with the same legend."""
     before = [(), *(picture.keys for picture in pictures)]
     return [
         replace(picture, keys=()) if picture.keys == last else picture
@@ -116,7 +116,7 @@ def legends_once(pictures: Sequence[Picture]) -> list[Picture]:
 
 
 def _rows(pictures: Sequence[Picture], width: float) -> list[list[Picture]]:
-    """The pictures in lines that are at most `width` wide."""
+    """The pictures in rows that are at most `width` wide."""
     rows: list[list[Picture]] = []
     for picture in pictures:
         if rows and sum(one.width for one in rows[-1]) + picture.width <= width:
@@ -127,7 +127,7 @@ def _rows(pictures: Sequence[Picture], width: float) -> list[list[Picture]]:
 
 
 def file_names(pictures: Iterable[Picture], ending: str) -> list[str]:
-    """One file name for each picture, without odd characters, no two the same in upper or lower case."""
+    """One safe file name for each picture; names are unique even if case is ignored."""
     taken: set[str] = set()
     found = []
     for picture in pictures:

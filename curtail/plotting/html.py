@@ -1,7 +1,8 @@
-"""HTML pages that load nothing and run nothing: the frame of a page, its style, tables.
+"""Self-contained HTML pages: document, style sheet, tables and number formats.
 
-A page is well-formed XML too, follows light and dark, and prints on white. Whatever
-comes from outside, such as names of sites, is escaped.
+A page has no scripts and no external resources. It is well-formed XML, follows the
+light or dark preference, and prints on white. External text, such as names of sites,
+is escaped.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def document(title: str, sections: Iterable[str], version: str) -> str:
-    """The whole file; `version` is that of this program."""
+    """The whole file; `version` is curtail's version."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"/>'
@@ -51,7 +52,7 @@ def document(title: str, sections: Iterable[str], version: str) -> str:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
-    """A table; its first `words` columns hold words, the others numbers."""
+    """A table; its first `words` columns hold text, the others numbers."""
 
     def line(cells: Sequence[str], tag: str) -> str:
         kinds = ["" if index < words else ' class="n"' for index in range(len(cells))]
@@ -62,7 +63,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -
 
 
 def tiles(entries: Sequence[tuple[str, str]]) -> str:
-    """Figures to be seen first, each with its name."""
+    """Key figures as tiles, each with its name."""
     found = "".join(f'<div class="tile">{text(name)}<b>{text(value)}</b></div>' for name, value in entries)
     return f'<div class="tiles">{found}</div>'
 
@@ -77,7 +78,7 @@ def bullets(items: Iterable[str]) -> str:
     return "<ul>" + "".join(f"<li>{text(item)}</li>" for item in items) + "</ul>"
 
 
-# -- words for numbers -------------------------------------------------------
+# -- number formats ----------------------------------------------------------
 
 NOTHING = "-"
 
@@ -87,7 +88,7 @@ def hours(seconds: float) -> str:
 
 
 def decimal(value: float | None) -> str:
-    """Four digits, or all of a large number."""
+    """Four significant digits, or all digits of a large number."""
     return NOTHING if value is None else f"{value:,.4g}" if abs(value) < 9999.5 else f"{value:,.0f}"
 
 

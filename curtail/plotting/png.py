@@ -1,8 +1,7 @@
-"""SVG to PNG, by resvg: bytes in, bytes out, the same on every machine.
+"""SVG to PNG conversion with resvg, with the same result on every machine.
 
-The library draws by itself and needs no other program; text is in the font that
-is shipped beside this module, never in one that happens to be installed. A
-character that the font lacks is left out.
+The library needs no other program. Text uses only the font shipped with this module,
+never an installed one. Characters that the font lacks are omitted.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ from curtail.plotting.theme import FAMILY
 
 FONT = Path(__file__).parent / "fonts" / "DejaVuSans-pictures.ttf"
 SCALE = 2.0
-"""Points of the picture for each unit of the SVG."""
+"""Pixels of the picture per unit of the SVG."""
 
 
 def check_png() -> ModuleType:
-    """The library, or the error that it is missing, before anything long is computed.
+    """Import the library; call it before a long computation, to fail early.
 
     Raises: CurtailError: the library or the font is missing.
     """
@@ -27,19 +26,19 @@ def check_png() -> ModuleType:
         import resvg_py
     except ImportError as error:
         raise CurtailError(
-            "pictures as PNG need the library resvg-py, which is not installed",
-            "install it with: pip install resvg-py; or leave PNG out, HTML and SVG need no library",
+            "PNG output needs the library resvg-py, which is not installed",
+            "install it with: pip install resvg-py; or write HTML or SVG, which need no library",
         ) from error
     if not FONT.is_file():  # without it the picture would have no text
-        raise CurtailError(f"the font {FONT} is missing", "install curtail anew")
+        raise CurtailError(f"the font {FONT} is missing", "reinstall curtail")
     module: ModuleType = resvg_py
     return module
 
 
 def to_png(svg: str, scale: float = SCALE) -> bytes:
-    """The picture that `svg` describes, `scale` times its size.
+    """Render `svg` at `scale` times its size.
 
-    Raises: CurtailError: the library or the font is missing, or the SVG is none.
+    Raises: CurtailError: the library or the font is missing, or `svg` is invalid.
     """
     library = check_png()
     try:
@@ -48,5 +47,7 @@ def to_png(svg: str, scale: float = SCALE) -> bytes:
             font_family=FAMILY, sans_serif_family=FAMILY,
         )  # fmt: skip
     except (ValueError, RuntimeError) as error:
-        raise CurtailError(f"a picture cannot be drawn as PNG: {error}", "report this as a bug; SVG works") from error
+        raise CurtailError(
+            f"cannot render a picture as PNG: {error}", "write SVG instead, and report this as a bug"
+        ) from error
     return bytes(drawn)

@@ -1,8 +1,8 @@
-"""Small plots as SVG text, for pages that load nothing.
+"""SVG fragments of small plots: axes, curves, bars and labels.
 
-A `Frame` maps values to places; the functions below draw into it and return
-fragments that `figure` puts together. Colours are classes, so that the page
-chooses them for light, dark and paper. Every text is escaped here.
+A `Frame` maps values to coordinates; the functions draw into it and return fragments
+that `figure` combines. Colours are CSS classes, so that the page chooses them for
+light, dark and print. All text is escaped here.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from datetime import UTC, datetime
 from math import floor, log10
 
 Point = tuple[float, float | None]
-"""Abscissa and value; None: unknown from there on."""
+"""(x, value); None: unknown from there on."""
 Span = tuple[float, float]
 
 WIDTH = 900.0
-"""Units of every figure; the page scales it."""
+"""Width of a full-width picture in SVG units; the page scales it."""
 MOST_POINTS = 1000
-"""Of one curve."""
+"""Largest number of points of one curve."""
 MARK_LINE = 12.0
-"""Height of the words of a marked moment."""
+"""Height of the label of a mark."""
 
 TIME_STEPS = (
     1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200,
@@ -34,13 +34,13 @@ _UNPRINTABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff
 
 
 def text(value: object) -> str:
-    """`value` as text that HTML and XML take literally; characters that neither can hold are replaced."""
+    """`value` escaped for HTML and XML; characters that are invalid there are replaced."""
     return html.escape(_UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", str(value)), quote=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Where values lie: `x0`..`x1` across, `y0`..`y1` upwards."""
+    """Maps values to coordinates: `x0`..`x1` from left to right, `y0`..`y1` from bottom to top."""
 
     x0: float
     x1: float
@@ -53,12 +53,12 @@ class Frame:
     width: float = WIDTH
 
     def x(self, value: float) -> float:
-        """Place of `value` across, inside the drawing area in any case."""
+        """x coordinate of `value`, clamped to the drawing area."""
         part = (value - self.x0) / (self.x1 - self.x0) if self.x1 > self.x0 else 0.0
         return self.left + min(1.0, max(0.0, part)) * (self.width - self.left - self.right)
 
     def y(self, value: float) -> float:
-        """Place of `value` from the top."""
+        """y coordinate of `value` (from the top), clamped to the drawing area."""
         part = (value - self.y0) / (self.y1 - self.y0) if self.y1 > self.y0 else 0.0
         return self.top + (1.0 - min(1.0, max(0.0, part))) * self.height
 
@@ -68,7 +68,7 @@ class Frame:
 
 
 def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
-    """At most `most` (and at least 5) of `points`, which ascend: ends, lowest, highest and gaps of equal stretches."""
+    """Reduce ascending `points` to at most `most` (at least 5): ends, extremes and gaps of equal time spans."""
     if len(points) <= most:
         return list(points)
     count = max(1, most // 5)
@@ -88,7 +88,7 @@ def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
 
 
 def joined(spans: Iterable[Span], gap: float) -> list[Span]:
-    """Ascending `spans`, those not further apart than `gap` made one."""
+    """Ascending `spans`, merged where they are no further apart than `gap`."""
     out: list[Span] = []
     for start, stop in spans:
         if out and start - out[-1][1] <= gap:
@@ -113,7 +113,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def time_ticks(start: float, stop: float, most: int = 8) -> list[tuple[float, str]]:
-    """Round moments within `start`..`stop`, Unix time, with their words in UTC."""
+    """Round times within `start`..`stop` (Unix seconds), with their labels in UTC."""
     step = next((s for s in TIME_STEPS if (stop - start) / s <= most), TIME_STEPS[-1])
     found = []
     at = -(-start // step) * step
@@ -128,7 +128,7 @@ def time_ticks(start: float, stop: float, most: int = 8) -> list[tuple[float, st
 
 
 def number(value: float) -> str:
-    """A tick's value without needless digits."""
+    """The label of a tick, without needless digits."""
     return f"{value:,.6g}" if abs(value) < 1e6 else f"{value / 1e6:,.6g}M"
 
 
@@ -136,13 +136,13 @@ def number(value: float) -> str:
 
 
 def label(x: float, y: float, words: object, name: str = "", anchor: str = "start", hint: object = None) -> str:
-    """Text at a place; `hint` is shown when it is pointed at."""
+    """Text at a position; `hint` is shown on hover."""
     title = "" if hint is None else f"<title>{text(hint)}</title>"
     return f'<text x="{x:.1f}" y="{y:.1f}" class="{name}" text-anchor="{anchor}">{title}{text(words)}</text>'
 
 
 def box(x: float, y: float, width: float, height: float, name: str, hint: object = None) -> str:
-    """A filled rectangle, never too thin to be seen."""
+    """A filled rectangle with a minimum visible width."""
     title = "" if hint is None else f"<title>{text(hint)}</title>"
     return (
         f'<rect x="{x:.2f}" y="{y:.2f}" width="{max(width, 0.6):.2f}" height="{height:.2f}" class="{name}">'
@@ -158,14 +158,14 @@ def bands(frame: Frame, spans: Iterable[Span], name: str) -> str:
 
 
 def lane(frame: Frame, y: float, height: float, spans: Iterable[tuple[float, float, str, object]]) -> str:
-    """Rectangles beside each other: (start, stop, class, hint)."""
+    """Rectangles side by side, each from (start, stop, class, hint)."""
     return "".join(
         box(frame.x(start), y, frame.x(stop) - frame.x(start), height, name, hint) for start, stop, name, hint in spans
     )
 
 
 def curve(frame: Frame, points: Sequence[Point], name: str, until: float | None = None) -> str:
-    """A line through `points`; with `until` each value is held to the next point, the last one to `until`."""
+    """A line through `points`; with `until` a step function whose last value holds to `until`."""
     parts: list[str] = []
     held: float | None = None
     for at, value in points:
@@ -193,7 +193,7 @@ def dots(frame: Frame, points: Iterable[Point], name: str) -> str:
 
 
 def level(frame: Frame, value: float, name: str, words: str) -> str:
-    """A line across at `value`, with words at its right end."""
+    """A horizontal line at `value`, with a label at its right end."""
     y = frame.y(value)
     return (
         f'<line x1="{frame.left}" x2="{frame.width - frame.right}" y1="{y:.1f}" y2="{y:.1f}" class="{name}"/>'
@@ -202,7 +202,7 @@ def level(frame: Frame, value: float, name: str, words: str) -> str:
 
 
 def mark(frame: Frame, at: float, words: str, foot: float = 0.0, row: int = 0) -> str:
-    """A line upwards at the moment `at`, with words above it on the side that has room, in line `row` from below."""
+    """A vertical line at the time `at`, with a label above it on the side with more space; `row`: from below."""
     x, y = frame.x(at), frame.top - 7 - MARK_LINE * row
     anchor = "end" if x > frame.left + (frame.width - frame.left) / 2 else "start"
     return f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y:.1f}" y2="{frame.bottom + foot:.1f}" class="limit"/>' + label(
@@ -211,7 +211,7 @@ def mark(frame: Frame, at: float, words: str, foot: float = 0.0, row: int = 0) -
 
 
 def axes(frame: Frame, across: Iterable[tuple[float, str]], up: Iterable[float], unit: str, foot: float = 0.0) -> str:
-    """Grid and words; `foot`: how far below the drawing area the words across stand."""
+    """Grid lines and labels; `foot`: distance of the x labels below the drawing area."""
     parts = []
     for value in up:
         y = frame.y(value)

@@ -1,4 +1,4 @@
-"""Colours and rules of all pictures: for pages that are light or dark, and for pictures alone on white."""
+"""Colours and CSS rules of all pictures, for light and dark pages and for standalone files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DARK = {
 }  # fmt: skip
 
 FAMILY = "DejaVu Sans"
-"""Of text in a picture that stands alone: the font that is shipped for it, `fonts`."""
+"""Font family of text in standalone pictures: the font shipped in `fonts`."""
 
 _FILLED = (
     "window", "rail", "train", "phase-train", "regime-paused", "phase-paused", "regime-local", "regime-federated",
@@ -27,7 +27,7 @@ _FILLED = (
 )  # fmt: skip
 _DRAWN = ("mci", "loss", "kg", "reserved", "baseline", "oracle", "threshold", "rounds")
 _COLOUR = {"round": "loss", "rounds": "loss"}
-"""Classes whose colour has another name than their last word."""
+"""Classes whose colour is not named like their last word."""
 
 
 def _rule(name: str, what: str) -> str:
@@ -46,19 +46,19 @@ SHAPES = (
 .other-bar{fill:var(--paused)}.baseline-bar{fill:var(--baseline)}.oracle-dot{fill:var(--oracle)}.open-dot{fill:var(--paper);stroke:var(--ink)}
 """
 )
-"""What the classes of shapes look like."""
+"""CSS rules of the shapes' classes."""
 
 KEYS = "".join(".key " + _rule(name, "background") for name in (*_FILLED, *_DRAWN))
-"""The same colours for the keys of a page's legends."""
+"""CSS rules with the same colours for the legends of a page."""
 
 
 def variables(colours: dict[str, str]) -> str:
-    """The colours as declarations of a style sheet."""
+    """The colours as CSS variable declarations."""
     return ";".join(f"--{name}:{value}" for name, value in colours.items())
 
 
 def words_style(family: str, size: float = 11.0) -> str:
-    """What text in pictures looks like; the halo keeps it readable on lines."""
+    """CSS rules for text in pictures; the halo keeps it readable on lines."""
     return (
         f"svg text{{font-family:{family};font-size:{size:g}px;fill:var(--ink)}}"
         f"svg .small{{font-size:{size - 0.5:g}px;fill:var(--faint);paint-order:stroke;stroke:var(--paper);"
@@ -68,5 +68,5 @@ def words_style(family: str, size: float = 11.0) -> str:
 
 
 def plain(style: str) -> str:
-    """`style` in the light colours, for programs that know no variables."""
+    """`style` with the light colours inserted, for programs that do not support CSS variables."""
     return re.sub(r"var\(--([a-z]+)\)", lambda found: LIGHT[found[1]], style)

@@ -1,1 +1,1 @@
-"""Whether a site may train: rules, prices, costs and overrides, as pure functions."""
+"""Decides which sites may train: rules, prices, costs and overrides, as pure functions."""

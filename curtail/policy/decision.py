@@ -1,12 +1,12 @@
-"""All regions at one moment: what is known of them in, who may train out, each with a reason.
+"""Decides which sites may train now, over all regions, with a reason for each.
 
-The one function that the controller and the planner share: it doubts readings
-that look like an outage, sets the price that a deadline or a budget leaves,
-judges every region and keeps the cleanest where more are open than useful. A view
-is a site with its region; several sites of a region have a view each, and a region
-in which no site is has one without a site: it is judged, and counts for nothing
-else. Pure: the caller keeps the memory (`Decision.windows`, `Decision.price`) and
-hands it back. Units: gCO2/kWh, site-seconds, seconds of the controller's clock.
+The controller and the planner share `decide`. It rejects readings that look like an
+outage, sets the price that meets a deadline or a budget, and judges every region. If
+more regions are open than the run can use, it keeps the cleanest. A view is one site
+with its region: each site has its own view. A region without sites has one view
+without a site, which is judged but affects nothing else. Pure: the caller stores the
+state between decisions (`Decision.windows`, `Decision.price`) and passes it back.
+Units: gCO2/kWh, site-seconds, seconds of the controller's clock.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from curtail.policy.price import SAFETY, Outlook, Price, Rounds, budget_price, c
 from curtail.policy.rules import Override, Regime, RegionRule, Site, Verdict, Window, judge, regime_of, remember
 
 REPLAN_S = 300.0
-"""The price stands so long: five minutes, or a small part of the time left if that is longer, and a larger
-part of what lies beyond three days, of which forecasts say little anyway."""
+"""Shortest time in seconds between two computations of the price. It is longer if much time is left: 1/`NEAR_PARTS`
+of the time left, or 1/`FAR_PARTS` of the part beyond `FAR_S` (three days), where forecasts say little anyway."""
 NEAR_PARTS, FAR_S, FAR_PARTS = 180.0, 72 * 3600.0, 48.0
 
 AGREEMENT = 25.0
@@ -32,37 +32,37 @@ AGREEMENT = 25.0
 ROUNDS = Rounds(600.0, 30.0)
 
 SWITCH_G = 10.0
-"""gCO2/kWh by which another site must be cleaner before it takes the place of one that trains."""
+"""gCO2/kWh by which another site must be cleaner before it replaces a site that is training (hysteresis)."""
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One site, and its region as it is known at the moment of a decision."""
+    """One site, and what is known of its region at the time of a decision."""
 
     rule: RegionRule
     window: Window
     reading: Reading | None
     forecast: Forecast | None
-    site: Site | None  # None: no site is there now
+    site: Site | None  # None: the region has no site now
     override: Override | None = None
-    second: Reading | None = None  # of another source, to confirm a suspect zero
+    second: Reading | None = None  # from another source, to confirm a suspect zero
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What the run is to achieve; all None: as soon as possible below the thresholds."""
+    """The run's goal; with all fields None: train as soon as possible below the thresholds."""
 
-    work: float | None = None  # site-seconds of training that are left
+    work: float | None = None  # remaining training in site-seconds
     deadline: float | None = None  # controller clock
-    budget_kg: float | None = None  # kg that what is left may emit
+    budget_kg: float | None = None  # kg that the remaining training may emit
     safety: float = SAFETY
-    max_sites: int | None = None  # more than these are of no use
+    max_sites: int | None = None  # limit on sites that train at once; None: no limit
     rounds: Rounds = ROUNDS
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The answer, and the memory for the next one."""
+    """The verdicts, and the state that the next decision needs."""
 
     verdicts: Mapping[str, Verdict]
     windows: Mapping[str, Window]
@@ -73,11 +73,11 @@ class Decision:
 def doubts(views: Mapping[str, View], now: float) -> dict[str, str]:
     """Regions whose reading looks like an outage of its source, and why.
 
-    A failing source has served exact zeros for everything for hours. So zeros in all
-    regions at once, or for a whole day ahead, count only if a second source agrees.
+    A failing source once served exact zeros for everything for hours. So zeros in all
+    regions at once, or for the whole next day, count only if a second source agrees.
     """
     known = {name: view.reading.mci for name, view in views.items() if view.reading and view.reading.mci is not None}
-    regions = {view.rule.region for view in views.values()}  # several sites of one region are one witness
+    regions = {view.rule.region for view in views.values()}  # sites of one region share one reading
     everywhere = len(regions) > 1 and bool(known) and all(mci == 0.0 for mci in known.values())
     found: dict[str, str] = {}
     for name, view in views.items():
@@ -98,9 +98,9 @@ def _agrees(view: View, now: float) -> bool:
 
 
 def decide(views: Mapping[str, View], goal: Goal, now: float, price: Price | None = None) -> Decision:
-    """Who may train at `now`.
+    """Decide which sites may train at `now`.
 
-    Args: price: of the last decision; it stands until it is old.
+    Args: price: of the last decision; it is kept until it is due for a new computation.
     """
     windows = {name: remember(view.window, view.rule, view.reading, now) for name, view in views.items()}
     price = price_in_force(views, goal, now, price)
@@ -126,10 +126,10 @@ def price_in_force(views: Mapping[str, View], goal: Goal, now: float, last: Pric
         return Price(cap, "the deadline has passed", -inf)
     sites = [view for view in views.values() if view.site is not None]
     if not sites:
-        return Price(cap, "no price is set while no site is here", -inf)
+        return Price(cap, "no price is set while no site has joined", -inf)
     known = [view.forecast.known_until for view in sites if view.forecast is not None]
     if len(known) < len(sites):
-        return Price(cap, "without a forecast for every region no price can be set", -inf)
+        return Price(cap, "no price can be set without a forecast for every region", -inf)
     stop = min(*known, inf if goal.deadline is None else goal.deadline)
     if last is not None and now < last.made + _stands(stop - now):
         return last
@@ -137,7 +137,7 @@ def price_in_force(views: Mapping[str, View], goal: Goal, now: float, last: Pric
     if goal.deadline is None:
         assert goal.budget_kg is not None
         return budget_price(outlooks, goal.work, goal.budget_kg, goal.rounds, now)
-    # what lies beyond the forecasts must take its proportional part of the work
+    # the time beyond the forecast horizon takes its proportional part of the work
     part = (stop - now) / (goal.deadline - now)
     return clearing_price(outlooks, goal.work * part, goal.safety, goal.rounds, now, last.limit if last else None)
 
@@ -162,7 +162,7 @@ def _outlook(view: View, site: Site, now: float, stop: float) -> Outlook:
 def _worth_it(
     views: Mapping[str, View], verdicts: dict[str, Verdict], goal: Goal, price: float | None, now: float
 ) -> dict[str, Verdict]:
-    """A site that would cost the one that trains more than it adds stays out."""
+    """Deny a second site whose exchanges would cost more training time than it adds."""
     ends = {
         name: _end(views[name], price, now)
         for name, verdict in verdicts.items()
@@ -179,7 +179,8 @@ def _worth_it(
         shared = min(end, ends[training[0]]) - now
         if not worth_joining(view.site.costs, end - now, shared, goal.rounds.length_s):
             reason = (
-                f"in {end - now:.0f} s it would train less than exchanges cost it and {_said(views, training[0], view)}"
+                f"in {end - now:.0f} s it would add less training than the exchanges would cost it and"
+                f" {_said(views, training[0], view)}"
             )
             found[name] = replace(verdicts[name], granted=False, until=now, reason=reason)
     return found
@@ -203,7 +204,7 @@ def _end(view: View, price: float | None, now: float) -> float:
 
 
 def _cleanest(views: Mapping[str, View], goal: Goal, verdicts: dict[str, Verdict], now: float) -> dict[str, Verdict]:
-    """No more sites than are of use: those ordered, then the cleanest, with some grace for those that train."""
+    """Limit the open sites to `goal.max_sites`: overridden ones first, then the cleanest, preferring running ones."""
     open_now = [name for name, verdict in verdicts.items() if verdict.granted and views[name].site is not None]
     if goal.max_sites is None or len(open_now) <= goal.max_sites:
         return verdicts
@@ -214,6 +215,6 @@ def _cleanest(views: Mapping[str, View], goal: Goal, verdicts: dict[str, Verdict
         return "override" not in verdicts[name].flags, mci - (SWITCH_G if _running(views[name]) else 0.0), name
 
     for name in sorted(open_now, key=rank)[goal.max_sites :]:
-        reason = f"{goal.max_sites} cleaner sites train, more are of no use"
+        reason = f"{goal.max_sites} cleaner sites already train, the most that the run can use"
         verdicts[name] = replace(verdicts[name], granted=False, until=now, reason=reason)
     return verdicts

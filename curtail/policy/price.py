@@ -1,12 +1,11 @@
-"""The clearing price: how clean must power be, so that the work is done in time and no cleaner?
+"""Clearing price: the carbon intensity below which sites train to meet a deadline or budget.
 
-With a deadline, every region's threshold falls to the lowest price (gCO2/kWh)
-at which the windows of the forecast still hold the work that is left; so the
-run takes the cheapest site-time. With a budget it is the highest price at which
-what is left emits no more than the budget. Both prices are computed anew as the
-run goes on and never exceed a region's own threshold. Starts, stops, windows
-too short to begin and exchanges are charged. Units: seconds, site-seconds of
-training, W, kg.
+With a deadline, the price is the lowest one at which the forecast windows still
+suffice for the remaining work, so that the run uses the cleanest site-time. With a
+carbon budget, it is the highest one at which the remaining work stays within the
+budget. The price is recomputed as the run goes on and never exceeds a region's own
+threshold. Starts, stops, exchanges and windows too short to use are accounted for.
+Units: seconds, site-seconds of training, W, kg.
 """
 
 from __future__ import annotations
@@ -17,15 +16,21 @@ from dataclasses import dataclass
 from math import inf
 
 from curtail.grid.forecast import Segment
-from curtail.policy.costs import JOULES_PER_KWH, SiteCosts, shortest_window
+from curtail.grid.reading import JOULES_PER_KWH
+from curtail.policy.costs import SiteCosts, shortest_window
 
-SAFETY = 1.15
-"""Factor on the work, since forecasts err."""
+SAFETY, PERFECT_SAFETY = 1.15, 1.01
+"""Safety factors on the work under a deadline: for inaccurate forecasts, and for a perfect one."""
+
+
+def safety_factor(given: float | None, perfect: bool) -> float:
+    """The factor on the work: `given` by the user, or what the forecast deserves; perfect: it cannot err."""
+    return given or (PERFECT_SAFETY if perfect else SAFETY)
 
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """One site's future up to the deadline."""
+    """One site's forecast up to the deadline."""
 
     region: str
     cap: float  # gCO2/kWh, the region's own threshold
@@ -47,19 +52,19 @@ class Price:
 
 @dataclass(frozen=True, slots=True)
 class Rounds:
-    """What an exchange costs: `sync_s` without training after every `length_s`, when two or more sites train."""
+    """Rounds of two or more sites: `length_s` seconds of training, then `sync_s` seconds of exchange without it."""
 
     length_s: float
     sync_s: float
 
     @property
     def share(self) -> float:
-        """Part of the time of a federated round in which sites train."""
+        """Share of a federated round spent training, 0 to 1."""
         return self.length_s / (self.length_s + self.sync_s)
 
 
 def training_spans(outlook: Outlook, limit: float) -> list[tuple[float, float]]:
-    """When the site would train below `limit`: windows worth a start, less start and stop."""
+    """Times in which the site would train below `limit`: windows worth a start, minus start and stop."""
     needed = shortest_window(outlook.costs, outlook.min_window)
     start_s, stop_s = outlook.costs.start_s, outlook.costs.stop_s
     spans: list[tuple[float, float]] = []
@@ -82,7 +87,7 @@ def training_spans(outlook: Outlook, limit: float) -> list[tuple[float, float]]:
 
 
 def site_seconds(outlooks: Sequence[Outlook], limit: float, rounds: Rounds) -> float:
-    """Site-seconds of training that the outlooks hold below `limit`."""
+    """Site-seconds of training available below `limit`."""
     edges: list[tuple[float, int]] = []
     for outlook in outlooks:
         for begin, end in training_spans(outlook, limit):
@@ -91,24 +96,24 @@ def site_seconds(outlooks: Sequence[Outlook], limit: float, rounds: Rounds) -> f
     total, count, at = 0.0, 0, 0.0
     for moment, change in edges:
         if count:
-            # two that would train less than one alone do not train together
+            # if two sites together would train less than one alone, only one trains
             total += (moment - at) * (max(1.0, count * rounds.share) if count > 1 else 1.0)
         count, at = count + change, moment
     return total
 
 
 def _prices(outlooks: Sequence[Outlook]) -> list[float]:
-    """All that can make a difference as a price, ascending."""
+    """All candidate prices, ascending: the distinct forecast values and caps."""
     return sorted({mci for o in outlooks for _, _, mci in o.segments} | {o.cap for o in outlooks})
 
 
 def clearing_price(
     outlooks: Sequence[Outlook], work: float, safety: float, rounds: Rounds, now: float, hint: float | None = None
 ) -> Price:
-    """The lowest price at which the outlooks hold `work` x `safety` site-seconds.
+    """The lowest price at which `work` x `safety` site-seconds of training are available.
 
     Args:
-        outlooks: up to the deadline, or as far as forecasts reach.
+        outlooks: up to the deadline or the forecast horizon.
         hint: the last price; the search begins there.
     """
     cap = max((outlook.cap for outlook in outlooks), default=0.0)
@@ -120,7 +125,7 @@ def clearing_price(
     def holds(index: int) -> bool:
         return site_seconds(outlooks, prices[index], rounds) >= need
 
-    low, high = -1, len(prices) - 1  # `low` is too low, `high` holds the work
+    low, high = -1, len(prices) - 1  # `low` is too low, `high` is enough
     if hint is not None:
         low, high = _bracket(prices, hint, holds, low, high)
     while high - low > 1:
@@ -132,7 +137,7 @@ def clearing_price(
 def _bracket(
     prices: Sequence[float], hint: float, holds: Callable[[int], bool], low: int, high: int
 ) -> tuple[int, int]:
-    """A tighter bracket around the last price, for it seldom moves far."""
+    """A tighter bracket around the last price, because the price seldom moves far."""
     index, step = bisect_left(prices, hint), 1
     while low < index < high:
         if holds(index):
@@ -146,7 +151,7 @@ def _bracket(
 
 
 def emissions(outlooks: Sequence[Outlook], limit: float, work: float, rounds: Rounds) -> float:
-    """kgCO2 of doing `work` site-seconds as soon as possible below `limit`; inf if the outlooks do not hold it."""
+    """kgCO2 of training `work` site-seconds as soon as possible below `limit`; inf if that much is not available."""
     pieces: list[tuple[float, float, float]] = []  # begin, end, watts x gCO2/kWh
     for outlook in outlooks:
         for begin, end in training_spans(outlook, limit):
@@ -168,11 +173,11 @@ def emissions(outlooks: Sequence[Outlook], limit: float, work: float, rounds: Ro
 
 
 def budget_price(outlooks: Sequence[Outlook], work: float, budget_kg: float, rounds: Rounds, now: float) -> Price:
-    """The highest price at which `work` emits no more than `budget_kg`: as fast as the budget allows."""
+    """The highest price at which `work` emits at most `budget_kg`, to finish as fast as the budget allows."""
     cap = max((outlook.cap for outlook in outlooks), default=0.0)
     prices = _prices(outlooks)
     for price in reversed(prices):
         if emissions(outlooks, price, work, rounds) <= budget_kg:
-            return Price(price, f"below {price:.0f} g/kWh the work keeps within {budget_kg:.2f} kg", now)
+            return Price(price, f"below {price:.0f} g/kWh the work stays within {budget_kg:.2f} kg", now)
     least = prices[0] if prices else cap
-    return Price(least, f"no price keeps the work within {budget_kg:.2f} kg; the cleanest power is used", now)
+    return Price(least, f"no price keeps the work within {budget_kg:.2f} kg; only the cleanest power is used", now)

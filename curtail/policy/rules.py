@@ -1,13 +1,12 @@
-"""Which sites may train now: readings in, permits out, each with its reason.
+"""Rules for one region: whether its sites may train now, until when, and why.
 
-When in doubt, do not train: an unknown or stale reading is not curtailed. A
-site is permitted while its region's marginal carbon intensity (MCI) is below
-the region's threshold. It begins only after a dwell, or for a window that a
-forecast says is worth the start; it leaves at once, or before the window ends
-where a forecast says when. Power that is no longer curtailed is not used.
-`judge` answers for one region; `curtail.policy.decision` for all regions together.
-Nothing here reads a clock, a file or the network. Units: MCI in gCO2/kWh,
-seconds of the controller's clock.
+If in doubt, do not train: an unknown or stale reading counts as not curtailed. A
+site may train while its region's marginal carbon intensity (MCI) is below the
+region's threshold. It starts only after a dwell time, or if the forecast says that
+the window is worth a start. It stops as soon as the window ends, or shortly before
+if the forecast says when. `judge` decides one region; `curtail.policy.decision`
+decides all regions together. Pure functions. Units: MCI in gCO2/kWh, seconds of the
+controller's clock.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ __all__ = [
 HOUR_S = 3600.0
 
 FLAPPING = 4
-"""Crossings of the threshold within an hour; beyond it the dwell doubles."""
+"""Threshold crossings within an hour beyond which the dwell time doubles."""
 
 
 NEWS_S = 60.0
-"""How late the reading may come that ends a gap which was held: sources publish with some delay."""
+"""Seconds that a holding site waits for the reading that ends its gap, because sources publish with a delay."""
 
 
 class Regime(StrEnum):
@@ -47,23 +46,23 @@ class Regime(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RegionRule:
-    """What a region must fulfil before its sites may train."""
+    """A region's settings: the conditions under which its sites may train."""
 
     region: str
     threshold: float  # gCO2/kWh; training needs an MCI strictly below it
     max_age: float  # s; an older reading counts as unknown
     enter_dwell: float = 0.0  # s the MCI must have been below the threshold
-    leave_lead: float = 0.0  # s before a forecast end of the window at which to leave
-    start_age: float | None = None  # s; an older reading starts no site; None: as `max_age`
-    min_window: float = SHORTEST_WINDOW_S  # s; shorter windows are not begun; needs a forecast and a `Site`
-    leave_above: float | None = None  # gCO2/kWh at which a site leaves; None: at the threshold
+    leave_lead: float = 0.0  # s before the forecast end of the window at which to stop
+    start_age: float | None = None  # s; no site starts on an older reading; None: as `max_age`
+    min_window: float = SHORTEST_WINDOW_S  # s; no site starts for a shorter window; needs a forecast and a `Site`
+    leave_above: float | None = None  # gCO2/kWh at which a site stops (hysteresis); None: at the threshold
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What is remembered of a region between two decisions."""
+    """A region's state between two decisions."""
 
-    below_since: float | None = None  # start of the present spell below the threshold
+    below_since: float | None = None  # since when the MCI has been below the threshold
     crossings: tuple[float, ...] = ()  # of the threshold, within the last hour
 
     def is_flapping(self, now: float) -> bool:
@@ -73,21 +72,21 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """May the sites of a region train now, until when at most, and why."""
+    """Whether the sites of a region may train now, until when at most, and why."""
 
     region: str
     granted: bool
     until: float  # controller clock; a permit never outlives its reading
     reason: str
-    curtailed: bool  # the MCI is known and below the threshold (the ledger's question)
+    curtailed: bool  # the MCI is known and below the threshold (for the ledger)
     hold: bool = False  # not granted, but keep the weights on the idle GPUs
-    hold_until: float = -inf  # how long a gap that is held, or that follows on `until` and will be, lasts
+    hold_until: float = -inf  # forecast end of a gap to hold through: the present one, or the one after `until`
     flags: tuple[str, ...] = ()  # for the ledger: override, suspect zero, flapping
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What a site of the region costs, and whether it has its weights on its GPUs."""
+    """A site's costs, and whether its weights are on its GPUs."""
 
     costs: SiteCosts
     running: bool
@@ -95,7 +94,7 @@ class Site:
 
 
 def remember(window: Window, rule: RegionRule, reading: Reading | None, now: float) -> Window:
-    """The region's memory after seeing `reading` at `now`."""
+    """The region's state after `reading` was seen at `now`."""
     usable = unusable(reading, now, rule.max_age) is None
     below = usable and reading is not None and reading.mci is not None and reading.mci < rule.threshold
     if below == (window.below_since is not None):
@@ -119,9 +118,9 @@ def judge(
     """The verdict on one region; `window` must already have seen `reading`.
 
     Args:
-        site: what a start, a stop and a wait cost there; without it none of them is weighed.
-        price: gCO2/kWh, lower than the threshold when a deadline or a budget leaves the choice.
-        doubt: why the reading is not to be believed although it looks sound.
+        site: the costs of starting, stopping and holding; None: ignore these costs.
+        price: the price in force in gCO2/kWh, for a deadline or a budget; it applies if below the threshold.
+        doubt: why not to trust the reading although it is usable by itself; empty: trust it.
     """
     if override is not None and override.holds(now):
         return _ordered(rule, override, now)
@@ -131,14 +130,16 @@ def judge(
     assert reading is not None and reading.mci is not None
     limit, name = _limit(rule, price)
     running = site is not None and site.running
-    # a band above the threshold is for sites that train, and a price in force is no band
+    # the hysteresis band applies only to running sites, and not under a price
     leave_at = max(limit, rule.leave_above or limit) if running and not name else limit
     curtailed = reading.mci < rule.threshold
     present = _present(reading, now, forecast)
     if max(present, reading.mci) >= leave_at:
         awaited = _awaited(site, limit, forecast, present, now)
         if awaited is not None:
-            reason = f"MCI {reading.mci:.0f} is not below {limit:.0f} g/kWh{name}; the gap is over by the forecast"
+            reason = (
+                f"MCI {reading.mci:.0f} is not below {limit:.0f} g/kWh{name}; the gap is over according to the forecast"
+            )
             return Verdict(rule.region, False, awaited, reason, curtailed, hold=True, hold_until=awaited)
         return _dirty(rule, max(present, reading.mci), limit, name, now, forecast, site, curtailed)
     problem = "" if running else _too_early(rule, window, reading, now, forecast, site, limit)
@@ -152,7 +153,8 @@ def judge(
             back = _gap_to_hold(site, limit, forecast, end, reading.mci)
             lead, hold_until = (lead, -inf) if back is None else (0.0, back)
         if end is not None and end <= now + lead:
-            return Verdict(rule.region, False, now, f"the window ends in {end - now:.0f} s by the forecast", curtailed)
+            reason = f"the window is forecast to end in {end - now:.0f} s"
+            return Verdict(rule.region, False, now, reason, curtailed)
         until = until if end is None else min(until, end - lead)
     reason = f"MCI {reading.mci:.0f} is below {leave_at:.0f} g/kWh{name}"
     flags = _flags(window, now) if curtailed else (*_flags(window, now), "not curtailed")
@@ -160,7 +162,7 @@ def judge(
 
 
 def _ordered(rule: RegionRule, override: Override, now: float) -> Verdict:
-    # what is trained under an order is never booked as curtailed
+    # training under an override is never booked as curtailed
     until = override.until if override.train else now
     return Verdict(rule.region, override.train, until, override.reason(now), False, flags=("override",))
 
@@ -172,7 +174,7 @@ def _limit(rule: RegionRule, price: float | None) -> tuple[float, str]:
 
 
 def _present(reading: Reading, now: float, forecast: Forecast | None) -> float:
-    """What the forecast says of the present, where it is newer than a late reading; else nothing (-inf)."""
+    """The forecast value for `now` if it is newer than the reading; otherwise -inf."""
     point = None if forecast is None else forecast.since(now)
     value = None if forecast is None else forecast.value_at(now)
     return -inf if point is None or value is None or point <= reading.point_time else value
@@ -197,7 +199,7 @@ def _dirty(
 
 
 def _awaited(site: Site | None, limit: float, forecast: Forecast | None, present: float, now: float) -> float | None:
-    """Until when a site that holds waits for the reading that ends its gap, since readings come late; None: no wait."""
+    """Until when a holding site waits for the late reading that ends its gap; None: it does not wait."""
     if site is None or site.held_s <= 0 or forecast is None or not -inf < present < limit:
         return None
     since = forecast.since(now)
@@ -212,7 +214,7 @@ def _gap_to_hold(site: Site, limit: float, forecast: Forecast, end: float, mci: 
 
 
 def _holds(site: Site, gap_s: float, mci_gap: float, mci_after: float, limit: float) -> bool:
-    # a gap that forecasts push on and on is not waited out either
+    # the limit is on the whole hold, for forecasts that keep postponing the end of the gap
     short = site.held_s + gap_s <= LONGEST_HOLD_S
     return short and worth_holding(site.costs, gap_s, mci_gap, mci_after, limit)
 
@@ -221,24 +223,24 @@ def _too_early(
     rule: RegionRule, window: Window, reading: Reading, now: float,
     forecast: Forecast | None, site: Site | None, limit: float,
 ) -> str:  # fmt: skip
-    """Why no site starts now although the MCI is below `limit`; empty if one may."""
+    """Why no site may start now although the MCI is below `limit`; empty if one may."""
     flapping = window.is_flapping(now)
     confirmed = False
     if site is not None:
         age = now - reading.point_time
         if rule.start_age is not None and age > rule.start_age:
-            return f"the reading is {age:.0f} s old, no site starts on more than {rule.start_age:.0f} s"
+            return f"the reading is {age:.0f} s old; a start needs one at most {rule.start_age:.0f} s old"
         if forecast is not None:
             needed = shortest_window(site.costs, rule.min_window)
             end = forecast.first_at_or_above(limit, now, now + needed)
             if end is not None and end < now + needed:
-                return f"the window ends in {end - now:.0f} s by the forecast, a start needs {needed:.0f} s"
+                return f"the window is forecast to end in {end - now:.0f} s; a start needs {needed:.0f} s"
             confirmed = now + needed <= forecast.known_until
     below_for = now - window.below_since if window.below_since is not None else 0.0
     dwell = 0.0 if confirmed and not flapping else rule.enter_dwell * (2.0 if flapping else 1.0)
     if below_for < dwell:
-        words = f"; crossed the threshold more than {FLAPPING} times within an hour" if flapping else ""
-        return f"curtailed for {below_for:.0f} s, training starts after {dwell:.0f} s{words}"
+        words = f"; the MCI crossed the threshold more than {FLAPPING} times within an hour" if flapping else ""
+        return f"curtailed for {below_for:.0f} s; training starts after {dwell:.0f} s{words}"
     return ""
 
 
@@ -251,7 +253,7 @@ def regime_of(training_sites: Iterable[str]) -> Regime:
 def regime_reason(
     regime: Regime, verdicts: Mapping[str, Verdict], sites: Mapping[str, str], own: Mapping[str, Verdict] | None = None
 ) -> str:
-    """One sentence on why this is the regime.
+    """Why this is the regime, in one sentence.
 
     Args: verdicts: of regions. sites: name -> region. own: verdicts of sites that differ from their regions'.
     """

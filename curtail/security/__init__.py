@@ -1,1 +1,1 @@
-"""Tokens, keys and signatures, pinned TLS."""
+"""Authentication: tokens, agent keys, signed requests, TLS with a pinned authority."""

@@ -36,14 +36,14 @@ from curtail.errors import AuthError
 HEADER = "Curtail-Signature"
 
 SKEW_S = 300.0
-"""Seconds by which the time of a signed request may differ from the controller's."""
+"""Largest allowed difference between a request's time and the controller's clock, in seconds."""
 
 FORM = re.compile(r"v1;time=(\d{1,12});nonce=([0-9a-f]{32});fence=(-?\d{1,12});sig=([A-Za-z0-9+/=]{88})")
 
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What a signed request says beside its signature."""
+    """The parsed signature header of a request."""
 
     time: int
     nonce: str
@@ -55,7 +55,7 @@ class AgentKey:
     """A private key, which never leaves its machine."""
 
     def __init__(self, pem: bytes | None = None) -> None:
-        """The key in `pem`, or a new one. Raises: AuthError: `pem` is no such key."""
+        """Load the key in `pem`, or generate a new one. Raises: AuthError: `pem` does not hold an Ed25519 key."""
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -67,12 +67,15 @@ class AgentKey:
         except (ValueError, TypeError):
             key = None
         if not isinstance(key, Ed25519PrivateKey):
-            raise AuthError("this file holds no key of an agent", "delete it: the agent makes a new one and joins anew")
+            raise AuthError(
+                "this file does not hold an agent's key",
+                "delete it: the agent will make a new key and join again",
+            )
         self._key = key
 
     @property
     def pem(self) -> bytes:
-        """The private key, to be kept readable by its owner only."""
+        """The private key; store it readable by its owner only."""
         from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
         return self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
@@ -97,9 +100,9 @@ class Signer:
 
     Args:
         wall: this machine's Unix time.
-        ahead_s: by how much the controller's is ahead of it, as its latest answer said: the times of day of the
-            two need not agree.
-    What it signs is numbered, so that the controller can tell what came before without a list of all of it.
+        ahead_s: seconds by which the controller's clock is ahead of this one, from its latest answer; the two
+            clocks need not agree.
+    Nonces hold a counter, so that the controller can detect replays without keeping a list of all nonces.
     """
 
     key: AgentKey
@@ -116,21 +119,24 @@ class Signer:
 
 
 def read_stamp(header: str | None) -> Stamp:
-    """What the header of a request says. Raises: AuthError: there is none, or of another form."""
+    """Parse the signature header of a request. Raises: AuthError: the header is missing or malformed."""
     found = FORM.fullmatch(header or "")
     if found is None:
-        raise AuthError("this request must be signed with the agent's key", "use the same version of curtail on both")
+        raise AuthError(
+            "this request must be signed with the agent's key",
+            "use the same version of curtail on the agent and on the controller",
+        )
     try:
         signature = base64.b64decode(found[4], validate=True)
     except binascii.Error:
-        raise AuthError("the signature of this request is no base64") from None
+        raise AuthError("the signature of this request is not valid base64") from None
     return Stamp(int(found[1]), found[2], int(found[3]), signature)
 
 
 def check(stamp: Stamp, public: str, method: str, path: str, body: bytes, now: float) -> None:
-    """Is the request signed with the key `public`, and at about `now`? Whether it came before is not known here.
+    """Check the signature against the key `public` and the request's time against `now`; replays are not detected here.
 
-    Raises: AuthError: another key, other content, or too far from `now`; says the measured difference.
+    Raises: AuthError: wrong key, altered content, or a time too far from `now`; the message has the measured skew.
     """
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -139,18 +145,18 @@ def check(stamp: Stamp, public: str, method: str, path: str, body: bytes, now: f
         key = Ed25519PublicKey.from_public_bytes(base64.b64decode(public, validate=True))
         key.verify(stamp.signature, _message(method, path, body, stamp.fence, stamp.time, stamp.nonce))
     except (InvalidSignature, ValueError):
-        raise AuthError("the request is not signed with the key that this agent joined with") from None
+        raise AuthError("the request is not signed with the key with which this agent joined") from None
     skew = stamp.time - now
     if abs(skew) > SKEW_S:
         word = "ahead of" if skew > 0 else "behind"
         raise AuthError(
-            f"the request was signed {abs(skew):.0f} s {word} the controller's clock, {SKEW_S:.0f} s are allowed",
-            "set both clocks (NTP)",
+            f"the request was signed {abs(skew):.0f} s {word} the controller's clock; the limit is {SKEW_S:.0f} s",
+            "synchronise both clocks (NTP)",
         )
 
 
 def fingerprint(public: str) -> str:
-    """The first characters of a public key's hash, for people."""
+    """The first 12 hex digits of a public key's hash, for display; "-" without a key."""
     return hashlib.sha256(public.encode()).hexdigest()[:12] if public else "-"
 
 

@@ -1,10 +1,10 @@
-"""Connections to a controller: which addresses may be used, and who must answer there.
+"""HTTP connections to a controller: allowed URLs, and TLS with a pinned certificate authority.
 
-Over TLS the controller is known by the public key of its own authority, whose
-hash every token carries (its pin). The authority's certificate is fetched without
-trust, held against the pin, and only then is anything secret sent, over a second
-connection that trusts this authority and nothing else. Plain HTTP is for loopback,
-or for who insists.
+Every token carries the SHA-256 of the public key of the controller's own certificate
+authority (the pin). The authority's certificate is fetched over an unverified
+connection and compared with the pin. Only then are secrets sent, over a second
+connection that trusts this authority alone. Plain HTTP is for loopback, or for
+`--insecure`.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     import httpx
 
 CONNECT_S = 3.0
-"""Longest wait for a connection; a controller that needs more cannot be reached."""
+"""Connect timeout, in seconds; a controller that takes longer counts as unreachable."""
 
 REPLY_S = 10.0
-"""Longest wait for the answer to a control message."""
+"""Read timeout for the response to a control message, in seconds."""
 
 MOST_CA = 64 * 1024
-"""Bytes of the largest answer to the request for the authority's certificate."""
+"""Largest accepted response to the request for the authority's certificate, in bytes."""
 
 
 def is_loopback(host: str) -> bool:
-    """True if `host` can only mean this machine."""
+    """True if `host` is localhost or a loopback address."""
     if host == "localhost":
         return True
     try:
@@ -44,21 +44,21 @@ def is_loopback(host: str) -> bool:
 def check_url(url: str, insecure: bool = False) -> httpx.URL:
     """`url` as the base address of a controller.
 
-    Args: insecure: plain HTTP to another machine is wanted.
-    Raises: UsageError: no URL, or plain HTTP to another machine.
+    Args: insecure: allow plain HTTP to another machine.
+    Raises: UsageError: not a URL, or plain HTTP to another machine.
     """
     import httpx
 
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise UsageError(f"{url!r} is no URL: {error}", "write for example https://HOST:8765") from None
+        raise UsageError(f"{url!r} is not a valid URL: {error}", "write for example https://HOST:8765") from None
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise UsageError(f"{url!r} is not the address of a controller", "write for example https://HOST:8765")
     if parsed.scheme == "http" and not insecure and not is_loopback(parsed.host):
         raise UsageError(
-            f"plain HTTP to {parsed.host} would send the credential in clear",
-            "use https: a controller that listens there speaks it, unless it was started with --insecure",
+            f"plain HTTP to {parsed.host} would send the credential unencrypted",
+            "use https://; a controller serves HTTPS on the network unless it was started with --insecure",
         )
     return parsed.copy_with(path="/", query=None, fragment=None)
 
@@ -66,7 +66,7 @@ def check_url(url: str, insecure: bool = False) -> httpx.URL:
 def pin_of(pem: str) -> str:
     """SHA-256 of the public key (SubjectPublicKeyInfo) of the one certificate in `pem`, 64 hex digits.
 
-    Raises: AuthError: that is no certificate.
+    Raises: AuthError: `pem` does not hold exactly one certificate.
     """
     from cryptography import x509
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -75,16 +75,16 @@ def pin_of(pem: str) -> str:
         (certificate,) = x509.load_pem_x509_certificates(pem.encode())
         key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     except ValueError:
-        raise AuthError("whoever answers shows no certificate of an authority", "check the address") from None
+        raise AuthError("the server sent no valid CA certificate", "check the address") from None
     return hashlib.sha256(key).hexdigest()
 
 
 def fetch_authority(url: str, pin: str) -> str:
-    """The certificate of the controller's authority, in PEM, if it is the one that `pin` names.
+    """Fetch the certificate of the controller's authority, in PEM, and compare it with `pin`.
 
-    Nothing secret is sent: the connection proves nothing.
+    The connection is not verified, so nothing secret is sent over it.
 
-    Raises: Unreachable. AuthError: another controller answers, or somebody in between.
+    Raises: Unreachable. AuthError: another controller answers, or a man in the middle.
     """
     import httpx
 
@@ -98,10 +98,10 @@ def fetch_authority(url: str, pin: str) -> str:
             for piece in response.iter_bytes():
                 body += piece
                 if len(body) > MOST_CA:
-                    raise WireError(f"{url} answers with more than a certificate", "is it a curtail controller?")
+                    raise WireError(f"{url} sent more than a certificate", "check that it is a curtail controller")
     except httpx.HTTPError as error:
         why = str(error) or type(error).__name__
-        remedy = other_scheme(error, url) or "check the address and that it runs"
+        remedy = other_scheme(error, url) or "check the address, and that the controller is running"
         raise Unreachable(f"no controller answers at {url} ({why})", remedy) from error
     try:
         pem = wire.decode(wire.CaCerts, body).pem
@@ -110,9 +110,10 @@ def fetch_authority(url: str, pin: str) -> str:
     found = pin_of(pem)
     if found != pin:
         raise AuthError(
-            f"{url} is not the controller that this token is for: the token names the key {pin[:16]}, the one there has"
-            f" {found[:16]}",
-            "if the controller was made anew, get a new token from it (HOME/join-token); else somebody is in between",
+            f"{url} is not the controller that this token is for: the token pins the key {pin[:16]}, the controller"
+            f" has {found[:16]}",
+            "if the controller was set up again, get its new token (HOME/join-token); otherwise suspect a man in the"
+            " middle",
         )
     return pem
 
@@ -120,12 +121,11 @@ def fetch_authority(url: str, pin: str) -> str:
 def open_http(
     url: str, authority: str | None = None, *, server_name: str | None = None, insecure: bool = False
 ) -> httpx.Client:
-    """The connection pool to the controller at `url`. Over https, only the holder of a certificate that `authority`
-    signed for this name can answer.
+    """The connection pool to the controller at `url`; over https it trusts only certificates signed by `authority`.
 
     Args:
-        authority: certificate in PEM; needed for https.
-        server_name: the name that the certificate must hold, where it is not the host of `url`.
+        authority: certificate in PEM; required for https.
+        server_name: the name that the server's certificate must hold, if it is not the host of `url`.
     Raises: UsageError: see `check_url`. AuthError: https without an authority.
     """
     import httpx
@@ -133,7 +133,8 @@ def open_http(
     base = check_url(url, insecure)
     if base.scheme == "https" and authority is None:
         raise AuthError(
-            f"nothing says which controller must answer at {url}", "give a token that begins with ct1: it names the key"
+            f"there is no key to verify the controller at {url} with",
+            "give a token that begins with ct1: it pins the controller's key",
         )
 
     def named(request: httpx.Request) -> None:
@@ -142,7 +143,7 @@ def open_http(
     return httpx.Client(
         base_url=base,
         timeout=httpx.Timeout(REPLY_S, connect=CONNECT_S),
-        # A proxy from the environment must not see what stays on this machine.
+        # Loopback traffic must not go through a proxy from the environment.
         trust_env=not is_loopback(base.host),
         headers={"User-Agent": f"curtail/{__version__}"},
         verify=context(authority) if authority is not None else True,
@@ -153,10 +154,10 @@ def open_http(
 def open_with_token(
     url: str, token: Token | None, server_name: str | None = None, insecure: bool = False
 ) -> httpx.Client:
-    """A connection for a viewer or an operator, whose token goes along with each request; None: plain, without one.
+    """A connection for a viewer or an operator that sends `token` with each request; None: plain HTTP, no token.
 
-    Args: insecure: plain HTTP to another address than loopback is wanted.
-    Raises: UsageError, AuthError, Unreachable: nobody answers who may see the token; it was not sent.
+    Args: insecure: allow plain HTTP to an address other than loopback.
+    Raises: UsageError, AuthError, Unreachable: the controller could not be verified; the token was not sent.
     """
     base = check_url(url, insecure)
     if token is None:
@@ -166,7 +167,7 @@ def open_with_token(
     authority = None
     if base.scheme == "https":
         if token.pin is None:
-            raise AuthError("this token names no controller's key", "make a new one with `curtail token create`")
+            raise AuthError("this token does not pin a controller's key", "make a new one with `curtail token create`")
         authority = fetch_authority(url, token.pin)
     http = open_http(url, authority, server_name=server_name, insecure=insecure)
     http.headers["Authorization"] = f"Bearer {token}"
@@ -174,45 +175,45 @@ def open_with_token(
 
 
 def context(authority: str) -> ssl.SSLContext:
-    """What a TLS connection to the controller is checked with: this authority and no other. Raises: AuthError."""
+    """The TLS context for a connection to the controller: it trusts this authority only. Raises: AuthError."""
     try:
         made = ssl.create_default_context(cadata=authority)
     except ssl.SSLError:
-        raise AuthError("the kept certificate of the controller's authority is damaged", "join anew") from None
+        raise AuthError("the stored certificate of the controller's authority is damaged", "join again") from None
     made.minimum_version = ssl.TLSVersion.TLSv1_3
     return made
 
 
 def mistrust(error: BaseException, url: str) -> str | None:
-    """Why the TLS connection was not trusted, or None if that was not the reason of `error`."""
+    """Why certificate verification failed, or None if `error` has another cause."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
             why = cause.verify_message or str(cause)
-            return f"whoever answers at {url} cannot prove to be the controller ({why.rstrip('.')})"
+            return f"the server at {url} could not be verified as the controller ({why.rstrip('.')})"
         cause = cause.__cause__ or cause.__context__
     return None
 
 
 def other_scheme(error: BaseException, url: str) -> str | None:
-    """What to try where one side of a broken connection may speak TLS and the other plain HTTP; None: not by `error`.
+    """The remedy if `error` suggests that one side uses TLS and the other plain HTTP; None if it does not.
 
-    A controller that awaits TLS cuts plain HTTP off without an answer; one that speaks plain HTTP answers in it.
+    A TLS controller closes a plain HTTP connection without a response; a plain HTTP one answers in plain HTTP.
     """
     import httpx
 
     if not url.startswith("https:"):
         cut = isinstance(error, (httpx.RemoteProtocolError, httpx.ReadError))
-        return "if the controller speaks TLS, write https:// instead of http://" if cut else None
+        return "if the controller uses TLS, write https:// instead of http://" if cut else None
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLCertVerificationError):
-            return "if the controller speaks plain HTTP, write http:// instead of https://"
+            return "if the controller uses plain HTTP, write http:// instead of https://"
         cause = cause.__cause__ or cause.__context__
     return None
 
 
 MISTRUST_REMEDY = (
-    "if only the address is another one, give --server-name with a name the controller knows, or start it with"
-    " --advertise; if it was made anew, join with its new token"
+    "if only the controller's address changed, pass --server-name with a name from its certificate, or start the"
+    " controller with --advertise; if the controller was set up again, join with its new token"
 )

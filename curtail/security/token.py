@@ -18,12 +18,12 @@ from curtail.errors import AuthError
 
 PINNED = re.compile(r"ct1\.([0-9a-f]{64})\.([0-9a-f]{8})\.([0-9a-f]{64})\.([0-9a-f]{8})")
 PLAIN = re.compile(r"ct0\.([A-Za-z0-9]{1,64})\.([A-Za-z0-9]{1,128})")
-AGAIN = "copy all of it again, from where it was made"
+AGAIN = "copy the whole token again from where it was created"
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token in its parts; its secret is not shown by `repr`."""
+    """A parsed token; `repr` does not show its secret."""
 
     id: str
     secret: str = field(repr=False)
@@ -38,25 +38,25 @@ class Token:
 
 
 def checksum(body: str) -> str:
-    """Eight hex digits that a mistake in `body` changes; no protection against intent."""
+    """Eight hex digits that detect typing errors in `body`; not a protection against forgery."""
     return hashlib.sha256(body.encode()).hexdigest()[:8]
 
 
 def parse_token(text: str) -> Token:
-    """The token in `text`. The error never repeats what was given.
+    """Parse the token in `text`. The error message never repeats `text`.
 
-    Raises: AuthError: it is no token, was cut short, or has a wrong character.
+    Raises: AuthError: it is not a token, was truncated, or has an invalid character.
     """
     text = text.strip()
     if plain := PLAIN.fullmatch(text):
         return Token(plain[1], plain[2])
     if not text.startswith("ct1."):
-        raise AuthError("this is no token: one begins with ct1.", AGAIN)
+        raise AuthError("this is not a token: tokens begin with ct1.", AGAIN)
     found = PINNED.fullmatch(text)
     if found is None:
         whole = 4 + 64 + 1 + 8 + 1 + 64 + 1 + 8
-        what = f"has {len(text)} characters of {whole}" if len(text) != whole else "has a character that none has"
+        what = f"has {len(text)} characters instead of {whole}" if len(text) != whole else "has an invalid character"
         raise AuthError(f"the token {what}", AGAIN)
     if checksum(text.rpartition(".")[0]) != found[4]:
-        raise AuthError("the token is mistyped: its checksum does not fit", AGAIN)
+        raise AuthError("the token is mistyped: its checksum does not match", AGAIN)
     return Token(found[2], found[3], found[1])

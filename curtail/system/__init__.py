@@ -1,1 +1,1 @@
-"""What a process asks of its machine: time, durable writes, child processes, systemd, mDNS."""
+"""Operating system services: clock, durable writes, child processes, systemd, mDNS."""

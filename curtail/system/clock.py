@@ -1,9 +1,9 @@
-"""The only place where time is read.
+"""Clocks: the only module that reads the time.
 
-Decisions take `now` as an argument; the loops that call them get a `Clock`.
-Seconds everywhere. `wall` is Unix time, for people and for files; `monotonic`
-never jumps and is shared by all processes of one machine (CLOCK_MONOTONIC), so
-permits on one machine are compared with it.
+Decision functions take `now` as an argument; the loops that call them get a
+`Clock`. All times are in seconds. `wall` is Unix time, for display and for files.
+`monotonic` never jumps and is shared by all processes of one machine
+(CLOCK_MONOTONIC), so permits on one machine are compared with it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """What a loop needs of time; tests pass a fake that never sleeps."""
+    """The time functions that a loop needs; tests pass a fake that never sleeps."""
 
     def wall(self) -> float:
         """Unix time in seconds."""
@@ -42,10 +42,10 @@ class SystemClock:
 
 
 class EvenClock:
-    """Wall time that nobody sets: that of `clock` when this was made, and as much later as has passed since.
+    """Wall time that clock adjustments do not affect: the wall time at creation plus the monotonic time since then.
 
-    For deadlines that are kept as wall time so that they outlive a restart: a machine's clock
-    that is set meanwhile moves none of them. Not for what other machines compare with their own clocks.
+    For deadlines stored as wall time so that they survive a restart: setting the machine's clock in the meantime
+    does not shift them. Not for times that other machines compare with their own clocks.
     """
 
     def __init__(self, clock: Clock) -> None:

@@ -1,9 +1,9 @@
-"""Durable writes, each with a purpose name.
+"""Durable, atomic file writes, each labelled with its purpose.
 
-A file that matters is written beside its place, fsynced, renamed over it, and
-the folder is fsynced, so that a crash leaves the old file or the new one. The
-purpose name (`op`) lets a test break exactly one write. Reading needs no
-wrapper: a reader checks what it read.
+A file is written to a temporary file in the same folder, fsynced and renamed, and
+the folder is fsynced: a crash leaves either the old file or the new one. The
+purpose name (`op`) lets a test make exactly one write fail. Reads need no wrapper,
+because readers validate what they read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from curtail.errors import DiskError, NotFound
 
 
 class Disk(Protocol):
-    """The durable writes of the product; tests pass one that fails by name."""
+    """The durable writes that curtail uses; tests pass an implementation that fails by name."""
 
     def replace(self, op: str, path: Path, data: bytes, mode: int = 0o644) -> None:
         """Make `path` hold exactly `data`, or leave it as it was.
@@ -36,21 +36,21 @@ class Disk(Protocol):
         ...
 
     def remove(self, op: str, path: Path) -> None:
-        """Delete `path`, durably; a file that is not there is no error. Raises: DiskError."""
+        """Delete `path`, durably; a missing file is not an error. Raises: DiskError."""
         ...
 
     def folder(self, op: str, path: Path, mode: int = 0o777) -> None:
-        """Make the folder `path` and those above it, durably; one that is there is no error.
+        """Create the folder `path` and its missing parents, durably; an existing folder is not an error.
 
-        Without this a power loss can take a folder away with all that was made durable in it.
-        Args: mode: of all that is made; what is there keeps its own.
+        Without this a power loss can lose a folder together with every durable file in it.
+        Args: mode: permissions of the folders that are created; existing ones keep theirs.
         Raises: DiskError.
         """
         ...
 
 
 def disk_error(doing: str, path: Path, error: OSError) -> DiskError:
-    """The one sentence for an `OSError` met while `doing` something with `path`."""
+    """The error to report for an `OSError` raised while `doing` something (a verb, such as "write") with `path`."""
     remedies = {
         errno.ENOSPC: "free some space there or choose another folder",
         errno.EDQUOT: "the quota is used up; free some space or choose another folder",
@@ -107,16 +107,16 @@ class SystemDisk:
                 missing.append(above)
             for made in reversed(missing):
                 made.mkdir(mode=mode, exist_ok=True)
-                with contextlib.suppress(PermissionError):  # a folder that we may write to, but not read
+                with contextlib.suppress(PermissionError):  # a folder may be writable but not readable
                     fsync_folder(made.parent)
         except OSError as error:
             raise disk_error("create", path, error) from error
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Delete what writes left in `folder` that a crash or a power loss cut off; what cannot be deleted stays.
+    """Delete temporary files that interrupted writes left in `folder`; errors are ignored.
 
-    Only while nobody else writes there.
+    Call it only while no other process writes to the folder.
     """
     for left in folder.glob(".*.tmp"):
         with contextlib.suppress(OSError):
@@ -124,7 +124,7 @@ def clear_leftovers(folder: Path) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable. Raises: OSError."""
+    """Make the directory entries of `folder` durable. Raises: OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -141,13 +141,13 @@ def file_sha256(path: Path) -> str:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
-        raise NotFound(f"there is no file {path}", "check the path") from None
+        raise NotFound(f"the file {path} does not exist", "check the path") from None
     except OSError as error:
         raise disk_error("read", path, error) from error
 
 
 def last_line(path: Path, limit: int = 300) -> str:
-    """The last non-empty line of a file of text, cut to `limit` characters; empty if there is none."""
+    """The last non-empty line of a text file, cut to `limit` characters; empty if there is none."""
     try:
         with open(path, "rb") as file:
             file.seek(0, os.SEEK_END)

@@ -1,9 +1,9 @@
-"""Finding a controller on the local network by multicast DNS (`_curtail._tcp.local.`).
+"""Discovery of a controller on the local network by multicast DNS (`_curtail._tcp.local.`).
 
-Anyone on the network can announce anything, so what is found is only a
-candidate address: trust never comes from here. Sites in other places do not
-see each other; for them the address is given by hand. Failing to announce is
-no error of the controller. Durations are in seconds.
+Anyone on the network can announce anything, so a result is only a candidate
+address and never a reason to trust it. Discovery does not cross networks: sites
+elsewhere need the address from the user. If announcing fails, the controller
+keeps running. Durations are in seconds.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 SERVICE = "_curtail._tcp.local."
 
 INFO_S = 1.0
-"""Longest wait for the address of one announced name."""
+"""Timeout for resolving the address of one announced name, in seconds."""
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A controller that was announced."""
+    """A controller that announced itself."""
 
     name: str
     url: str
@@ -40,7 +40,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """Whether a controller can be found; `reason` says why not, None if it can."""
+    """Result of announcing a controller; `reason` says why it failed, None if it succeeded."""
 
     reason: str | None
 
@@ -55,7 +55,7 @@ def announce(
     addresses only, nothing leaves the machine.
 
     Args:
-        name: for people, at most 63 bytes are used; a taken name gets a number.
+        name: display name, cut to 63 bytes; a name already in use gets a number appended.
         addresses: where the controller listens, IPv4 or IPv6.
         properties: short public texts, such as proto and run; never a secret.
     """
@@ -63,13 +63,13 @@ def announce(
     reason: str | None = None
     try:
         zeroconf = _in_thread(lambda: _register(name, port, addresses, properties or {}))
-    except Exception as error:  # discovery is a convenience: whatever fails, the controller goes on
+    except Exception as error:  # discovery is a convenience: no failure may stop the controller
         reason = f"the controller cannot be announced on the network: {error or type(error).__name__}"
     try:
         yield Announcement(reason)
     finally:
         if zeroconf is not None:
-            with contextlib.suppress(Exception):  # the process is ending; a lost goodbye expires by itself
+            with contextlib.suppress(Exception):  # the process is ending, and an announcement expires by itself
                 _in_thread(zeroconf.close)
 
 
@@ -78,16 +78,16 @@ def browse(timeout_s: float = 3.0, loopback_only: bool = False, enough: int | No
 
     Args:
         loopback_only: ask this machine only.
-        enough: return as soon as so many were found; None: wait the whole time.
-    Raises: OSError: this machine has no interface that can ask.
+        enough: return as soon as this many were found; None: wait for the whole timeout.
+    Raises: OSError: this machine has no network interface for multicast.
     """
     return _in_thread(lambda: _browse(timeout_s, loopback_only, enough))
 
 
 def find_controller(timeout_s: float = 3.0, browsing: Callable[[float], list[Found]] = browse) -> Found:
-    """The one controller that can be found.
+    """The only controller on the local network.
 
-    Raises: NotFound: none answers. UsageError: several do.
+    Raises: NotFound: none answers. UsageError: more than one answers.
     """
     remedy = "give its address, for example http://127.0.0.1:8765"
     try:
@@ -98,12 +98,12 @@ def find_controller(timeout_s: float = 3.0, browsing: Callable[[float], list[Fou
         raise NotFound(f"no controller answered on this network within {timeout_s:g} s", remedy)
     if len({entry.url for entry in found}) > 1:
         listed = ", ".join(f"{entry.url} ({entry.name})" for entry in found)
-        raise UsageError(f"several controllers answer: {listed}", "give the address of one")
+        raise UsageError(f"several controllers answered: {listed}", "give the address of one of them")
     return found[0]
 
 
 def _in_thread(call: Callable[[], Result]) -> Result:
-    # zeroconf joins a running event loop and would then wait for itself; a fresh thread has none.
+    # Inside a running event loop zeroconf would deadlock waiting for that loop; a new thread has no loop.
     with ThreadPoolExecutor(1, thread_name_prefix="discovery") as pool:
         return pool.submit(call).result()
 
@@ -163,7 +163,7 @@ def _browse(timeout_s: float, loopback_only: bool, enough: int | None) -> list[F
 
 
 def _found(info: Any) -> Found | None:
-    """The announced controller; loopback is preferred, since plain HTTP is allowed there."""
+    """The announced controller; a loopback address is preferred, because plain HTTP is allowed there."""
     addresses = info.parsed_addresses()
     if not addresses or not info.port:
         return None

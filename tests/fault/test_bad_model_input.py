@@ -198,14 +198,14 @@ def test_a_folder_that_is_no_checkpoint_of_ours(place, capsys, folder, words):
 
 
 def test_an_export_into_files_that_are_there(place, capsys):
-    words = ("model_000002.pt is there already", "--out")
+    words = ("model_000002.pt already exists", "--out")
     refused(place, capsys, USAGE, words, *USING["export"][:-1], "theirs")
-    refused(place, capsys, USAGE, ("tokenizer.json is no folder",), *USING["export"][:-1], "other/tokenizer.json")
+    refused(place, capsys, USAGE, ("tokenizer.json is not a folder",), *USING["export"][:-1], "other/tokenizer.json")
 
 
 # -- tokenizers and data of a checkpoint -----------------------------------
 
-OTHER, TOKENIZER = "give the data it was trained with by --data", "data/tokenizer.json"
+OTHER, TOKENIZER = "pass the data that it was trained on with --data", "data/tokenizer.json"
 
 DATA: dict[str, tuple[str, Damage, int, tuple[str, ...]]] = {
     "no data": ("eval", gone("data"), NOT_FOUND, ("no manifest.json in data", "--data")),
@@ -299,14 +299,16 @@ IMPORTS: dict[str, tuple[Damage, str, tuple[object, ...], int, tuple[str, ...]]]
     "truncated facts": (cut(FACTS), "theirs", (), FAILURE, ("meta_000002.json is not JSON", "fetch it again")),
     "foreign facts": (text(FACTS, "[]"), "theirs", (), FAILURE, ("does not describe the model",)),
     "another tokenizer": (nothing, "theirs", ("--tokenizer", "other"), FAILURE, ("trained with the tokenizer", "give")),
-    "vocab mismatch": (nothing, "theirs", ("--tokenizer", "small"), FAILURE, ("has 512 ids, the tokenizer 400",)),
+    "vocab mismatch": (
+        nothing, "theirs", ("--tokenizer", "small"), FAILURE, ("has 512 token ids, the tokenizer has 400",)
+    ),
     "no tokenizer": (nothing, "theirs", ("--tokenizer", "shards"), NOT_FOUND, ("no tokenizer at shards",)),
     "truncated tokenizer": (
         cut("other/tokenizer.json"), "theirs", ("--tokenizer", "other"), FAILURE, ("other/tokenizer.json", "truncated")
     ),
-    "into a checkpoint": (nothing, "theirs", ("--out", CHECKPOINT), USAGE, ("is there already", "--out")),
+    "into a checkpoint": (nothing, "theirs", ("--out", CHECKPOINT), USAGE, ("already exists", "--out")),
     "over a tokenizer": (
-        nothing, "theirs", ("--tokenizer", "data", "--out", "other"), USAGE, ("tokenizer.json is there already",)
+        nothing, "theirs", ("--tokenizer", "data", "--out", "other"), USAGE, ("tokenizer.json already exists",)
     ),
 }  # fmt: skip
 

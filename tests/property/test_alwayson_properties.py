@@ -16,7 +16,8 @@ from controller.ledger import always_on as alwayson
 from controller.ledger.always_on import AlwaysOn
 from controller.store import Transaction
 from controller.store.schema import migrate
-from curtail.carbon.accounting import JOULES_PER_KWH, always_on_kg
+from curtail.carbon.accounting import always_on_kg
+from curtail.grid.reading import JOULES_PER_KWH
 
 STARTED = 1_768_000_000.0
 WATTS = {"A": 2530.0, "B": 700.0}

@@ -31,7 +31,7 @@ from controller.files.versions import Versions
 from controller.service import snapshot
 from controller.service.service import Parts, Service
 from controller.store import Store, Transaction
-from controller.store.rows import BlobRow, MachineRow, RunRow, VersionRow
+from controller.store.rows import BlobRow, MachineRow, RunRow, TokenRow, VersionRow
 from curtail import wire
 from curtail.config import RunConfig, parse_config
 from curtail.errors import CurtailError
@@ -139,7 +139,7 @@ class World:
             tx.create_run(run)
             tx.put_blob(BlobRow(sha, str(path), path.stat().st_size, "weights"))
             tx.add_version(VersionRow(0, None, 0, digest, sha, "", now, 1))
-            tx.add_join_token(token.id, credentials.hashed(token.secret), now)
+            tx.add_token(TokenRow(token.id, credentials.hashed(token.secret), now))
 
         self.store.call(create)
 

@@ -1,4 +1,4 @@
-"""`checkpoint import` and `checkpoint export`."""
+"""Options of `curtail checkpoint import` and `curtail checkpoint export`."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -10,7 +10,7 @@ from curtail.commands.program import checkpoint_app
 
 
 class Form(StrEnum):
-    """Forms that a checkpoint can be exported to."""
+    """Formats to which a checkpoint can be exported."""
 
     NANOCHAT = "nanochat"
     SAFETENSORS = "safetensors"
@@ -18,30 +18,33 @@ class Form(StrEnum):
 
 @checkpoint_app.command("import")
 def checkpoint_import(
-    path: Annotated[Path, typer.Argument(help="nanochat's folder of a model, or its model_NNNNNN.pt.")],
-    out: Annotated[Path, typer.Option(help="Folder for the checkpoint; made if missing.")],
+    path: Annotated[Path, typer.Argument(help="nanochat's checkpoint folder, or one model_NNNNNN.pt in it.")],
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint; created if missing.")],
     tokenizer: Annotated[
-        Path | None, typer.Option(help="Its tokenizer.json, or the folder; copied beside it.", show_default=False)
+        Path | None,
+        typer.Option(help="The model's tokenizer.json, or its folder; copied into --out.", show_default=False),
     ] = None,
     step: Annotated[
-        int | None, typer.Option(min=0, help="Which of several in the folder; by default the last.", show_default=False)
+        int | None,
+        typer.Option(min=0, help="Step of the checkpoint in the folder; default: the last.", show_default=False),
     ] = None,
     rope_base: Annotated[
-        float | None, typer.Option(help="Base of the rotary positions; else inferred.", show_default=False)
+        float | None, typer.Option(help="Base of the rotary embeddings; default: inferred.", show_default=False)
     ] = None,
     qk_scale: Annotated[
-        float | None, typer.Option(help="Factor on queries and keys; else inferred.", show_default=False)
+        float | None, typer.Option(help="Factor on queries and keys; default: inferred.", show_default=False)
     ] = None,
     softcap: Annotated[
-        float | None, typer.Option(help="Bound of the logits; else inferred.", show_default=False)
+        float | None, typer.Option(help="Softcap of the logits; default: inferred.", show_default=False)
     ] = None,
     short_window: Annotated[
-        int | None, typer.Option(min=0, help="Tokens that S layers look back; else inferred.", show_default=False)
+        int | None,
+        typer.Option(min=0, help="Attention window of S layers in tokens; default: inferred.", show_default=False),
     ] = None,
 ) -> int:
-    """Make a checkpoint of nanochat one of ours.
+    """Convert a nanochat checkpoint to a curtail checkpoint.
 
-    Its files do not say which constants the model was trained with. They are inferred from the
+    nanochat's files do not record some constants of the model. They are inferred from the
     weights and printed; the last four options override them.
     """
     from curtail.commands.checkpoint.convert import import_checkpoint
@@ -54,11 +57,11 @@ def checkpoint_import(
 def checkpoint_export(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a checkpoint, such as HOME/versions/v000012.")],
     form: Annotated[
-        Form, typer.Option("--format", help="nanochat: .pt and meta JSON; safetensors: one file, facts included.")
+        Form, typer.Option("--format", help="nanochat: .pt and meta JSON; safetensors: one file with metadata.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the files; made if missing.")],
+    out: Annotated[Path, typer.Option(help="Folder for the files; created if missing.")],
 ) -> int:
-    """Write a checkpoint in a form that others read."""
+    """Export a checkpoint to the format of nanochat or to safetensors."""
     from curtail.commands.checkpoint.convert import export_checkpoint
 
     return export_checkpoint(checkpoint, form.value, out)

@@ -1,8 +1,7 @@
-"""`curtail checkpoint`: checkpoints of nanochat become ours, and ours become files for others.
+"""`curtail checkpoint import` and `export`: checks before writing, and the printed summary.
 
-Decides what the two commands check before they write and what they print. What
-is read and written is decided in `nanochat.upstream_checkpoint`; a folder that holds a
-checkpoint already is never written into.
+The file formats are in `nanochat.upstream_checkpoint`. An existing checkpoint is never
+overwritten.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def import_checkpoint(path: Path, out: Path, tokenizer: Path | None, step: int | None, given: Given) -> int:
-    """Carry out `curtail checkpoint import`; returns the exit code.
+    """Run `curtail checkpoint import`; returns the exit code.
 
     Args:
-        tokenizer: `tokenizer.json` or its folder; copied beside the weights, so that they can be used alone.
+        tokenizer: `tokenizer.json` or its folder; copied next to the weights, so that the folder is self-contained.
         step, given: see `nanochat.upstream_checkpoint.read_nanochat`.
     Raises: CurtailError.
     """
@@ -65,7 +64,7 @@ def import_checkpoint(path: Path, out: Path, tokenizer: Path | None, step: int |
 
 
 def export_checkpoint(checkpoint: Path, form: str, out: Path) -> int:
-    """Carry out `curtail checkpoint export`; returns the exit code.
+    """Run `curtail checkpoint export`; returns the exit code.
 
     Args: form: "nanochat" or "safetensors".
     Raises: CurtailError.
@@ -84,7 +83,11 @@ def export_checkpoint(checkpoint: Path, form: str, out: Path) -> int:
         _make(out)
         files = write_nanochat(out, meta, weights, SystemDisk())
         reader = reader_of(meta.model_config)
-        note = f"{reader} computes the same" if reader else "no nanochat computes the same; curtail reads it back"
+        note = (
+            f"{reader} computes the same results"
+            if reader
+            else "no version of nanochat computes the same results; curtail can import it again"
+        )
         print(f"{note}: {_constants(meta.model_config)}", file=sys.stderr)
     for file in files:
         print(file)
@@ -93,9 +96,9 @@ def export_checkpoint(checkpoint: Path, form: str, out: Path) -> int:
 
 def _must_be_free(folder: Path, *names: str) -> None:
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is no folder", "give another one with --out")
+        raise UsageError(f"{folder} is not a folder", "give another one with --out")
     if there := [name for name in names if (folder / name).exists()]:
-        raise UsageError(f"{folder / there[0]} is there already", "give another folder with --out")
+        raise UsageError(f"{folder / there[0]} already exists", "give another folder with --out")
 
 
 def _make(folder: Path) -> None:
@@ -106,11 +109,13 @@ def _make(folder: Path) -> None:
 
 
 def _must_fit(tokenizer: Tokenizer, foreign: Foreign, path: Path) -> None:
-    """Raises: CheckpointError: the tokenizer is of another model."""
-    remedy = "give the tokenizer that the model was trained with, or none"
+    """Check that the tokenizer belongs to the model. Raises: CheckpointError."""
+    remedy = "give the tokenizer that the model was trained with, or omit --tokenizer"
     if tokenizer.vocab_size != foreign.config.vocab_size:
         raise CheckpointError(
-            f"the model in {path} has {foreign.config.vocab_size:,} ids, the tokenizer {tokenizer.vocab_size:,}", remedy
+            f"the model in {path} has {foreign.config.vocab_size:,} token ids, the tokenizer has"
+            f" {tokenizer.vocab_size:,}",
+            remedy,
         )
     if foreign.tokenizer_digest not in (None, tokenizer.digest):
         raise CheckpointError(
@@ -121,7 +126,7 @@ def _must_fit(tokenizer: Tokenizer, foreign: Foreign, path: Path) -> None:
 
 
 def _constants(config: GPTConfig) -> str:
-    """What a checkpoint of nanochat does not say about its model, in a few words."""
+    """The model constants that nanochat's files do not record, for display."""
     parts = [f"rotary base {config.rope_base:g}", f"queries and keys times {config.qk_scale:g}"]
     parts.append(f"softcap {config.softcap:g}")
     if "S" in config.window_pattern:

@@ -1,4 +1,4 @@
-"""`tokenizer` and `data`: from text to packed token files."""
+"""Options of `curtail tokenizer train|eval` and `curtail data import|fetch|prepare`."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -11,7 +11,7 @@ from curtail.commands.program import data_app, tokenizer_app
 
 
 class Packing(StrEnum):
-    """How documents become samples."""
+    """Ways to pack documents into samples."""
 
     STREAM = "stream"
     BEST_FIT = "bestfit"
@@ -27,10 +27,10 @@ class Dataset(StrEnum):
 @tokenizer_app.command("train")
 def tokenizer_train(
     shards: Annotated[Path, typer.Argument(help="Folder made by `curtail data import` or `data fetch`.")],
-    vocab_size: Annotated[int, typer.Option(help="Number of token ids, special tokens included.")],
-    out: Annotated[Path, typer.Option(help="Folder for tokenizer.json; made if missing.")],
+    vocab_size: Annotated[int, typer.Option(help="Number of token ids, including special tokens.")],
+    out: Annotated[Path, typer.Option(help="Folder for tokenizer.json; created if missing.")],
 ) -> int:
-    """Learn a byte-pair encoding from imported text."""
+    """Train a byte-pair encoding on imported text."""
     from curtail.commands.data.prepare import train_tokenizer
 
     return train_tokenizer(shards, vocab_size, out)
@@ -41,13 +41,13 @@ def tokenizer_eval(
     tokenizer: Annotated[Path, typer.Argument(help="tokenizer.json, or the folder that holds it.")],
     text: Annotated[
         list[Path] | None,
-        typer.Option(help="A further text to measure, UTF-8; give it once for each.", show_default=False),
+        typer.Option(help="Additional text file to measure, UTF-8; repeatable.", show_default=False),
     ] = None,
     json: AsJson = False,
 ) -> int:
-    """Measure bytes per token, beside GPT-2's and cl100k's.
+    """Measure bytes per token, in comparison with GPT-2 and cl100k.
 
-    The two are left out where tiktoken has no copy of their files; nothing is downloaded.
+    These two are omitted if tiktoken has no local copy of their files; nothing is downloaded.
     """
     from curtail.commands.data.prepare import evaluate_tokenizer
 
@@ -57,10 +57,10 @@ def tokenizer_eval(
 @data_app.command("import")
 def data_import(
     paths: Annotated[list[Path], typer.Argument(help="Text files, folders, JSONL or parquet with a column `text`.")],
-    out: Annotated[Path, typer.Option(help="Folder for the shards; made if missing.")],
+    out: Annotated[Path, typer.Option(help="Folder for the shards; created if missing.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the data set in that folder.")] = False,
 ) -> int:
-    """Bring text into shards."""
+    """Import text into shards."""
     from curtail.commands.data.prepare import import_texts
 
     return import_texts(paths, out, overwrite)
@@ -68,22 +68,23 @@ def data_import(
 
 @data_app.command("fetch")
 def data_fetch(
-    dataset: Annotated[Dataset, typer.Option(help="Which published data set.")],
+    dataset: Annotated[Dataset, typer.Option(help="Published data set to download.")],
     shards: Annotated[
-        int, typer.Option("--shards", "-n", min=1, help="Number of training shards; the one for validation is added.")
+        int,
+        typer.Option("--shards", "-n", min=1, help="Number of training shards; the validation shard is always added."),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the shards; made if missing, completed if not.")],
+    out: Annotated[Path, typer.Option(help="Folder for the shards; missing shards are added to an existing one.")],
     mirror: Annotated[
         str | None,
-        typer.Option(help="Base address of a copy, instead of the published one.", show_default=False),
+        typer.Option(help="Base URL of a mirror to use instead of the published source.", show_default=False),
     ] = None,
     offline: Annotated[
         Path | None,
-        typer.Option(help="Take the shards from this folder instead of the network.", show_default=False),
+        typer.Option(help="Copy the shards from this folder instead of the network.", show_default=False),
     ] = None,
-    parallel: Annotated[int, typer.Option(min=1, max=64, help="Files that are fetched at once.")] = 4,
+    parallel: Annotated[int, typer.Option(min=1, max=64, help="Number of parallel downloads.")] = 4,
 ) -> int:
-    """Fetch shards of a data set that nanochat trains on; what is there already is checked and kept."""
+    """Download shards of a data set used by nanochat; existing shards are verified and kept."""
     from curtail.commands.data.fetch import FetchOptions, run
 
     return run(
@@ -97,10 +98,10 @@ def data_fetch(
 def data_prepare(
     shards: Annotated[Path, typer.Argument(help="Folder made by `curtail data import` or `data fetch`.")],
     tokenizer: Annotated[Path, typer.Option(help="tokenizer.json, or the folder that holds it.")],
-    sequence_len: Annotated[int, typer.Option(min=1, help="Tokens of one sample, as in the model's preset.")],
-    out: Annotated[Path, typer.Option(help="Folder for the packed data; made if missing.")],
+    sequence_len: Annotated[int, typer.Option(min=1, help="Tokens per sample, as in the model's preset.")],
+    out: Annotated[Path, typer.Option(help="Folder for the packed data; created if missing.")],
     packing: Annotated[
-        Packing, typer.Option(help="stream: without gaps; bestfit: rows that begin with BOS, tails cropped.")
+        Packing, typer.Option(help="stream: no gaps; bestfit: each row begins with BOS, and tails are cropped.")
     ] = Packing.STREAM,
 ) -> int:
     """Pack shards into token files with a manifest."""

@@ -3,8 +3,8 @@
 Decides which shards are missing, what is checked before one of them gets its
 name, and when the folder counts as complete (`shards.json` is written last).
 `fetch.json` keeps the hash of every shard from its first fetch on; one that
-arrives differently later is refused. Bytes travel in `curtail.commands.data.download`; names
-and numbers of shards are `nanochat.hub_datasets`'s. Sizes in bytes.
+arrives differently later is refused. `curtail.commands.data.mirrors` brings the
+bytes; names and numbers of shards are `nanochat.hub_datasets`'s. Sizes in bytes.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from curtail.commands.data.download import check_address, connect, forget
-from curtail.commands.data.mirrors import Folder, Host, Source
-from curtail.commands.data.progress import Transfers, transfers
+from curtail.commands.data.mirrors import Folder, Hub, Source, forget
+from curtail.commands.data.progress import Progress
 from curtail.errors import DataError, DiskError, NotFound, Refused, UsageError
 from curtail.system.disk import Disk, SystemDisk, disk_error
 
@@ -55,17 +54,15 @@ def run(options: FetchOptions) -> int:
     published = published_set(options.dataset)
     if options.mirror is not None and options.offline is not None:
         raise UsageError("--mirror and --offline are two sources", "give one of them")
-    address = check_address(options.mirror or published.address)
     if options.offline is not None and not options.offline.is_dir():
         raise NotFound(f"there is no folder {options.offline}", "give the folder that holds the shards")
     stop = threading.Event()
     names = (published.validation_name, *published.names(options.shards))
-    with connect() as http, transfers(len(names)) as show:
-        source = Folder(options.offline) if options.offline else Host(http, address, stop, stop.wait)
-        shards = fetch(
-            published, options.shards, options.out, source, parallel=options.parallel, show=show, stop=stop,
-            disk=SystemDisk(),
-        )  # fmt: skip
+    source = Folder(options.offline) if options.offline else Hub(published.repository, options.mirror, stop)
+    shards = fetch(
+        published, options.shards, options.out, source, parallel=options.parallel, show=Progress(len(names), stop),
+        stop=stop, disk=SystemDisk(),
+    )  # fmt: skip
     listed = (*shards.training, shards.validation)
     print(
         f"{len(listed)} shards of {published.name}, {sum(shard.documents for shard in listed):,} documents,"
@@ -82,7 +79,7 @@ def fetch(
     source: Source,
     *,
     disk: Disk,
-    show: Transfers,
+    show: Progress,
     stop: threading.Event,
     parallel: int = 4,
 ) -> Shards:
@@ -112,7 +109,7 @@ def _complete(
     out: Path,
     source: Source,
     disk: Disk,
-    show: Transfers,
+    show: Progress,
     stop: threading.Event,
     parallel: int,
 ) -> Shards:
@@ -159,7 +156,7 @@ def _alone(out: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _one(name: str, out: Path, source: Source, known: Shard | None, disk: Disk, show: Transfers) -> Shard:
+def _one(name: str, out: Path, source: Source, known: Shard | None, disk: Disk, show: Progress) -> Shard:
     """The shard `name`, present and checked; `known` is what it was at its first fetch."""
     from nanochat.sources import sha256_of
 
@@ -176,10 +173,10 @@ def _one(name: str, out: Path, source: Source, known: Shard | None, disk: Disk, 
             show.say(f"{path} does not match its hash in {RECORD_NAME}; it is fetched again")
     tries = 0
     while True:
-        promise = source.bring(name, part, lambda have, size: show.at(name, have, size), show.say)
+        named = source.bring(name, part, show)
         try:
             shard = _examine(part, name)
-            if promise.sha256 not in (None, shard.sha256):
+            if named not in (None, shard.sha256):
                 raise DataError(f"{source.place(name)} arrived with another hash than its host names", "try again")
             if known is not None and shard != known:
                 raise DataError(

@@ -1,39 +1,54 @@
-"""Where the shards of a published data set come from: a host, or a folder on this machine.
+"""Where the shards of a published data set come from: the hub, a host of plain files, or a folder on this machine.
 
-Decides how a shard becomes a complete `.part` file in the data folder, and how
-much room that will take. A folder's files are linked where that is possible and
-copied elsewhere. What a shard must hold is checked in `curtail.commands.data.fetch`. Sizes in
-bytes.
+Decides how a shard becomes a complete `.part` file in the data folder, how an
+answer that is no file is explained, and how much room the shards will take. The
+bytes are moved by huggingface_hub, which goes on after a cut; what a killed
+command left is continued only while the host names the same ETag. What a shard
+must hold is checked in `curtail.commands.data.fetch`. Sizes in bytes.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+from urllib.parse import urlsplit
 
-from curtail.commands.data.download import At, Promise, download, plain, size_of
-from curtail.errors import NotFound
+from curtail import __version__
+from curtail.commands.data.progress import Progress, Stopped
+from curtail.errors import AuthError, CurtailError, NotFound, Unreachable, UsageError
 from curtail.system.disk import disk_error
 
 if TYPE_CHECKING:
-    import httpx
+    from huggingface_hub import HfFileMetadata
+
+PATIENCE = 6
+"""Failed transfers in a row, without one byte between them, before a download gives up."""
+
+PIECE = 1024 * 1024
+"""Bytes that the library gathers before it writes them: what a cut may lose. Its own value is ten times that."""
 
 _ROOM = 1.05  # the shards are not all of one size
+_ELSEWHERE = "choose another source with --mirror or --offline"
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class Source(Protocol):
     """Where shards come from."""
 
     def expected(self, names: Sequence[str], out: Path) -> int:
-        """About how many bytes of disk these files will take in `out`."""
+        """About how many bytes of disk these files will take in `out`. Raises: CurtailError."""
         ...
 
-    def bring(self, name: str, part: Path, at: At, say: Callable[[str], None]) -> Promise:
-        """Make `part` the whole file `name`. Raises: CurtailError."""
+    def bring(self, name: str, part: Path, show: Progress) -> str | None:
+        """Make `part` the whole file `name`.
+
+        Returns: the SHA-256 that its host names, or None. Raises: CurtailError.
+        """
         ...
 
     def place(self, name: str) -> str:
@@ -41,28 +56,124 @@ class Source(Protocol):
         ...
 
 
-class Host:
-    """Shards by HTTP, below one address."""
+class Hub:
+    """Shards by HTTP.
 
-    def __init__(self, http: httpx.Client, address: str, stop: threading.Event, wait: Callable[[float], object]):
-        self._http, self._address, self._stop, self._wait = http, address, stop, wait
+    Args:
+        repository: of a data set on the hub; HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and the hub's cache apply.
+        mirror: base address of the files on another host instead; it never gets the hub's token.
+        stop: ends the wait between two transfers.
+    Raises: UsageError: the address is no http or https address.
+    """
+
+    def __init__(self, repository: str, mirror: str | None, stop: threading.Event) -> None:
+        _prepare_library()
+        self._repository, self._mirror, self._stop = repository, mirror, stop
+        self._token = None if mirror is None else False  # None: the user's, if one is stored for the hub's tools
+        check_address(mirror if mirror is not None else self._url("x"))
 
     def expected(self, names: Sequence[str], out: Path) -> int:
         from nanochat.hub_datasets import SHARD_BYTES
 
-        one = size_of(self._http, self.place(names[0])) or SHARD_BYTES
+        lacking = [name for name in names if self._cached(name) is None]
+        one = (self._metadata(lacking[0]).size or SHARD_BYTES) if lacking else SHARD_BYTES
         return int(one * len(names) * _ROOM)
 
-    def bring(self, name: str, part: Path, at: At, say: Callable[[str], None]) -> Promise:
-        return download(
-            self._http, self._url(name), part, sleep=self._wait, stopped=self._stop.is_set, at=at, say=say
-        )  # fmt: skip
+    def bring(self, name: str, part: Path, show: Progress) -> str | None:
+        import httpx
+
+        if cached := self._cached(name):
+            link_or_copy(cached, part)
+            return None
+        failures, furthest = 0, _length(part)
+        while True:
+            metadata = self._metadata(name)
+            try:
+                self._transfer(name, metadata, part, show)
+            except (httpx.HTTPError, OSError) as error:
+                problem = self._explained(error, name, part)
+                # Further than ever, not only than last time: a host that starts over and cuts ends here too.
+                failures = 1 if _length(part) > furthest else failures + 1
+                furthest = max(furthest, _length(part))
+                if not isinstance(problem, Unreachable) or failures > PATIENCE:
+                    raise problem from error
+                show.say(f"{problem.message}; again in {failures} s")
+                if self._stop.wait(failures):
+                    raise Stopped("the download was stopped") from error
+            else:
+                return metadata.etag if metadata.etag and _SHA256.fullmatch(metadata.etag) else None
 
     def place(self, name: str) -> str:
         return plain(self._url(name))
 
     def _url(self, name: str) -> str:
-        return f"{self._address}/{name}"
+        from huggingface_hub import hf_hub_url
+
+        if self._mirror is not None:
+            return f"{self._mirror.rstrip('/')}/{name}"
+        return hf_hub_url(self._repository, name, repo_type="dataset")
+
+    def _cached(self, name: str) -> Path | None:
+        """The shard in the hub's cache on this machine, if another program fetched it."""
+        from huggingface_hub import try_to_load_from_cache
+
+        found = None if self._mirror else try_to_load_from_cache(self._repository, name, repo_type="dataset")
+        return Path(found).resolve() if isinstance(found, str) else None
+
+    def _metadata(self, name: str) -> HfFileMetadata:
+        """Size and ETag; a host that is busy or away is asked again by the library, for some 20 s."""
+        import httpx
+        from huggingface_hub import get_hf_file_metadata
+
+        try:
+            return get_hf_file_metadata(
+                self._url(name), headers=self._headers(), token=self._token, retry_on_errors=True
+            )
+        except (httpx.HTTPError, OSError) as error:
+            raise self._explained(error, name) from error
+
+    def _transfer(self, name: str, metadata: HfFileMetadata, part: Path, show: Progress) -> None:
+        from huggingface_hub.file_download import http_get
+
+        tag = metadata.etag or ""
+        if not tag or tag != _stored_tag(part) or metadata.size is None or _length(part) > metadata.size:
+            forget(part)
+            _tag_file(part).write_text(tag, encoding="utf-8")
+        with open(part, "ab") as file:
+            http_get(
+                self._url(name), file, resume_size=_length(part), headers=self._headers(), expected_size=metadata.size,
+                displayed_filename=name, tqdm_class=show.bar_class(name),
+            )  # fmt: skip
+
+    def _headers(self) -> dict[str, str]:
+        from huggingface_hub.utils import build_hf_headers
+
+        return build_hf_headers(
+            token=self._token, library_name="curtail", library_version=__version__,
+            headers={"Accept-Encoding": "identity"},  # sizes and ranges are those of the file
+        )  # fmt: skip
+
+    def _explained(self, error: Exception, name: str, part: Path | None = None) -> CurtailError:
+        """The library's error as one of ours; Unreachable if another try may go better."""
+        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+        place = self.place(name)
+        if isinstance(error, OfflineModeIsEnabled):
+            return NotFound(
+                f"HF_HUB_OFFLINE is set, and the hub's cache does not hold {name}",
+                "unset it, or give a folder that holds the shards with --offline",
+            )
+        if isinstance(error, HfHubHTTPError):
+            status = error.response.status_code
+            if status in (404, 410):
+                return NotFound(f"{place} is not there ({status})", f"check the address, or {_ELSEWHERE}")
+            if status in (401, 403):
+                return AuthError(f"{place} may not be read ({status})", _ELSEWHERE)
+            return Unreachable(f"{place} answers {status}", _ELSEWHERE)
+        if isinstance(error, OSError) and error.errno is not None and part is not None:
+            return disk_error("write", part, error)
+        why = str(error).partition("\n")[0] or type(error).__name__
+        return Unreachable(f"{place}: {why}", f"check the network, or {_ELSEWHERE}")
 
 
 class Folder:
@@ -82,23 +193,76 @@ class Folder:
                 )
         return sum(path.stat().st_size for path in there if not _linkable(path, out))
 
-    def bring(self, name: str, part: Path, at: At, say: Callable[[str], None]) -> Promise:
-        source = (self._folder / name).resolve()
-        try:
-            part.unlink(missing_ok=True)
-            if _linkable(source, part.parent):
-                try:
-                    os.link(source, part)
-                except OSError:  # a file system without hard links
-                    shutil.copyfile(source, part)
-            else:
-                shutil.copyfile(source, part)
-        except OSError as error:
-            raise disk_error("copy", source, error) from error
-        return Promise(source.stat().st_size)
+    def bring(self, name: str, part: Path, show: Progress) -> None:
+        link_or_copy((self._folder / name).resolve(), part)
 
     def place(self, name: str) -> str:
         return str(self._folder / name)
+
+
+def link_or_copy(source: Path, part: Path) -> None:
+    """Make `part` the file `source`. Raises: DiskError."""
+    try:
+        part.unlink(missing_ok=True)
+        if _linkable(source, part.parent):
+            try:
+                os.link(source, part)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(source, part)
+        else:
+            shutil.copyfile(source, part)
+    except OSError as error:
+        raise disk_error("copy", source, error) from error
+
+
+def check_address(address: str) -> None:
+    """Raises: UsageError: `address` is no http or https address."""
+    try:
+        parts = urlsplit(address)
+        fine = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        fine = False
+    if not fine:
+        raise UsageError(f"{plain(address)!r} is not the address of a mirror", "write it as https://HOST/FOLDER")
+
+
+def plain(address: str) -> str:
+    """`address` without name and password, for messages."""
+    return re.sub(r"//[^/@]*@", "//", address)
+
+
+def forget(part: Path) -> None:
+    """Delete a `.part` and the ETag beside it. Raises: DiskError."""
+    for path in (part, _tag_file(part)):
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise disk_error("delete", path, error) from error
+
+
+def _prepare_library() -> None:
+    """Before huggingface_hub is imported: no telemetry. After it: small pieces, and no words of its own."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from huggingface_hub import constants
+    from huggingface_hub.utils import logging
+
+    constants.DOWNLOAD_CHUNK_SIZE = PIECE
+    logging.set_verbosity_error()  # its warnings name addresses with their passwords
+
+
+def _length(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _tag_file(part: Path) -> Path:
+    return part.with_name(f"{part.name}.etag")
+
+
+def _stored_tag(part: Path) -> str:
+    try:
+        return _tag_file(part).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def _linkable(path: Path, out: Path) -> bool:

@@ -1,111 +1,72 @@
-"""How far several transfers are: bars on a terminal, a line for each finished file elsewhere.
+"""How far the downloads of a command are: bars on a terminal, and a line for each finished file.
 
-Decides only what is shown, always on stderr. Both forms may be called from
-several threads, and both are ended with their `with` block, so that the terminal
-is left as it was. Sizes in bytes.
+Decides only what is shown, always on stderr, and ends a download when the
+command stops. The bars are huggingface_hub's, so its switches apply
+(HF_HUB_DISABLE_PROGRESS_BARS). Sizes in bytes.
 """
 
 from __future__ import annotations
 
 import sys
 import threading
-from types import TracebackType
-from typing import IO, Any, Protocol, Self
+from typing import IO, Any
+
+from curtail.errors import CurtailError, Unreachable
+
+MOST_RESTARTS = 6
+"""Times that one download may begin again at its first byte, as it does where a host knows no ranges."""
 
 
-class Transfers(Protocol):
-    """Where a command tells how far its transfers are."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    def at(self, name: str, have: int, size: int | None) -> None:
-        """`have` bytes of the file are there; `size` is the whole, if known."""
-        ...
-
-    def done(self, name: str, size: int) -> None:
-        """The file is there, checked, and has `size` bytes."""
-        ...
-
-    def say(self, text: str) -> None:
-        """One line that stays."""
-        ...
+class Stopped(CurtailError):
+    """The command ended the download; what is there is kept for the next one."""
 
 
-def transfers(total: int, stream: IO[str] | None = None) -> Transfers:
-    """The form that fits `stream` (stderr if not given), for `total` files."""
-    stream = stream or sys.stderr
-    return Bars(total, stream) if stream.isatty() else Lines(total, stream)
+class Progress:
+    """Shows `total` files; its methods may be called from several threads.
 
+    Args: stop: set when the downloads are to end. stream: where the lines go, stderr if not given.
+    """
 
-class Lines:
-    """A line for each finished file."""
-
-    def __init__(self, total: int, stream: IO[str]) -> None:
-        self._total, self._stream = total, stream
+    def __init__(self, total: int, stop: threading.Event, stream: IO[str] | None = None) -> None:
+        self._total, self._stop, self._stream = total, stop, stream or sys.stderr
         self._finished = 0
         self._lock = threading.Lock()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def at(self, name: str, have: int, size: int | None) -> None:
-        pass
-
     def done(self, name: str, size: int) -> None:
+        """The file is there, checked, and has `size` bytes."""
         with self._lock:
             self._finished += 1
-            self._print(f"{name}: {size / 1e6:,.1f} MB ({self._finished} of {self._total})")
+            self.say(f"{name}: {size / 1e6:,.1f} MB ({self._finished} of {self._total})")
 
     def say(self, text: str) -> None:
-        with self._lock:
-            self._print(text)
+        """One line that stays; bars move out of its way."""
+        from huggingface_hub.utils import tqdm
 
-    def _print(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        tqdm.write(text, file=self._stream)
+        self._stream.flush()
 
+    def bar_class(self, name: str) -> type[Any]:
+        """The class of the bar for the download of `name` by huggingface_hub, which calls its `update` with each piece.
 
-class Bars:
-    """A bar for each file under way."""
+        `update` raises Stopped once `stop` is set, and Unreachable after MOST_RESTARTS, as the library would go on
+        forever.
+        """
+        from huggingface_hub.utils import tqdm
 
-    def __init__(self, total: int, stream: IO[str]) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+        stop = self._stop
 
-        self._console = Console(file=stream, highlight=False)
-        self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
-            console=self._console, transient=True,
-        )  # fmt: skip
-        self._total, self._finished = total, 0
-        self._bars: dict[str, Any] = {}
-        self._lock = threading.Lock()
+        class Bar(tqdm):
+            restarts = 0
 
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
+            def __init__(self, *arguments: Any, **options: Any) -> None:
+                super().__init__(*arguments, **{**options, "leave": False})  # type: ignore[no-untyped-call]
 
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+            def update(self, n: float | None = 1) -> bool:
+                if stop.is_set():
+                    raise Stopped("the download was stopped")
+                self.restarts += n is not None and n < 0  # the bytes of a try that are thrown away
+                if self.restarts > MOST_RESTARTS:
+                    raise Unreachable(f"the transfer of {name} always breaks off", "try another source")
+                return bool(super().update(n))
 
-    def at(self, name: str, have: int, size: int | None) -> None:
-        with self._lock:
-            if name not in self._bars:
-                self._bars[name] = self._progress.add_task(name, total=size, completed=have)
-            self._progress.update(self._bars[name], completed=have, total=size)
-
-    def done(self, name: str, size: int) -> None:
-        with self._lock:
-            if name in self._bars:
-                self._progress.remove_task(self._bars.pop(name))
-            self._finished += 1
-            self._console.print(f"{name}: {size / 1e6:,.1f} MB ({self._finished} of {self._total})", markup=False)
-
-    def say(self, text: str) -> None:
-        self._console.print(text, markup=False, soft_wrap=True)
+        return Bar

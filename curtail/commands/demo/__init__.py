@@ -1,1 +1,1 @@
-"""`curtail demo`: the whole system on one machine."""
+"""`curtail demo`: runs the whole system on one machine."""

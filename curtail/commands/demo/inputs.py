@@ -1,9 +1,9 @@
-"""What the demo feeds the system: text, tokenizer, tokens, an invented trace and a run file.
+"""Inputs of the demo: text, tokenizer, tokens, a synthetic trace and a run file.
 
-Decides the course of the signal and the size of the model, the rounds and the
-budget, so that the whole takes minutes on two cores. The trace runs 60 times
-faster than time: durations of the course are in wall seconds, everything in
-the files is in the trace's time.
+The course of the signal and the sizes of model, rounds and budget are chosen so that
+the demo takes minutes on two cores. The trace is replayed 60 times faster than real
+time: durations of the course are in wall seconds, all times in the files are in trace
+time.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ from curtail.errors import CurtailError, NotFound
 from curtail.system.disk import SystemDisk
 
 SITES = {"caiso": "CAISO_NORTH", "spp": "SPP_TX", "nem": "NEM_SA"}
-"""Site and region: California, Texas, South Australia. Their readings here are invented."""
+"""Site -> region: California, Texas, South Australia. Their readings here are synthetic."""
 
 SPEED = 60.0
-"""A reading, five minutes of the trace, takes 5 s: long enough to be seen, short enough to wait for."""
+"""Seconds of the trace per wall second: a reading (five minutes) then takes 5 s, long enough to follow on screen."""
 
 PERIOD_S = 300.0
 
 COURSE: tuple[tuple[float, tuple[str, ...]], ...] = (
     (10, ()),  # the agents join
-    (40, ("CAISO_NORTH",)),  # a job needs 10 to 15 s to start here, the rest is training alone
+    (40, ("CAISO_NORTH",)),  # a job takes 10 to 15 s to start, then it trains alone
     (40, ("CAISO_NORTH", "SPP_TX")),
     (50, ("CAISO_NORTH", "SPP_TX", "NEM_SA")),
-    (15, ("NEM_SA",)),  # two leave, one goes on with what all three learned
-    (10, ()),  # the last one hands in its work before the trace ends
+    (15, ("NEM_SA",)),  # two sites stop, one continues from the merged weights
+    (10, ()),  # the last site uploads its contribution before the trace ends
 )
-"""Wall seconds, and the regions that are curtailed meanwhile."""
+"""(wall seconds, regions that are curtailed during that time)."""
 
 PRESET, VOCABULARY, SEQUENCE = "d2-demo", 2048, 128
-BATCH = 8  # samples: some eight steps a second on one core, so a drain is short and the model learns quickly
-TEXT_BYTES = 8_000_000  # more than one pass needs, and imported in seconds
+BATCH = 8  # samples: about eight steps per second on one core, so draining is quick and the model learns fast
+TEXT_BYTES = 8_000_000  # more than one epoch needs, and imported in seconds
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "encodings", "__pycache__"}
-"""Folders of the standard library that are no library, or tables of numbers."""
+"""Folders of the standard library that are left out: third-party packages, tests and tables of numbers."""
 
 BUDGET_SHARE = 0.85
-"""Tokens of the budget per token that the cores could train if no job ever started, synchronised or waited.
-They do, so the budget is not reached before the trace ends; the learning rate still falls in time."""
+"""Token budget as a share of what the cores could train without starting, synchronising or waiting. With these the
+budget is not reached before the trace ends, and the learning rate still decays in time."""
 
 RUN_FILE = """\
 [run]
@@ -73,7 +73,7 @@ grace = "8 s"
 [policy]
 threshold = "100 g/kWh"
 max_reading_age = "900 s"
-leave_lead = "{lead:.0f} s"  # a site hands in its work before its window ends
+leave_lead = "{lead:.0f} s"  # a site uploads its contribution before its window ends
 permit = "6 s"
 
 [fleet]
@@ -88,11 +88,11 @@ power_idle = "468 W"
 """
 
 LEAD_WALL_S = 5.0
-"""How long before the end of a window a site leaves: a heartbeat, a step, a commit, on a busy machine."""
+"""Wall seconds before the end of a window at which a site stops: a heartbeat, a step and a commit on a busy machine."""
 
 
 def prepare(folder: Path, seed: int) -> dict[str, float]:
-    """Make data, trace and run file in `folder`; returns the wall seconds of each stage."""
+    """Create data, trace and run file in `folder`; returns the wall seconds of each stage."""
     from nanochat.dataset import import_texts, iterate_texts
     from nanochat.pack import prepare as pack
     from nanochat.tokenizer import Tokenizer
@@ -127,12 +127,12 @@ def prepare(folder: Path, seed: int) -> dict[str, float]:
 
 
 def choose_texts(library: Path, most: int = TEXT_BYTES) -> list[Path]:
-    """Sources of the standard library, about `most` bytes, the same ones every time.
+    """Source files of the standard library, about `most` bytes, always the same ones.
 
     Raises: NotFound: this Python comes without its sources.
     """
     found = [path for path in library.rglob("*.py") if not LEFT_OUT & set(path.relative_to(library).parts)]
-    # Sorted by name, ignoring folders: else the cap would cut off whole packages.
+    # Sorted by file name, ignoring folders: otherwise the limit would leave out whole packages.
     chosen, size = [], 0
     for path in sorted(found, key=lambda path: (path.name, path)):
         if size >= most:
@@ -141,13 +141,13 @@ def choose_texts(library: Path, most: int = TEXT_BYTES) -> list[Path]:
         chosen.append(path)
     if size < most // 8:
         raise NotFound(
-            f"Python's own sources are not in {library}", "use a Python that has its standard library as files"
+            f"Python's own sources are not in {library}", "use a Python installation with its standard library as files"
         )
     return chosen
 
 
 def step_rate(slices: int = 5, seconds: float = 0.4) -> float:
-    """Tokens per wall second that one thread trains: the best of some slices, since other programs only slow it."""
+    """Tokens per wall second that one thread trains: the best of several measurements, to ignore other load."""
     try:
         import numpy as np
         import torch
@@ -158,7 +158,7 @@ def step_rate(slices: int = 5, seconds: float = 0.4) -> float:
         from nanochat.schedule import Schedule
         from nanochat.train import inner_steps
     except ImportError as error:
-        raise CurtailError(f"torch cannot be imported: {error}", "install curtail again with ./install.sh") from error
+        raise CurtailError(f"torch cannot be imported: {error}", "reinstall curtail with ./install.sh") from error
 
     torch.set_num_threads(1)
     config = preset(PRESET)
@@ -190,7 +190,7 @@ def _for_seconds(seconds: float) -> Callable[[int], bool]:
 
 
 def token_budget(rate: float, cores: int) -> int:
-    """The budget that the course does not quite reach, in whole batches; `rate` as `step_rate` gives it."""
+    """Token budget that the demo does not quite reach, in whole batches; `rate`: from `step_rate`."""
     core_seconds = sum(seconds * min(len(curtailed), cores) for seconds, curtailed in COURSE)
     batch = BATCH * SEQUENCE
     return max(1, round(BUDGET_SHARE * rate * core_seconds / batch)) * batch
@@ -216,6 +216,6 @@ def _cores() -> int:
 
 
 def say(text: str) -> None:
-    """One line of progress on stderr."""
-    with contextlib.suppress(OSError):  # a closed terminal must not keep processes alive
+    """Print one line of progress on stderr."""
+    with contextlib.suppress(OSError):  # a closed terminal must not prevent stopping the processes
         print(text, file=sys.stderr, flush=True)

@@ -1,10 +1,9 @@
-"""A controller and its agents as processes of this machine, ended together whatever happens.
+"""Starts and stops a controller and its agents as local processes.
 
-Decides their folders, commands and logs, and the order in which they end:
-agents, so that they hand in what they have, then the controller, then
-whatever is left. Each process carries a mark in its environment, which jobs
-inherit; so a stray is found even when the agent that started it is gone.
-Durations in seconds of wall time.
+Stopping ends the agents first, so that they upload their contributions, then the
+controller, then anything left over. Each process has a marker variable in its
+environment that its jobs inherit, so that leftover processes are found even if the
+agent that started them is gone. Durations in seconds of wall time.
 """
 
 from __future__ import annotations
@@ -21,12 +20,13 @@ from pathlib import Path
 
 from agent.launcher import SystemProcess, source_folder, system_spawn
 from curtail.errors import CurtailError
+from curtail.system.home_files import ADDRESS, JOIN_TOKEN
 
 MARK = "CURTAIL_LOCAL"
-"""Environment variable that all processes of one `Household` share."""
+"""Environment variable that marks all processes of one `Household`."""
 
 START_S = 90.0
-"""A controller that does not listen by then never will: it imports for about 5 s on a slow machine."""
+"""Timeout for the controller to listen; its imports take about 5 s on a slow machine."""
 
 AGENTS_STOP_S = 20.0
 CONTROLLER_STOP_S = 15.0
@@ -36,7 +36,7 @@ LOOK_S = 0.1
 class Household:
     """The processes of one run on this machine.
 
-    Args: folder: holds the controller's home, the agents' homes and all logs.
+    Args: folder: for the controller's home, the agents' homes and all logs.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -48,13 +48,13 @@ class Household:
         self._agents: dict[str, SystemProcess] = {}
 
     def start_controller(self, *arguments: str) -> str:
-        """Start it on a free port and wait until it listens; returns its address.
+        """Start the controller on a free port and wait until it listens; returns its URL.
 
-        Raises: CurtailError: it ended, or does not listen in time.
+        Raises: CurtailError: it ended, or did not listen in time.
         """
-        # A home that is used again holds the address of the controller before.
+        # A reused home holds the address of the previous controller.
         with contextlib.suppress(FileNotFoundError):
-            (self.home / "controller.json").unlink()
+            (self.home / ADDRESS).unlink()
         self._controller = self._spawn("controller", "controller", "start", *arguments, "--port", "0", "--no-announce")
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
@@ -63,27 +63,27 @@ class Household:
                 self.listened = True
                 return url
             time.sleep(LOOK_S)
-        raise CurtailError(f"the controller does not listen after {START_S:.0f} s", f"see {self.log('controller')}")
+        raise CurtailError(f"the controller did not listen within {START_S:.0f} s", f"see {self.log('controller')}")
 
     def start_agent(self, site: str, region: str, url: str) -> None:
         """Start the agent of one site, with one rank and one thread."""
         self._agents[site] = self._spawn(
             site, "agent", "join", url, "--site", site, "--region", region,
-            "--home", str(self.folder / f"agent-{site}"), "--token-file", str(self.home / "join-token"),
+            "--home", str(self.folder / f"agent-{site}"), "--token-file", str(self.home / JOIN_TOKEN),
             "--ranks", "1", "--threads", "1",
         )  # fmt: skip
 
     def check(self, finished: bool) -> None:
-        """Raises: CurtailError: a process ended that should not have. Agents may, once the run is `finished`."""
+        """Raise CurtailError if a process ended too early; agents may end once the run is `finished`."""
         running = {"controller": self._controller, **({} if finished else self._agents)}
         for name, process in running.items():
             code = None if process is None else process.poll()
             if code is not None:
                 what = name if name == "controller" else f"agent of site {name}"
-                raise CurtailError(f"the {what} ended with {code} ({self.last_line(name)})")
+                raise CurtailError(f"the {what} ended with exit code {code} ({self.last_line(name)})")
 
     def stop(self) -> None:
-        """End everything; a second Ctrl-C meanwhile ends it at once."""
+        """End all processes gracefully; Ctrl-C in the meantime kills them at once."""
         try:
             _end(list(self._agents.values()), AGENTS_STOP_S)
             _end([self._controller] if self._controller else [], CONTROLLER_STOP_S)
@@ -95,15 +95,15 @@ class Household:
             for pid in marked(self.mark):
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
-            # reaped, so that none is left as a zombie while this process lives on
+            # reap them, so that none stays a zombie while this process lives on
             _wait([*self._agents.values(), *([self._controller] if self._controller else [])], 5.0)
 
     def log(self, name: str) -> Path:
-        """Where the process called `name` (controller, or a site) writes."""
+        """The log file of the process `name` (controller, or a site)."""
         return self.folder / f"{name}.log"
 
     def last_line(self, name: str) -> str:
-        """The last line of a log, without the program's name."""
+        """The last line of a log, without the prefix `curtail: `."""
         try:
             lines = self.log(name).read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
@@ -120,17 +120,17 @@ class Household:
 
     def _address(self) -> str | None:
         try:
-            found = json.loads((self.home / "controller.json").read_text(encoding="utf-8"))
+            found = json.loads((self.home / ADDRESS).read_text(encoding="utf-8"))
             return str(found["url"])
         except (OSError, ValueError, KeyError, TypeError):
             return None  # not written yet
 
 
 def marked(mark: str) -> Iterator[int]:
-    """The processes of this machine that carry `mark`, other than this one. Linux only; none elsewhere."""
+    """Process ids with `mark` in their environment, except this process. Linux only; none elsewhere."""
     wanted = f"{MARK}={mark}".encode()
     for entry in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):  # another user's, or gone meanwhile
+        with contextlib.suppress(OSError):  # another user's process, or it just ended
             if int(entry.parent.name) != os.getpid() and wanted in entry.read_bytes().split(b"\0"):
                 yield int(entry.parent.name)
 

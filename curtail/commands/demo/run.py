@@ -1,9 +1,8 @@
-"""`curtail demo`: the whole system on this machine, in minutes, without network, GPU or settings.
+"""`curtail demo`: runs the whole system on this machine, detects the end, and prints a summary.
 
-Decides when the demo is over, when it has failed, and what is told. What goes in
-is `curtail.commands.demo.inputs`'; everything in between is the product itself: a
-controller and three agents as processes, and their torchrun jobs. Energy and
-regimes are in the trace's time, which runs faster; elapsed time is wall time.
+The inputs come from `curtail.commands.demo.inputs`; everything else is the real
+system: a controller, three agents and their torchrun jobs. Energy and regimes are in
+trace time, which runs faster; elapsed time is wall time.
 """
 
 from __future__ import annotations
@@ -28,17 +27,17 @@ if TYPE_CHECKING:
 
 FREE_BYTES = 300_000_000  # text, tokens, three caches of weights, logs
 JOBS_MUST_RUN_S = 45.0  # by then the first job has started, or failed more than once
-LATEST_END_S = 90.0  # after the trace: a drain, a merge, and slowness
+LATEST_END_S = 90.0  # after the end of the trace: a drain, a merge, and a slow machine
 
 
 def run_demo(json_out: bool, keep: Path | None, seed: int) -> int:
-    """Carry out `curtail demo`; returns the exit code.
+    """Run `curtail demo`; returns the exit code.
 
     Args:
-        json_out: the summary as JSON on stdout; everything live goes to stderr.
-        keep: an empty or missing folder for all that is made.
-    Raises: CurtailError: it could not be carried out. What was made is deleted, unless `keep` was
-        given or the run had begun and its logs say more.
+        json_out: print the summary as JSON on stdout, and progress on stderr.
+        keep: an empty or missing folder for all files.
+    Raises: CurtailError: the demo failed. Its files are deleted, unless `keep` was given or the run had
+        begun, because then its logs show the cause.
     """
     from curtail.commands.demo.processes import Household
     from curtail.system.process import unwinding_on_signals
@@ -54,7 +53,7 @@ def run_demo(json_out: bool, keep: Path | None, seed: int) -> int:
             try:
                 last = run(household, live=not json_out)
             except CurtailError as error:
-                worth_keeping |= household.listened  # the logs tell what went wrong
+                worth_keeping |= household.listened  # the logs say what went wrong
                 raise type(error)(error.message, error.remedy or f"the logs are in {folder}") from error
             finally:
                 say("stopping the processes")
@@ -63,7 +62,7 @@ def run_demo(json_out: bool, keep: Path | None, seed: int) -> int:
         worth_keeping = True
         if not last.version:
             raise CurtailError("nothing was trained", f"this machine may be too slow; the logs are in {folder}")
-        if keep is None:  # the sites' caches, nobody's any more
+        if keep is None:  # the sites' caches are of no further use
             for site in SITES:
                 shutil.rmtree(folder / f"agent-{site}", ignore_errors=True)
         tell(summarise(last, time.monotonic() - began, seconds), json_out)
@@ -91,14 +90,14 @@ def _make_folder(keep: Path | None) -> Path:
         if made:
             folder.rmdir()
         raise DiskError(
-            f"{folder} has {free / 1e6:.0f} MB left, the demo needs {FREE_BYTES / 1e6:.0f}",
+            f"{folder} has {free / 1e6:.0f} MB of free space, the demo needs {FREE_BYTES / 1e6:.0f} MB",
             "choose another folder with --keep",
         )
     return folder
 
 
 def run(household: Household, live: bool) -> Status:
-    """Start the processes and look on until the run is over; returns the last snapshot. Ends no process."""
+    """Start the processes and watch them until the run is over; returns the last status. It does not end them."""
     import httpx
 
     from curtail.commands.status import watch
@@ -116,7 +115,7 @@ def run(household: Household, live: bool) -> Status:
     with httpx.Client(trust_env=False) as http, watch.Poll(http, url, 0.3, watch.View()) as poll:
 
         def title() -> str:
-            return f"demo: {time.monotonic() - began:.0f} of about {whole:.0f} s; q or Ctrl-C stops it"
+            return f"demo: {time.monotonic() - began:.0f} of about {whole:.0f} s; press q or Ctrl-C to stop"
 
         def over() -> bool:
             return _look(household, poll, time.monotonic() - began, whole)
@@ -132,14 +131,14 @@ def run(household: Household, live: bool) -> Status:
 
 
 def _look(household: Household, poll: Poll, elapsed: float, whole: float) -> bool:
-    """Whether the run is over. Raises: CurtailError: a process failed, or it takes too long."""
+    """Whether the run is over. Raises: CurtailError: a process failed, or the run took too long."""
     view = poll.view
     finished = view.status is not None and view.status.state == "FINISHED"
     household.check(finished)
     if view.status is not None and is_over(view.status):
         return True
     if view.status is not None and elapsed > JOBS_MUST_RUN_S and (failure := jobs_fail(view.status)):
-        raise CurtailError(f"the training jobs fail ({failure})")
+        raise CurtailError(f"the training jobs failed ({failure})")
     if view.problem is not None and time.time() - view.since > 30:
         raise Unreachable(f"the controller stopped answering ({view.problem})")
     if elapsed > whole + LATEST_END_S:
@@ -151,13 +150,13 @@ def _look(household: Household, poll: Poll, elapsed: float, whole: float) -> boo
 
 
 def jobs_fail(status: Status) -> str | None:
-    """Why no job can work, if one failed before anything was trained."""
+    """The reason of a failed job if nothing has been trained yet, else None."""
     failed = [site.reason for site in status.sites if site.state == "BACKOFF"]
     return failed[0] if failed and not status.tokens else None
 
 
 def is_over(status: Status) -> bool:
-    """Whether nothing will be trained any more and everything that was trained is merged."""
+    """Whether training has ended and all of it is merged."""
     quiet = status.round is None and all(site.phase == "paused" for site in status.sites)
     ended = status.signal_ended and status.regime == "PAUSED"
     return quiet and (ended or status.state == "FINISHED")
@@ -178,7 +177,7 @@ def _tell_changes(poll: Poll, over: Callable[[], bool], began: float, out: Any) 
 
 
 def changes(before: Status | None, after: Status) -> list[str]:
-    """What happened between two snapshots, one line for each thing."""
+    """Changes between two snapshots, one line each."""
     lines = []
     if before is None or before.regime != after.regime:
         lines.append(f"{after.regime}: {after.reason}")
@@ -196,7 +195,7 @@ def changes(before: Status | None, after: Status) -> list[str]:
 
 
 def summarise(status: Status, wall_seconds: float, seconds: dict[str, float]) -> dict[str, Any]:
-    """The summary, from the last snapshot; the keys of `curtail demo --json`."""
+    """The summary from the last snapshot, with the keys of `curtail demo --json`."""
     energy = status.energy
     return {
         "rounds": status.rounds,
@@ -235,13 +234,13 @@ def tell(summary: dict[str, Any], json_out: bool) -> None:
         console.print(table)
     checkpoint = summary["checkpoint"]
     print("", *(line.rstrip() for line in captured.get().splitlines()), sep="\n")
-    # not through rich, which would break a long path where a shell does not want it
+    # not through rich, which would wrap a long path
     print(f"checkpoint   {checkpoint}")
     print(f"\nTry next:\n  curtail eval {checkpoint}\n  curtail sample {checkpoint} 'def '")
 
 
 def summary_rows(summary: dict[str, Any]) -> Sequence[tuple[str, str]]:
-    """The summary for people, as names and values."""
+    """The summary for display, as names and values."""
     from curtail.commands.status.view import count, duration, saved
 
     def number(value: float | None) -> str:

@@ -1,1 +1,1 @@
-"""`curtail doctor`: checks of a machine, its network and its folders."""
+"""`curtail doctor`: diagnostic checks of a machine, its network and its folders."""

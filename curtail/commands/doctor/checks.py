@@ -1,8 +1,8 @@
-"""`curtail doctor`: is everything that a controller or an agent needs as it should be?
+"""`curtail doctor`: selects the checks for the given options, runs them and prints the findings.
 
-Decides which checks belong to what was asked for; each is a function that
-returns findings, and none of them changes anything. What a check finds has a
-level, and a remedy unless all is well. The exit code is 1 if anything fails.
+Each check is a function that returns findings; no check changes anything. A finding
+has a level, and a remedy unless the level is ok. The exit code is 1 if any check
+fails.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from curtail.commands.doctor.folder import Kind
 from curtail.security.token import Token
 
 SCHEMA = 1
-"""Of the JSON; raised when a field changes its meaning or goes."""
+"""Version of the JSON format; raised when a field changes its meaning or is removed."""
 
 MARKS = {Level.OK: "ok  ", Level.WARN: "WARN", Level.FAIL: "FAIL"}
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the command line says."""
+    """The options of the command line."""
 
     url: str | None = None
     home: Path | None = None
@@ -35,11 +35,11 @@ class Asked:
     token: Token | None = None
     token_file: Path | None = None
     server_name: str | None = None
-    torch: bool = True  # start processes that import it
+    torch: bool = True  # start processes that import torch
 
 
 def checks(asked: Asked) -> Iterator[tuple[str, Check]]:
-    """Everything that is looked at, in order."""
+    """The names and functions of all checks for these options, in order."""
     yield "python", machine.versions
     yield "sqlite", machine.sqlite
     if asked.torch:
@@ -65,7 +65,7 @@ def checks(asked: Asked) -> Iterator[tuple[str, Check]]:
 
 
 def _tenant(home: Path) -> str:
-    """Who may listen on the controller's port already."""
+    """The process that is expected to use the controller's port, for display; empty if none."""
     pid = folder.process_of(home)
     return f"the controller of this folder runs, process {pid}" if folder.alive(pid) else ""
 
@@ -79,7 +79,7 @@ def _trust(asked: Asked) -> network.Trust:
 
 
 def diagnose(asked: Asked, told: Callable[[Finding], None] = lambda finding: None) -> list[Finding]:
-    """All findings; each is handed to `told` as soon as it is there."""
+    """Run the checks; `told` is called with each finding at once."""
     found = []
     for name, check in checks(asked):
         for finding in examine(name, check):
@@ -89,13 +89,13 @@ def diagnose(asked: Asked, told: Callable[[Finding], None] = lambda finding: Non
 
 
 def line(finding: Finding) -> str:
-    """One finding for a person."""
+    """One finding as a line of text."""
     remedy = f" -> {finding.remedy}" if finding.remedy else ""
     return f"{MARKS[finding.level]}  {finding.check:<11} {finding.found}{remedy}"
 
 
 def run_doctor(asked: Asked, as_json: bool) -> int:
-    """Look at everything and print it; 1 if anything fails."""
+    """Run all checks and print the findings; returns 1 if any check fails, else 0."""
     found = diagnose(asked, (lambda finding: None) if as_json else (lambda finding: print(line(finding), flush=True)))
     failed = [finding for finding in found if finding.level is Level.FAIL]
     if as_json:

@@ -1,4 +1,4 @@
-"""`doctor`."""
+"""Options of `curtail doctor`."""
 
 import os
 from pathlib import Path
@@ -13,23 +13,26 @@ from curtail.commands.program import app
 @app.command()
 def doctor(
     url: Annotated[
-        str | None, typer.Argument(help="A controller to reach; else CURTAIL_URL, else none.", show_default=False)
+        str | None,
+        typer.Argument(help="URL of a controller to check; default: CURTAIL_URL, or none.", show_default=False),
     ] = None,
     home: Annotated[
-        Path | None, typer.Option(help="Folder of a controller or of an agent.", show_default=False)
+        Path | None, typer.Option(help="State folder of a controller or of an agent.", show_default=False)
     ] = None,
-    host: Annotated[str, typer.Option(help="With a controller's folder: where it listens.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="With a controller's folder: the port there.")] = 8765,
+    host: Annotated[str, typer.Option(help="With a controller's folder: address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="With a controller's folder: port to listen on.")] = 8765,
     rendezvous_port: Annotated[
         int | None,
-        typer.Option(min=1, max=65535, help="With an agent's folder: the port for its site.", show_default=False),
+        typer.Option(
+            min=1, max=65535, help="With an agent's folder: port for the rendezvous of its site.", show_default=False
+        ),
     ] = None,
     token_file: TokenFile = None,
     server_name: ServerName = None,
-    torch: Annotated[bool, typer.Option(help="Try torch and gloo, too; takes some seconds.")] = True,
+    torch: Annotated[bool, typer.Option(help="Check torch and gloo, too; takes a few seconds.")] = True,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> int:
-    """Look whether everything that a controller or an agent needs is in order. Changes nothing."""
+    """Check that this machine has everything that a controller or an agent needs. Changes nothing."""
     from curtail.commands.doctor.checks import Asked, run_doctor
     from curtail.security.token import parse_token
 

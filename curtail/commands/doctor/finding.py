@@ -1,4 +1,4 @@
-"""What a check finds, and that no check can end the doctor."""
+"""Findings of the doctor's checks; an exception in a check becomes a finding, too."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from curtail.errors import CurtailError
 
 
 class Level(StrEnum):
-    """How bad it is."""
+    """Severity of a finding."""
 
     OK = "ok"
     WARN = "warn"
@@ -19,7 +19,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at."""
+    """Result of one check."""
 
     check: str
     level: Level
@@ -31,25 +31,27 @@ Check = Callable[[], list[Finding]]
 
 
 def fine(check: str, found: str) -> Finding:
-    """All is well."""
+    """A finding without a problem."""
     return Finding(check, Level.OK, found)
 
 
 def warn(check: str, found: str, remedy: str) -> Finding:
-    """It works, or may work, but somebody should know."""
+    """A finding that does not prevent operation, but deserves attention."""
     return Finding(check, Level.WARN, found, remedy)
 
 
 def fail(check: str, found: str, remedy: str) -> Finding:
-    """It will not work like this."""
+    """A finding that prevents operation."""
     return Finding(check, Level.FAIL, found, remedy)
 
 
 def examine(name: str, check: Check) -> list[Finding]:
-    """What `check` finds; if it breaks down itself, that is a finding too."""
+    """Run `check`; an exception in it becomes a finding, too."""
     try:
         return check()
     except CurtailError as error:
         return [fail(name, error.message, error.remedy or "see the documentation of this part")]
     except Exception as error:
-        return [fail(name, f"this check broke down: {type(error).__name__}: {error}", "report it with this line")]
+        return [
+            fail(name, f"this check failed unexpectedly: {type(error).__name__}: {error}", "report it with this line")
+        ]

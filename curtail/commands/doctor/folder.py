@@ -1,4 +1,4 @@
-"""Is the folder of a controller or of an agent in order: owner, modes, room, and what is in it."""
+"""Checks of a controller's or agent's folder: owner, permissions, free space, store and ledger."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from controller.store import reading
 from controller.store.sqlite_file import RESTORE, examine_file
 from curtail.commands.doctor.finding import Finding, fail, fine, warn
 from curtail.config import config_from_json
+from curtail.system.home_files import ADDRESS, AGENT_LOCK, IDENTITY, STORE
 from nanochat import presets
 
-STORE = "state.db"
-AGENTS_SECRETS = ("credential", "identity.json", "key.pem")
+AGENTS_SECRETS = ("credential", IDENTITY, "key.pem")
 PUBLIC = ("ca.pem", "controller.pem")
-"""Certificates: everybody may read them."""
+"""Certificates, which anyone may read."""
 
 AGENT_ROOM = 10_000_000_000
-"""Bytes; an agent keeps token files, weights, and two states of an optimizer."""
+"""Bytes that an agent needs for token files, weights and two optimizer states."""
 
 GIGABYTE = 1_000_000_000
 
 
 class Kind(StrEnum):
-    """Whose folder it is."""
+    """Kind of process that the folder belongs to."""
 
     CONTROLLER = "controller"
     AGENT = "agent"
@@ -40,48 +40,53 @@ class Kind(StrEnum):
 
 
 def kind_of(home: Path) -> Kind:
-    """By what lies in it."""
+    """The kind of the folder, from the files in it."""
     if (home / STORE).exists():
         return Kind.CONTROLLER
-    return Kind.AGENT if (home / "identity.json").exists() else Kind.NONE
+    return Kind.AGENT if (home / IDENTITY).exists() else Kind.NONE
 
 
 def state(home: Path) -> list[Finding]:
-    """Whose it is, and whether this user can write there."""
+    """Check that the folder is one of ours, its owner and its permissions."""
     if home.exists() and not home.is_dir():
-        return [fail("folder", f"{home} is a file", "give the folder that is used with --home")]
+        return [fail("folder", f"{home} is a file", "give the same folder as --home of the controller or agent")]
     check_store_is_there(home)
     kind = kind_of(home)
     if not home.is_dir():
-        return [warn("folder", f"{home} does not exist yet", "it is made at the first start; or give another --home")]
+        return [
+            warn("folder", f"{home} does not exist yet", "the first start creates it; otherwise give another --home")
+        ]
     if kind is Kind.NONE:
-        return [warn("folder", f"{home} holds neither a run nor an agent", "give the folder that is used with --home")]
+        remedy = "give the same folder as --home of the controller or agent"
+        return [warn("folder", f"{home} holds neither a run nor an agent", remedy)]
     owner, me = home.stat().st_uid, os.geteuid()
     if owner != me:
         remedy = f"run as user {owner}, or change the owner of everything in it"
-        return [fail("folder", f"the {kind}'s folder {home} belongs to user {owner}, this is user {me}", remedy)]
-    strangers = next((p for p in home.iterdir() if not p.is_symlink() and p.stat().st_uid != owner), None)
-    if strangers is not None:
-        return [fail("folder", f"{strangers} belongs to another user", f"chown -R {owner} {home}")]
+        words = f"the {kind}'s folder {home} belongs to user {owner}, but the doctor runs as user {me}"
+        return [fail("folder", words, remedy)]
+    foreign = next((p for p in home.iterdir() if not p.is_symlink() and p.stat().st_uid != owner), None)
+    if foreign is not None:
+        return [fail("folder", f"{foreign} belongs to another user", f"chown -R {owner} {home}")]
     if not os.access(home, os.W_OK | os.X_OK):
-        return [fail("folder", f"{home} cannot be written", f"chmod u+rwx {home}; is the disk mounted read-only?")]
+        remedy = f"chmod u+rwx {home}; check whether the disk is mounted read-only"
+        return [fail("folder", f"{home} is not writable", remedy)]
     return [fine("folder", f"{kind} in {home}"), *_open_to_others(home)]
 
 
 def _open_to_others(home: Path) -> list[Finding]:
-    """A folder that others may look into, or put files into. A new one has mode 0700; an older one keeps its own."""
+    """Findings on a folder that other users can read or write. New folders have mode 0700; older ones keep theirs."""
     mode = stat.S_IMODE(home.stat().st_mode)
     if mode & 0o022:
-        words = f"{home} has mode {mode:04o}: others can replace what is in it, keys and tokens too"
+        words = f"{home} has mode {mode:04o}: other users can replace files in it, including keys and tokens"
         return [fail("folder", words, f"chmod 700 {home}")]
     if mode & 0o055:
-        words = f"{home} has mode {mode:04o}: other users of this machine can look into it"
-        return [warn("folder", words, f"chmod 700 {home}, if nobody else needs what is in it")]
+        words = f"{home} has mode {mode:04o}: other users of this machine can list its files"
+        return [warn("folder", words, f"chmod 700 {home}, unless other users need its files")]
     return []
 
 
 def secrets(home: Path, more: tuple[Path, ...] = ()) -> list[Finding]:
-    """May only the owner read what lets somebody in? `more`: token files that were named."""
+    """Check that only the owner can read keys and tokens. `more`: token files given on the command line."""
     patterns = {Kind.CONTROLLER: SECRETS, Kind.AGENT: AGENTS_SECRETS, Kind.NONE: ()}[kind_of(home)]
     files = [path for pattern in patterns for path in sorted(home.glob(pattern)) if path.name not in PUBLIC]
     files += [path for path in more if path.is_file()]
@@ -89,14 +94,14 @@ def secrets(home: Path, more: tuple[Path, ...] = ()) -> list[Finding]:
     for path in files:
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & 0o077:
-            found.append(fail("secrets", f"{path} has mode {mode:04o}: others can read it", f"chmod 600 {path}"))
+            found.append(fail("secrets", f"{path} has mode {mode:04o}: other users can read it", f"chmod 600 {path}"))
     if not found and files:
-        found.append(fine("secrets", f"only their owner can read the {len(files)} secret files"))
+        found.append(fine("secrets", f"only the owner can read the {len(files)} secret files"))
     return found
 
 
 def room(home: Path, free: Callable[[Path], int] = free_bytes) -> list[Finding]:
-    """Is there enough room to train on?"""
+    """Check the free disk space."""
     place = next(folder for folder in (home, *home.absolute().parents) if folder.is_dir())
     left = free(place)
     if kind_of(home) is Kind.CONTROLLER:
@@ -106,18 +111,19 @@ def room(home: Path, free: Callable[[Path], int] = free_bytes) -> list[Finding]:
         if run is not None:
             low = low_water(file_sizes(presets.from_json(run.model), config_from_json(run.config).rounds), sites)
         if words := judge(left, low, short=False):
-            return [fail("disk", words, "free space there; the run goes on by itself")]
+            return [fail("disk", words, "free some space there; the run then continues by itself")]
         if left < 2 * low:
             remedy = "lower keep_versions, or move the folder: docs/guides/operations.md"
-            words = f"{left / GIGABYTE:.1f} GB left; below {low / GIGABYTE:.1f} GB the run pauses"
+            words = f"{left / GIGABYTE:.1f} GB free; below {low / GIGABYTE:.1f} GB the run pauses"
             return [warn("disk", words, remedy)]
     elif left < AGENT_ROOM:
-        return [warn("disk", f"{left / GIGABYTE:.1f} GB left", "an agent needs about 10 GB for a model of 561 million")]
-    return [fine("disk", f"{left / GIGABYTE:.1f} GB left")]
+        remedy = "free some space: an agent needs about 10 GB for a model with 561 million parameters"
+        return [warn("disk", f"{left / GIGABYTE:.1f} GB free", remedy)]
+    return [fine("disk", f"{left / GIGABYTE:.1f} GB free")]
 
 
 def store(home: Path) -> list[Finding]:
-    """Is the store sound, and does the data ledger balance? Also while its controller runs."""
+    """Check the integrity of the store and of the data ledger, even while the controller runs."""
     if kind_of(home) is not Kind.CONTROLLER:
         return []
     examine_file(home / STORE)
@@ -125,39 +131,39 @@ def store(home: Path) -> list[Finding]:
     broken = [f"{what}: {problem}" for what, problem in look(home, weights=False) if problem is not None]
     if broken:
         return [*found, fail("ledger", f"the data ledger does not balance: {broken[0]}", RESTORE)]
-    return [*found, fine("ledger", "every sample and token has one fate")]
+    return [*found, fine("ledger", "every sample and token is accounted for exactly once")]
 
 
 def running(home: Path) -> list[Finding]:
-    """Does a controller run there, or was it killed?"""
+    """Check whether the controller is running or was killed."""
     if kind_of(home) is not Kind.CONTROLLER or not was_killed(home):
         return []
     pid = process_of(home)
     if alive(pid):
-        return [fine("running", f"its controller runs, process {pid}")]
-    remedy = "start it again: it checks the whole store first"
-    return [warn("running", "its controller did not end in order", remedy)]
+        return [fine("running", f"the controller is running, process {pid}")]
+    remedy = "start it again; it will check the whole store first"
+    return [warn("running", "the controller did not shut down cleanly", remedy)]
 
 
 def process_of(home: Path) -> int | None:
-    """The process id that the controller of `home` left, if it can be read."""
+    """The process id in the controller's file in `home`, if it can be read."""
     try:
-        return int(json.loads((home / "controller.json").read_text(encoding="utf-8"))["pid"])
+        return int(json.loads((home / ADDRESS).read_text(encoding="utf-8"))["pid"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def agent_of(home: Path) -> str:
-    """That the agent of `home` runs, in words; "" if it does not."""
+    """The running agent of `home`, for display; "" if it does not run."""
     try:
-        pid = int((home / "agent.lock").read_text(encoding="ascii"))
+        pid = int((home / AGENT_LOCK).read_text(encoding="ascii"))
     except (OSError, ValueError):
         return ""
     return f"the agent of this folder runs, process {pid}" if alive(pid) else ""
 
 
 def alive(pid: int | None) -> bool:
-    """Is there a process of that number?"""
+    """Whether there is a process with this id."""
     if pid is None:
         return False
     try:

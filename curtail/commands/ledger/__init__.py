@@ -1,1 +1,1 @@
-"""`curtail ledger`: check, verify, export, settle and total the accounts of a run."""
+"""`curtail ledger`: check, verify, export, settle and total the ledgers of a run."""

@@ -1,4 +1,4 @@
-"""`ledger check|verify|export|settle|totals` and `report`: what a run left behind."""
+"""Options of `curtail ledger check|verify|export|settle|totals` and `curtail report`."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -11,7 +11,7 @@ from curtail.commands.program import ledger_app
 
 
 class LedgerForm(StrEnum):
-    """Forms of an exported ledger."""
+    """Formats of an exported ledger."""
 
     CSV = "csv"
     JSON = "json"
@@ -20,9 +20,11 @@ class LedgerForm(StrEnum):
 @ledger_app.command("check")
 def ledger_check(
     home: Annotated[Path, typer.Argument(help="Folder of a controller's state; it may be running.")] = Path("."),
-    weights: Annotated[bool, typer.Option("--weights", help="Hash the files of all kept versions, too.")] = False,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Also check the hashes of the files of all stored versions.")
+    ] = False,
 ) -> int:
-    """Check that every sample and token of a run is accounted for, exactly once."""
+    """Check that every sample and token of a run is accounted for exactly once."""
     from controller.home.data_ledger import check
 
     return check(home, weights)
@@ -31,13 +33,13 @@ def ledger_check(
 @ledger_app.command("verify")
 def ledger_verify(
     path: Annotated[
-        Path, typer.Argument(help="Folder of a controller's state, which may be running, or an exported file.")
+        Path, typer.Argument(help="Folder of a controller's state (it may be running), or an exported file.")
     ] = Path("."),
     head: Annotated[
-        str | None, typer.Option(help="A head noted earlier, which the chain must pass through.", show_default=False)
+        str | None, typer.Option(help="A head noted earlier, which the chain must contain.", show_default=False)
     ] = None,
 ) -> int:
-    """Compute the hash chain of the energy ledger anew; names the first record that was changed."""
+    """Verify the hash chain of the energy ledger, and report the first changed record."""
     from curtail.commands.ledger.verify import verify
 
     return verify(path, head)
@@ -57,18 +59,17 @@ def ledger_export(
 
 @ledger_app.command("settle")
 def ledger_settle(
-    home: Annotated[Path, typer.Argument(help="Folder of a controller's state; it may be running.")] = Path("."),
+    home: Annotated[Path, typer.Argument(help="Folder of a stopped controller's state.")] = Path("."),
     trace: Annotated[
-        Path | None, typer.Option(help="The trace that was replayed; by default the run file's.", show_default=False)
+        Path | None,
+        typer.Option(help="The trace that was replayed; default: the trace of the run file.", show_default=False),
     ] = None,
-    unit: Annotated[
-        Unit | None, typer.Option(help="Unit of the trace's numbers; with --trace.", show_default=False)
-    ] = None,
+    unit: Annotated[Unit | None, typer.Option(help="With --trace: unit of its values.", show_default=False)] = None,
     json: AsJson = False,
 ) -> int:
-    """Settle the energy ledger by what its signal's source says of the past now.
+    """Settle the energy ledger with the MCI values that its signal source reports now for the past.
 
-    What a source says differently another time is added as a revision; nothing is changed.
+    Values that differ from an earlier settlement are added as revisions; existing rows never change.
     """
     from curtail.commands.ledger.verify import SettleOptions, run_settle
 
@@ -80,7 +81,7 @@ def ledger_totals(
     home: Annotated[Path, typer.Argument(help="Folder of a controller's state; it may be running.")] = Path("."),
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> int:
-    """Show energy and carbon of a run inside each boundary, and what the same training could have emitted."""
+    """Show a run's energy and carbon within each boundary, and compare it with counterfactuals."""
     from curtail.commands.ledger.totals import run_totals
 
     return run_totals(home, json)

@@ -1,8 +1,8 @@
-"""`curtail ledger totals`: a run's energy and carbon inside three boundaries, and what it could have been.
+"""`curtail ledger totals`: energy and carbon within three boundaries, and counterfactuals.
 
-Reads the controller's store at one moment, also while the controller runs. All
+Reads one snapshot of the controller's store, even while the controller runs. The
 arithmetic is in `curtail.carbon.accounting`, `curtail.carbon.boundaries` and
-`curtail.carbon.counterfactual`; here it is put together and printed.
+`curtail.carbon.counterfactual`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from curtail.carbon.boundaries import Boundaries, Sensitivity, boundaries, per_t
 from curtail.carbon.counterfactual import Counterfactuals, counterfactuals, trained, training_end
 from curtail.config import config_from_json
 from curtail.errors import NotFound
-
-STORE = "state.db"
+from curtail.system.home_files import STORE
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A run's rows as they were decided on, or as they were settled."""
+    """Sums of a run's rows, with the MCI at the decision or with the settled MCI."""
 
     totals: Totals
     boundaries: Boundaries
@@ -36,24 +35,24 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class LedgerTotals:
-    """All that the ledger of a run adds up to."""
+    """All totals of a run's ledger."""
 
     tokens: int  # merged
     records: int
     head: str
     at_decision: View
-    settled: View  # rows that are not settled are as at the decision
+    settled: View  # rows that are not settled count as at the decision
     unsettled_kwh: float
-    average_kg: float | None  # location-based, of the rows for which an average is known; None: of none
+    average_kg: float | None  # location-based, of the rows with a known average; None: there are none
     average_kwh: float  # of these rows
     sensitivity: Sensitivity
     counterfactuals: Counterfactuals
 
 
 def collect(tx: Transaction) -> LedgerTotals:
-    """The figures of the run in the store, open intervals up to the last step included.
+    """The totals of the run in the store, including open intervals up to the last step.
 
-    Raises: NotFound: it holds no run.
+    Raises: NotFound: the store holds no run.
     """
     run = tx.run()
     if run is None:
@@ -92,7 +91,7 @@ def collect(tx: Transaction) -> LedgerTotals:
 
 
 def _open(tx: Transaction) -> Iterator[tuple[int, Entry]]:
-    """Open intervals up to the time at which they are certain; they have no number yet."""
+    """Open intervals up to their last confirmed time; they have no number yet."""
     for number, (interval, seen) in enumerate(tx.open_intervals(), start=1):
         entry = close(interval, seen)
         if entry is not None:
@@ -115,8 +114,8 @@ def _lines(found: LedgerTotals) -> Iterator[str]:
     yield f"{'':<38}{'kWh':>12}{'kgCO2':>12}{'settled kg':>12}"
     rows = (
         ("attributed, at the machines", "attributed"),
-        ("reserved: and standing by", "reserved"),
-        ("PUE of the reserved", "pue"),
+        ("reserved: plus standing energy", "reserved"),
+        ("PUE overhead of the reserved", "pue"),
         ("network", "network"),
         ("controller", "controller"),
     )
@@ -128,16 +127,16 @@ def _lines(found: LedgerTotals) -> Iterator[str]:
         )
         yield f"{name:<38}{kwh:>12.4f}{kg:>12.4f}{later:>12.4f}"
     b = decided.boundaries
-    yield f"{'making of the hardware':<38}{'':>12}{b.embodied_kg:>12.4f}{b.embodied_kg:>12.4f}"
+    yield f"{'embodied carbon of the hardware':<38}{'':>12}{b.embodied_kg:>12.4f}{b.embodied_kg:>12.4f}"
     yield f"{'full':<38}{b.full_kwh:>12.4f}{decided.full_kg:>12.4f}{settled.full_kg:>12.4f}"
-    yield f"{'MCI unknown, in no kg':<38}{b.unknown_kwh:>12.4f}{'':>12}{'':>12}"
+    yield f"{'MCI unknown, not in any kg':<38}{b.unknown_kwh:>12.4f}{'':>12}{'':>12}"
     yield f"{'not settled':<38}{found.unsettled_kwh:>12.4f}"
     yield (
         f"inside windows: {decided.totals.curtailed_pct:.2f} % of the attributed energy,"
         f" {settled.totals.curtailed_pct:.2f} % settled"
     )
     if decided.sci_kg_per_1e9_tokens is not None:
-        yield f"SCI: {decided.sci_kg_per_1e9_tokens:.3f} kgCO2 for 1e9 tokens (full, {found.tokens} tokens)"
+        yield f"SCI: {decided.sci_kg_per_1e9_tokens:.3f} kgCO2 per 1e9 tokens (full, {found.tokens} tokens)"
     if found.average_kg is not None:
         yield f"location-based (average): {found.average_kg:.4f} kgCO2e of {found.average_kwh:.4f} kWh"
     s = found.sensitivity
@@ -156,5 +155,5 @@ def _otherwise(found: Counterfactuals) -> Iterator[str]:
     if found.unconstrained_kg is not None:
         yield f"all sites at once: {found.unconstrained_kg:.4f} kgCO2 in {found.unconstrained_h or 0.0:.2f} h"
     if found.oracle_kg is not None:
-        share = "" if found.efficiency_pct is None else f", {found.efficiency_pct:.0f} % of what was emitted"
-        yield f"least possible in the same time: {found.oracle_kg:.4f} kgCO2{share}"
+        share = "" if found.efficiency_pct is None else f", {found.efficiency_pct:.0f} % of the run's emissions"
+        yield f"lower bound in the same time: {found.oracle_kg:.4f} kgCO2{share}"

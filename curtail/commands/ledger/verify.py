@@ -1,8 +1,7 @@
-"""`curtail ledger verify`, `export` and `settle`: the energy ledger of a controller's store, or of an exported file.
+"""`curtail ledger verify`, `export` and `settle`, on a controller's store or an exported file.
 
-Verify and export read the store at one moment, also while its controller runs, and
-never write to it. Settle adds rows and nothing else; beside a running controller each
-of the two waits for the other's transactions.
+Verify and export read one snapshot of the store, even while its controller runs, and
+never write to it. Settle only adds rows, and needs the controller to be stopped.
 """
 
 from __future__ import annotations
@@ -28,29 +27,29 @@ from curtail.errors import CurtailError, NotFound, Refused, UsageError
 from curtail.grid.trace import Trace, load_trace
 from curtail.system.clock import Clock, SystemClock
 from curtail.system.disk import Disk, SystemDisk
+from curtail.system.home_files import STORE
 
-STORE = "state.db"
 LARGEST_EXPORT = 4 << 30
-"""Bytes of a file that is read to be verified."""
+"""Largest exported file, in bytes, that is read for verification."""
 
 
 def verify(path: Path, head: str | None) -> int:
-    """Print what a ledger's chain is worth; returns the exit code.
+    """Verify a ledger's hash chain and print the result; returns the exit code.
 
     Args:
         path: a controller's folder, or an exported file.
-        head: a hash noted earlier, which the chain must pass through.
-    Raises: CurtailError: names the first record that does not fit. NotFound.
+        head: a hash noted earlier, which the chain must contain.
+    Raises: CurtailError: names the first record that does not match. NotFound.
     """
     if head is not None and (len(head) != 64 or set(head) - set("0123456789abcdef")):
-        raise UsageError(f"{head[:80]!r} is no head of a ledger", "a head is 64 hexadecimal digits")
+        raise UsageError(f"{head[:80]!r} is not a ledger head", "a head has 64 hexadecimal digits")
     finding = look(path, head)
     if finding.problem:
-        raise CurtailError(f"the ledger in {path} was changed: {finding.problem}", "compare it with a copy of it")
+        raise CurtailError(f"the ledger in {path} was changed: {finding.problem}", "compare it with a backup")
     if finding.passed == "no":
         raise CurtailError(
-            f"the ledger in {path} does not pass through the head {head}",
-            "records were cut off at its end since then, or all of it was made anew",
+            f"the ledger in {path} does not contain the head {head}",
+            "since then records were removed at its end, or the whole ledger was rewritten",
         )
     print(f"holds   {finding.records} records")
     print(f"head    {finding.head}")
@@ -60,23 +59,25 @@ def verify(path: Path, head: str | None) -> int:
 
 
 def look(path: Path, head: str | None) -> Finding:
-    """Follow the chain of a store or of a file. Raises: NotFound, DataError, CurtailError."""
+    """Verify the chain of a store or of a file. Raises: NotFound, DataError, CurtailError."""
     if path.is_dir():
         with reading(path / STORE) as tx:
             return of_store(tx, head)
     try:
         if path.stat().st_size > LARGEST_EXPORT:
-            raise UsageError(f"{path} is too large to be an export of a ledger")
+            raise UsageError(
+                f"{path} is too large to be an exported ledger", "give a file made by curtail ledger export"
+            )
         data = path.read_bytes()
     except FileNotFoundError:
-        raise NotFound(f"there is no {path}", "name a controller's folder, or an exported file") from None
+        raise NotFound(f"{path} does not exist", "give a controller's folder, or an exported file") from None
     except OSError as error:
-        raise CurtailError(f"cannot read {path}: {error.strerror}") from None
+        raise CurtailError(f"cannot read {path}: {error.strerror}", "check its owner and permissions") from None
     return ledger_file.check(data, path.name, head)
 
 
 def of_store(tx: Transaction, head: str | None = None) -> Finding:
-    """Follow the chain of a store, and look for records beside it. Raises: NotFound: there is no run."""
+    """Verify the chain of a store, and look for records that are not in it. Raises: NotFound: there is no run."""
     finding = follow(_run(tx), tx.links(), head)
     beside = "" if finding.problem else tx.unchained()
     return (
@@ -92,18 +93,18 @@ def _run(tx: Transaction) -> str:
 
 
 def export(home: Path, out: Path, form: str, disk: Disk | None = None) -> int:
-    """Write the ledger to a file, if its chain holds; returns the exit code.
+    """Write the ledger to a file, if its chain is valid; returns the exit code.
 
     Raises: NotFound, UsageError, CurtailError: the ledger was changed, or the file cannot be written.
     """
     if form not in ledger_file.FORMS:
-        raise UsageError(f"there is no form {form!r}", f"use one of {', '.join(ledger_file.FORMS)}")
+        raise UsageError(f"unknown format {form!r}", f"use one of {', '.join(ledger_file.FORMS)}")
     if out.name == STORE:
-        raise UsageError(f"an export cannot be called {STORE}", "that is the name of a controller's store")
+        raise UsageError(f"an export must not be named {STORE}", "that is the name of a controller's store")
     with reading(home / STORE) as tx:
         finding = of_store(tx)
         if finding.problem:
-            raise CurtailError(f"the ledger in {home} was changed: {finding.problem}", "see curtail ledger verify")
+            raise CurtailError(f"the ledger in {home} was changed: {finding.problem}", "run curtail ledger verify")
         data = "".join(ledger_file.write(_run(tx), tx.links(), finding.head, form)).encode()
     (disk or SystemDisk()).replace("LEDGER_EXPORT", out, data)
     print(f"{finding.records} records are in {out}, head {finding.head}", file=sys.stderr)
@@ -112,37 +113,38 @@ def export(home: Path, out: Path, form: str, disk: Disk | None = None) -> int:
 
 @dataclass(frozen=True, slots=True)
 class SettleOptions:
-    """What is asked of `curtail ledger settle`."""
+    """Options of `curtail ledger settle`."""
 
     home: Path
-    trace: Path | None = None  # None: as the run file says
+    trace: Path | None = None  # None: the trace of the run file
     unit: str | None = None
     as_json: bool = False
 
 
 def run_settle(options: SettleOptions, clock: Clock | None = None) -> int:
-    """Settle all rows by what their sources say now; returns the exit code.
+    """Settle all rows with the present values of their sources; returns the exit code.
 
-    Raises: NotFound: no run. UsageError: nothing to settle by. Refused: the controller runs. CurtailError: no source
-        answered.
+    Raises: NotFound: no run. UsageError: no source to settle with. Refused: the controller runs. CurtailError: no
+        source answered.
     """
     from controller.ledger.historians import open_historians
 
     clock = clock or SystemClock()
-    with reading(options.home / STORE) as tx:  # refuses a store of another schema, which must not be changed
+    with reading(options.home / STORE) as tx:  # rejects a store with another schema, which must not be changed
         _run(tx)
         config = config_from_json(_config(tx))
     historians = open_historians(config, Surroundings(clock, os.environ), _trace(options, config))
     if not historians:
         raise UsageError(
-            "there is nothing to settle by", "name the trace with --trace and --unit, or a source that tells its past"
+            "there is no source to settle with",
+            "pass --trace and --unit, or configure a signal source that serves past values",
         )
     with contextlib.closing(_alone(options.home)):
         return _settle(options, historians, clock)
 
 
 def _alone(home: Path) -> IO[str]:
-    """The folder, for this process: one program alone writes a store (docs/decisions/017).
+    """Lock the folder for this process: only one process may write a store (docs/decisions/017).
 
     Raises: Refused: its controller runs.
     """
@@ -150,8 +152,8 @@ def _alone(home: Path) -> IO[str]:
         return lock(home)
     except Refused:
         raise Refused(
-            f"the controller of {home} runs, and only one program may write its store",
-            "with a live signal it settles every hour by itself; else stop it, or settle a restored backup of it",
+            f"the controller of {home} is running, and only one process may write its store",
+            "with a live signal it settles every hour by itself; otherwise stop it, or settle a restored backup",
         ) from None
 
 
@@ -169,7 +171,9 @@ def _settle(options: SettleOptions, historians: Sequence[Historian], clock: Cloc
         print("\n".join(_lines(reports, decided, settled, without)))
     problems = [problem for report in reports for problem in report.problems]
     if problems:
-        raise CurtailError(f"not all rows could be settled: {'; '.join(problems)}", "what was settled stays; try again")
+        raise CurtailError(
+            f"not all rows could be settled: {'; '.join(problems)}", "try again; the rows already settled are kept"
+        )
     return 0
 
 
@@ -182,10 +186,10 @@ def _config(tx: Transaction) -> str:
 def _trace(options: SettleOptions, config: RunConfig) -> Trace | None:
     if options.trace is not None:
         if options.unit is None:
-            raise UsageError("the unit of the trace is not given", "add --unit g/kWh or --unit lb/MWh")
+            raise UsageError("--trace needs --unit", "add --unit g/kWh or --unit lb/MWh")
         return load_trace(options.trace, options.unit, columns(config).values())
     if options.unit is not None:
-        raise UsageError("--unit is the unit of a trace, and no --trace is given", "give both or neither")
+        raise UsageError("--unit needs --trace", "give both or neither")
     if config.signal.source != "trace":
         return None
     if not config.signal.path:
@@ -194,7 +198,7 @@ def _trace(options: SettleOptions, config: RunConfig) -> Trace | None:
 
 
 def _totals(tx: Transaction) -> tuple[Totals, Totals, float]:
-    """By the MCI at the decision, by the settled one, and the kWh that are not settled."""
+    """Totals with the MCI at the decision, totals with the settled MCI, and the kWh that are not settled."""
     rows, known = tx.numbered_entries(), tx.settled(MARGINAL)
     without = sum(entry.kwh for number, entry in rows if number not in known)
     return add(Totals(), (entry for _, entry in rows)), add(Totals(), settled_entries(rows, known)), without
@@ -223,7 +227,7 @@ def _lines(reports: list[Settlement], decided: Totals, settled: Totals, without:
     for report in reports:
         yield (
             f"{report.basis}: {report.rows} rows, {report.first} settled for the first time, {report.revised} revised,"
-            f" {report.waiting} wait"
+            f" {report.waiting} pending"
         )
     yield f"{'':<24}{'at decision':>14}{'settled':>14}"
     for name, field in (("attributed kgCO2", "kg_attributed"), ("standing kgCO2", "kg_standing"),

@@ -1,1 +1,1 @@
-"""`curtail token`, `node` and `override`: what an operator does to a run."""
+"""`curtail token`, `node` and `override`: operator commands for a run."""

@@ -1,9 +1,9 @@
-"""`token` and `node`: what an operator does about who may come in, on the controller's machine.
+"""`curtail token` and `curtail node`: manage tokens and machines, on the controller's machine.
 
-A running controller is asked over its own API, with the operator's token of its
-folder; the store of a stopped one is changed directly, while its folder is held.
-A token is printed once, to stdout or into a file for its owner only, and nowhere
-else. Times are Unix seconds.
+Requests to a running controller go through its API, with the operator's token from its
+folder. If the controller is stopped, its store is changed directly while the folder is
+locked. A token is printed once, to stdout or to a file that only its owner can read.
+Times are Unix seconds.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from curtail import wire
 from curtail.errors import CurtailError, NotFound, Refused, Unreachable, WireError
 from curtail.system.disk import SystemDisk
+from curtail.system.home_files import STORE, TLS
 from curtail.wire import (
     NodeList,
     NodeRemove,
@@ -41,7 +42,7 @@ Reply = TypeVar("Reply")
 
 
 class Desk(Protocol):
-    """Where an operator's orders go."""
+    """Operations for tokens and machines, on a running or a stopped controller."""
 
     def create(self, request: TokenRequest) -> TokenReply: ...
     def tokens(self) -> TokenList: ...
@@ -63,7 +64,7 @@ class RunningDesk:
         return self._ask("GET", wire.TOKENS, TokenList)
 
     def revoke(self, token_id: str) -> bool:
-        """Returns: False: it was revoked before."""
+        """Returns: False if it was revoked before."""
         return self._ask("POST", wire.TOKEN_REVOKE, wire.Ack, TokenRevoke(token_id)).ok
 
     def nodes(self) -> NodeList:
@@ -77,7 +78,7 @@ class RunningDesk:
         self._ask("POST", wire.OVERRIDE, wire.Ack, request)
 
     def status(self) -> wire.Status:
-        """The snapshot of the run."""
+        """Fetch the status of the run."""
         return self._ask("GET", wire.STATUS, wire.Status)
 
     def _ask(self, method: str, path: str, kind: type[Reply], message: Any = None) -> Reply:
@@ -94,12 +95,14 @@ class RunningDesk:
         try:
             problem = wire.decode(wire.Problem, response.content)
         except WireError:
-            raise CurtailError(f"the controller answered {response.status_code}") from None
+            raise CurtailError(
+                f"the controller answered with HTTP {response.status_code}", "see the controller's log"
+            ) from None
         raise Refused(problem.message, problem.remedy or None)
 
 
 class StoppedDesk:
-    """The store of a controller that does not run."""
+    """The store of a stopped controller."""
 
     def __init__(self, store: Store, pin: str | None) -> None:
         self._store, self._pin = store, pin
@@ -134,7 +137,7 @@ class StoppedDesk:
 
 @contextlib.contextmanager
 def open_desk(home: Path) -> Iterator[Desk]:
-    """Where the orders for the run in `home` go.
+    """Open the API of the running controller of `home`, or the store of a stopped one.
 
     Raises: NotFound: no run there. Refused: its controller is just starting. AuthError, Unreachable.
     """
@@ -150,7 +153,7 @@ def open_desk(home: Path) -> Iterator[Desk]:
             yield desk
         return
     with held:
-        store = Store(home / "state.db")
+        store = Store(home / STORE)
         store.open()
         try:
             yield StoppedDesk(store, _pin(home))
@@ -163,8 +166,8 @@ def _running(home: Path) -> Iterator[Desk]:
     from controller.auth.token_files import reach
     from curtail.security.tls import open_with_token
 
-    url, token = reach(home, Refused(f"the controller of {home} is starting or ending", "try again in a moment"))
-    # Plain HTTP at another address than loopback: this machine talks to itself, and the operator insisted.
+    url, token = reach(home, Refused(f"the controller of {home} is starting or stopping", "try again in a moment"))
+    # insecure: this machine connects to itself, and the operator chose how the controller listens.
     with open_with_token(url, token, insecure=True) as http:
         yield RunningDesk(http)
 
@@ -174,7 +177,7 @@ def _pin(home: Path) -> str | None:
     from curtail.security.tls import pin_of
 
     try:
-        return pin_of(Files(home / "tls").authority.read_text(encoding="ascii"))
+        return pin_of(Files(home / TLS).authority.read_text(encoding="ascii"))
     except FileNotFoundError:
         return None
 
@@ -183,7 +186,7 @@ def _pin(home: Path) -> str | None:
 
 
 def create(home: Path, request: TokenRequest, out: Path | None, as_json: bool) -> int:
-    """Carry out `curtail token create`; returns the exit code. Raises: CurtailError; no token is made then."""
+    """Run `curtail token create`; returns the exit code. Raises: CurtailError; then no token was created."""
     if out is not None:
         _check_new(out)
     with open_desk(home) as desk:
@@ -196,23 +199,23 @@ def create(home: Path, request: TokenRequest, out: Path | None, as_json: bool) -
         return 0
     print(json.dumps(dataclasses.asdict(made)) if as_json else made.token)
     if not as_json:
-        print(f"token {made.id}; hand it over as a file or in CURTAIL_TOKEN, never in a command", file=sys.stderr)
+        print(f"token {made.id}; pass it as a file or in CURTAIL_TOKEN, never on a command line", file=sys.stderr)
     return 0
 
 
 def _check_new(out: Path) -> None:
-    """Before a token is made: can it be kept there? A token that was shown once is never written over.
+    """Check before a token is created that `out` can be written; existing files are never overwritten.
 
     Raises: Refused, NotFound.
     """
     if out.exists() or out.is_symlink():
-        raise Refused(f"{out} is there already", "give another name, or remove it")
+        raise Refused(f"{out} already exists", "give another name, or remove it")
     if not out.absolute().parent.is_dir():
         raise NotFound(f"the folder {out.absolute().parent} does not exist", "create it first")
 
 
 def rotate(home: Path) -> int:
-    """Carry out `curtail token rotate`: a new HOME/join-token, and the old one is good for nothing any more."""
+    """Run `curtail token rotate`: write a new HOME/join-token and revoke the old token."""
     from controller.auth.token_files import JOIN, read, write
 
     with open_desk(home) as desk:
@@ -220,14 +223,14 @@ def rotate(home: Path) -> int:
         made = desk.create(TokenRequest("agent", "", "", None, None, JOIN))
         write(home / JOIN, made.token, SystemDisk())
         if before is not None:
-            with contextlib.suppress(NotFound, Refused):  # it may be of a run that was here before
+            with contextlib.suppress(NotFound, Refused):  # it may belong to an earlier run in this folder
                 desk.revoke(before.id)
-    print(f"{home / JOIN} holds token {made.id}; machines that joined stay")
+    print(f"{home / JOIN} holds the new token {made.id}; machines that have joined remain members")
     return 0
 
 
 def list_tokens(home: Path, as_json: bool) -> int:
-    """Carry out `curtail token list`."""
+    """Run `curtail token list`."""
     with open_desk(home) as desk:
         found = desk.tokens().tokens
     if as_json:
@@ -240,16 +243,16 @@ def list_tokens(home: Path, as_json: bool) -> int:
 
 
 def revoke(home: Path, token_id: str) -> int:
-    """Carry out `curtail token revoke`."""
+    """Run `curtail token revoke`."""
     with open_desk(home) as desk:
         revoked = desk.revoke(token_id)
-    how = "is revoked" if revoked else "was revoked before"
-    print(f"token {token_id} {how}; machines that joined with it stay, `curtail node rm` removes them")
+    how = "is revoked" if revoked else "was already revoked"
+    print(f"token {token_id} {how}; machines that joined with it remain members, `curtail node rm` removes them")
     return 0
 
 
 def list_nodes(home: Path, as_json: bool) -> int:
-    """Carry out `curtail node list`."""
+    """Run `curtail node list`."""
     with open_desk(home) as desk:
         found = desk.nodes().nodes
     if as_json:
@@ -264,15 +267,15 @@ def list_nodes(home: Path, as_json: bool) -> int:
 
 
 def remove_node(home: Path, site: str, agent: str | None) -> int:
-    """Carry out `curtail node rm`."""
+    """Run `curtail node rm`."""
     with open_desk(home) as desk:
         count = desk.remove(NodeRemove(site, agent)).count
-    print(f"{count} of {site} forgotten; if it is not to come back, revoke the tokens that it may hold")
+    print(f"{count} machines of {site} removed; to keep them from rejoining, revoke the tokens that they may hold")
     return 0
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as lines with columns below each other."""
+    """Rows as a text table with aligned columns."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 

@@ -1,7 +1,4 @@
-"""`token create`, `list`, `revoke` and `rotate`; `node list` and `rm`.
-
-`override`.
-"""
+"""Options of `curtail token create|list|revoke|rotate`, `curtail node list|rm`, `curtail override`."""
 
 import getpass
 from enum import StrEnum
@@ -18,7 +15,7 @@ HOME = typer.Option(help="Folder of the controller's state; it may be running.")
 
 
 class Role(StrEnum):
-    """What a token is for."""
+    """Role that a token grants."""
 
     AGENT = "agent"
     VIEWER = "viewer"
@@ -28,27 +25,36 @@ class Role(StrEnum):
 @token_app.command("create")
 def token_create(
     home: Annotated[Path, HOME],
-    role: Annotated[Role, typer.Option(help="agent: join; viewer: see the status; operator: everything.")] = Role.AGENT,
+    role: Annotated[
+        Role, typer.Option(help="agent: join a run; viewer: read the status; operator: everything.")
+    ] = Role.AGENT,
     site: Annotated[
         str | None,
-        typer.Option(help="Only for this site; then a wiped machine may take its old place.", show_default=False),
+        typer.Option(
+            help="Valid for this site only; such a token also lets a machine that lost its state rejoin.",
+            show_default=False,
+        ),
     ] = None,
-    region: Annotated[str | None, typer.Option(help="Only for sites in this region.", show_default=False)] = None,
+    region: Annotated[str | None, typer.Option(help="Valid for sites in this region only.", show_default=False)] = None,
     uses: Annotated[
-        int, typer.Option(min=0, max=1_000_000, help="Machines that may join with it; 0: no limit. For agents.")
+        int,
+        typer.Option(min=0, max=1_000_000, help="Agent tokens: number of machines that may join; 0: no limit."),
     ] = 1,
     expires: Annotated[
         str | None,
-        typer.Option(help="How long it is good, as 90 min, 12 h, 30 d, never.", show_default=False),
+        typer.Option(
+            help="Lifetime, e.g. 90 min, 12 h, 30 d, or never; default: 1 h for agents, 30 d otherwise.",
+            show_default=False,
+        ),
     ] = None,
-    note: Annotated[str | None, typer.Option(help="Words to find it by.", show_default=False)] = None,
+    note: Annotated[str | None, typer.Option(help="Note to show in `curtail token list`.", show_default=False)] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Write it to this file, for its owner only, instead of stdout.", show_default=False),
+        typer.Option(help="Write the token to this file (owner-readable only) instead of stdout.", show_default=False),
     ] = None,
     json: AsJson = False,
 ) -> int:
-    """Make a token. It is shown once."""
+    """Create a token. It is shown only once."""
     from curtail.commands.operator.admin_client import create
     from curtail.wire import TokenRequest
 
@@ -73,7 +79,7 @@ def token_list(
     home: Annotated[Path, HOME],
     json: AsJson = False,
 ) -> int:
-    """List the tokens that were made, without their secrets."""
+    """List all tokens without their secrets."""
     from curtail.commands.operator.admin_client import list_tokens
 
     return list_tokens(home, json)
@@ -81,10 +87,10 @@ def token_list(
 
 @token_app.command("revoke")
 def token_revoke(
-    token_id: Annotated[str, typer.Argument(metavar="ID", help="As `curtail token list` shows it.")],
+    token_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the token, from `curtail token list`.")],
     home: Annotated[Path, HOME],
 ) -> int:
-    """Let nobody in with a token any more. Machines that joined with it stay."""
+    """Revoke a token. Machines that joined with it remain members."""
     from curtail.commands.operator.admin_client import revoke
 
     return revoke(home, token_id)
@@ -92,7 +98,7 @@ def token_revoke(
 
 @token_app.command("rotate")
 def token_rotate(home: Annotated[Path, HOME]) -> int:
-    """Replace the token in HOME/join-token, and revoke the old one."""
+    """Replace the token in HOME/join-token and revoke the old one."""
     from curtail.commands.operator.admin_client import rotate
 
     return rotate(home)
@@ -103,7 +109,7 @@ def node_list(
     home: Annotated[Path, HOME],
     json: AsJson = False,
 ) -> int:
-    """List the machines that joined."""
+    """List the machines that have joined."""
     from curtail.commands.operator.admin_client import list_nodes
 
     return list_nodes(home, json)
@@ -115,10 +121,13 @@ def node_rm(
     home: Annotated[Path, HOME],
     agent: Annotated[
         str | None,
-        typer.Option(help="Only this machine: how its agent's id begins.", show_default=False),
+        typer.Option(
+            help="Remove only the machine whose agent id begins with this; default: all of the site.",
+            show_default=False,
+        ),
     ] = None,
 ) -> int:
-    """Forget a machine's key and credential; its samples go back. It has to join anew."""
+    """Remove a site's machines: delete their keys and credentials, and return their samples to the pool."""
     from curtail.commands.operator.admin_client import remove_node
 
     return remove_node(home, check_name("site", site), agent)
@@ -126,24 +135,30 @@ def node_rm(
 
 @app.command()
 def override(
-    region: Annotated[str, typer.Argument(help="The region, or the word list: show the orders in force.")],
+    region: Annotated[str, typer.Argument(help="The region, or `list` to show the overrides in force.")],
     home: Annotated[Path, typer.Option(help="Folder of the running controller's state.")],
     order: Annotated[
-        str | None, typer.Argument(help="train, pause, or clear: take an order back.", show_default=False)
+        str | None, typer.Argument(help="train, pause, or clear to end an override.", show_default=False)
     ] = None,
     time: Annotated[
         str | None,
         typer.Option(
-            "--for", help="How long, as 30 min or 2 h; at most a day, of the trace's time.", show_default=False
+            "--for",
+            help="Duration, e.g. 30 min or 2 h; at most one day. In trace time for a trace.",
+            show_default=False,
         ),
     ] = None,
-    reason: Annotated[str | None, typer.Option(help="Why; shown with the order, and kept.", show_default=False)] = None,
-    by: Annotated[str | None, typer.Option(help="Who orders it; else this user's name.", show_default=False)] = None,
+    reason: Annotated[
+        str | None, typer.Option(help="Reason; shown with the override and recorded.", show_default=False)
+    ] = None,
+    by: Annotated[
+        str | None, typer.Option(help="Name of who orders it; default: this user's name.", show_default=False)
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
 ) -> int:
-    """Order a region's sites to train or to pause for a while, whatever its grid emits.
+    """Make a region's sites train or pause for a limited time, regardless of its MCI.
 
-    What is trained under an order is booked as not curtailed.
+    Training under an override is booked as not curtailed.
     """
     from curtail import wire
     from curtail.commands.operator.override import list_orders
@@ -152,17 +167,18 @@ def override(
     if order is None:
         if region != "list":
             raise UsageError(
-                f"nothing is ordered for {region!r}", "write train, pause or clear after the region, or list"
+                f"the order for {region!r} is missing",
+                "write train, pause or clear after the region, or `curtail override list`",
             )
         return list_orders(home, json)
     if order not in ("train", "pause", "clear"):
-        raise UsageError(f"there is no order {order!r}", "write train, pause or clear")
+        raise UsageError(f"unknown order {order!r}", "write train, pause or clear")
     who = by or getpass.getuser()
     if order == "clear":
         return give(home, wire.OverrideRequest(check_name("region", region), order, 0.0, who, ""))
     if time is None:
-        raise UsageError("an order ends by itself", "say when, for example --for 30min")
-    length = seconds(time, "write --for as 30 min or 2 h, at most a day: an order ends by itself")
+        raise UsageError("an override needs a duration", "add for example --for 30min")
+    length = seconds(time, "write --for as 30 min or 2 h, at most one day")
     if reason is None or not reason.strip():
-        raise UsageError("an order says why it is given", 'add --reason "..."')
+        raise UsageError("an override needs a reason", 'add --reason "..."')
     return give(home, wire.OverrideRequest(check_name("region", region), order, length, who, reason))

@@ -1,7 +1,7 @@
-"""`override`: a person orders a region to train or to pause, through the API of the running controller.
+"""`curtail override`: sends manual overrides to the running controller, and lists them.
 
-Decides nothing; `controller.scheduling.overrides` does. Times are the controller's clock, which
-runs faster while a trace is replayed.
+Overrides are validated and applied in `controller.scheduling.overrides`. Times are in
+the controller's clock, which runs faster while a trace is replayed.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from curtail.errors import Refused
 
 
 def order(home: Path, request: wire.OverrideRequest) -> int:
-    """Carry out `curtail override REGION train|pause|clear`; returns the exit code. Raises: CurtailError."""
+    """Run `curtail override REGION train|pause|clear`; returns the exit code. Raises: CurtailError."""
     with open_desk(home) as desk:
         _running(desk, home).order(request)
     if request.action == "clear":
-        print(f"{request.region}: no order is in force any more")
+        print(f"{request.region}: the override is cleared")
     else:
         print(f"{request.region}: ordered to {request.action} for {duration(request.seconds)}")
     return 0
 
 
 def list_orders(home: Path, as_json: bool) -> int:
-    """Carry out `curtail override list`."""
+    """Run `curtail override list`."""
     with open_desk(home) as desk:
         status = _running(desk, home).status()
     found = [(region.region, region.override) for region in status.regions if region.override is not None]
@@ -37,11 +37,11 @@ def list_orders(home: Path, as_json: bool) -> int:
         return 0
     rows = [("region", "order", "left", "by", "why")]
     rows += [(name, "train" if one.train else "pause", duration(one.left_s), one.by, one.reason) for name, one in found]
-    print(table(rows) if found else "no order is in force")
+    print(table(rows) if found else "no override is in force")
     return 0
 
 
 def _running(desk: object, home: Path) -> RunningDesk:
     if not isinstance(desk, RunningDesk):
-        raise Refused(f"the controller of {home} does not run", "an order is given to a running controller; start it")
+        raise Refused(f"the controller of {home} is not running", "start it; overrides need a running controller")
     return desk

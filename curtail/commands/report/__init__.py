@@ -1,1 +1,1 @@
-"""`curtail report`: a run as one HTML page, as JSON or as PNG files."""
+"""`curtail report`: writes a report of a run as an HTML page, as JSON and as PNG files."""

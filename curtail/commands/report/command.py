@@ -13,15 +13,15 @@ def report(
     run: Annotated[Path, typer.Argument(help="Folder of a controller's state; it may be running.")],
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
     json: Annotated[
-        Path | None, typer.Option("--json", help="And the figures, as JSON, to this file.", show_default=False)
+        Path | None, typer.Option("--json", help="Also write the figures as JSON to this file.", show_default=False)
     ] = None,
     png: Annotated[
-        Path | None, typer.Option(help="And each picture, as PNG, to this folder.", show_default=False)
+        Path | None, typer.Option(help="Also write each chart as PNG to this folder.", show_default=False)
     ] = None,
 ) -> int:
-    """Write a run as one HTML file: signal, training, loss, energy, carbon, rounds.
+    """Write a report of a run as one HTML file: signal, training, loss, energy, carbon, rounds.
 
-    It needs no network and no script.
+    The file has no scripts and loads nothing from the network.
     """
     from curtail.commands.report.run import run_report
 

@@ -1,6 +1,6 @@
-"""`curtail report`: a run as one HTML file, its figures as JSON, its pictures as PNG.
+"""Writes the report of a run: one HTML file, optionally its figures as JSON and its charts as PNG.
 
-Reads the controller's store at one moment, also while the controller runs, and
+Reads one snapshot of the controller's store, even while the controller runs, and
 never writes to it.
 """
 
@@ -20,8 +20,7 @@ from curtail.errors import UsageError
 from curtail.plotting.figure import alone, file_names
 from curtail.plotting.png import to_png
 from curtail.system.disk import Disk, SystemDisk, disk_error
-
-STORE = "state.db"
+from curtail.system.home_files import STORE
 
 
 def run_report(
@@ -29,17 +28,17 @@ def run_report(
 ) -> int:
     """Write the report of the run in the folder `home`; returns the exit code.
 
-    Args: png_folder: for the pictures, made if it is missing.
-    Raises: NotFound: there is no run. UsageError: both files are one. CurtailError: the store
-        cannot be read, or a file not written, or a library is missing.
+    Args: png_folder: for the charts; created if missing.
+    Raises: NotFound: there is no run. UsageError: both files have the same name. CurtailError: the store
+        cannot be read, a file cannot be written, or a library is missing.
     """
     if json_file is not None and json_file.absolute() == out.absolute():
-        raise UsageError("--out and --json name the same file", "give two names")
+        raise UsageError("--out and --json name the same file", "give two different names")
     if STORE in (out.name, "" if json_file is None else json_file.name):
-        raise UsageError(f"a report cannot be called {STORE}", "that is the name of a controller's store")
+        raise UsageError(f"a report must not be named {STORE}", "that is the name of a controller's store")
     figures = look(home)
     disk = disk or SystemDisk()
-    drawn = [] if png_folder is None else draw(figures)  # first what may fail before anything is written
+    drawn = [] if png_folder is None else draw(figures)  # this may fail, so it comes before any file is written
     disk.replace("REPORT", out, page(figures, __version__).encode())
     if json_file is not None:
         disk.replace("REPORT_JSON", json_file, as_json(figures).encode())
@@ -50,7 +49,7 @@ def run_report(
 
 
 def draw(figures: Figures) -> list[tuple[str, bytes]]:
-    """Every picture of the page as PNG, with a name for its file.
+    """Every picture of the page as (file name, PNG).
 
     Raises: CurtailError: the library is missing.
     """
@@ -69,14 +68,14 @@ def _write_all(disk: Disk, folder: Path, files: list[tuple[str, bytes]]) -> None
 
 
 def look(home: Path) -> Figures:
-    """The figures of the run in the folder `home`, as it is now.
+    """The present figures of the run in the folder `home`.
 
-    Raises: NotFound: there is no run. CurtailError: its store is damaged or of another schema.
+    Raises: NotFound: there is no run. CurtailError: the store is damaged or has another schema.
     """
     with reading(home / STORE) as tx:
         return collect(tx)
 
 
 def as_json(figures: Figures) -> str:
-    """The figures of the page, and all rounds. Times in Unix seconds, kWh, kg, gCO2/kWh."""
+    """All figures as JSON, including all rounds. Times in Unix seconds, kWh, kg, gCO2/kWh."""
     return json.dumps(asdict(figures), allow_nan=False) + "\n"

@@ -1,1 +1,1 @@
-"""`curtail simulate`: plan a run on a recorded or invented signal."""
+"""`curtail simulate`: simulate a run on a recorded or synthetic signal."""

@@ -1,4 +1,4 @@
-"""`simulate`."""
+"""Options of `curtail simulate`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,78 +9,100 @@ from curtail.commands.options import AsJson, Unit
 from curtail.commands.program import app
 from curtail.errors import UsageError
 
+PowerLoad = Annotated[
+    float | None,
+    typer.Option(help="Power of a site while it loads, in W; default: --power-idle-w.", show_default=False),
+]
+StandingIdle = Annotated[
+    float | None, typer.Option(help="Power of a paused site, in W; default: --power-idle-w.", show_default=False)
+]
+Deadline = Annotated[
+    float | None,
+    typer.Option(help="Finish within this many hours, with as little CO2 as possible.", show_default=False),
+]
+Budget = Annotated[
+    float | None, typer.Option(help="Emit at most this many kgCO2, and finish as fast as possible.", show_default=False)
+]
+Safety = Annotated[
+    float | None,
+    typer.Option(
+        help="Safety factor on the work under a deadline; default: 1.01 with a perfect forecast, otherwise 1.15.",
+        show_default=False,
+    ),
+]
+EnterDwell = Annotated[
+    float | None,
+    typer.Option(
+        help="Seconds that the MCI must be below the threshold before a start; default: one period of the trace.",
+        show_default=False,
+    ),
+]
+LeaveLead = Annotated[
+    float, typer.Option(help="Stop this many seconds before the forecast end of a window; at least --stop-s.")
+]
+MaxSites = Annotated[
+    int | None,
+    typer.Option(min=1, help="Train at most this many sites at once (default: no limit).", show_default=False),
+]
+Sweep = Annotated[
+    str | None,
+    typer.Option(
+        help="Repeat the simulation for each value of one option, e.g. threshold=50:150:10.", show_default=False
+    ),
+]
+Plot = Annotated[
+    Path | None, typer.Option(help="Also draw charts to this file: .html, .svg or .png.", show_default=False)
+]
+
 
 @app.command()
 def simulate(
-    trace: Annotated[Path, typer.Option(help="MCI trace, CSV with point_time and a column for each region.")],
-    unit: Annotated[Unit, typer.Option(help="Unit of the trace's numbers, and of a forecast file's.")],
-    regions: Annotated[str, typer.Option(help="Columns of the trace, A,B,C; one site in each.")],
-    work_site_seconds: Annotated[float, typer.Option(help="Training to be done, in seconds of one site.")],
-    power_train_w: Annotated[float, typer.Option(help="W of a site while it trains.")],
-    power_idle_w: Annotated[float, typer.Option(help="W of a site while it loads, exchanges, holds or drains.")],
-    threshold: Annotated[float, typer.Option(help="Sites train strictly below it, g/kWh.")] = 100.0,
-    load_s: Annotated[float, typer.Option(help="Seconds from a start to the first step.")] = 100.0,
+    trace: Annotated[Path, typer.Option(help="MCI trace: CSV with point_time and one column per region.")],
+    unit: Annotated[Unit, typer.Option(help="Unit of the values in the trace, and in the forecast file.")],
+    regions: Annotated[str, typer.Option(help="Columns of the trace, e.g. A,B,C; one site per region.")],
+    work_site_seconds: Annotated[float, typer.Option(help="Work to do, in seconds of training of one site.")],
+    power_train_w: Annotated[float, typer.Option(help="Power of a site while it trains, in W.")],
+    power_idle_w: Annotated[
+        float, typer.Option(help="Power of a site while it loads, exchanges, holds or drains, in W.")
+    ],
+    threshold: Annotated[float, typer.Option(help="Sites train strictly below this MCI, in g/kWh.")] = 100.0,
+    load_s: Annotated[float, typer.Option(help="Seconds from the start of a job to its first step.")] = 100.0,
     stop_s: Annotated[float, typer.Option(help="Seconds from the last step to released GPUs.")] = 15.0,
     sync_s: Annotated[float, typer.Option(help="Seconds of exchange after a federated round.")] = 30.0,
     round_s: Annotated[float, typer.Option(help="Seconds of training in a federated round.")] = 600.0,
-    power_load_w: Annotated[
-        float | None, typer.Option(help="W while a site loads; by default --power-idle-w.", show_default=False)
-    ] = None,
-    standing_idle_w: Annotated[
-        float | None, typer.Option(help="W of a paused site; by default --power-idle-w.", show_default=False)
-    ] = None,
+    power_load_w: PowerLoad = None,
+    standing_idle_w: StandingIdle = None,
     forecast: Annotated[
-        str, typer.Option(help="perfect: the trace's own future; none; or a CSV file like it.")
+        str, typer.Option(help="perfect: the trace itself; none; or a CSV file in the format of the trace.")
     ] = "none",
-    signal_delay_s: Annotated[float, typer.Option(help="Seconds by which readings are late.")] = 0.0,
-    forecast_miss_s: Annotated[float, typer.Option(help="Seconds by which the forecast sees windows end late.")] = 0.0,
-    reading_miss_s: Annotated[float, typer.Option(help="Seconds by which readings see windows end late.")] = 0.0,
-    deadline_h: Annotated[
-        float | None,
-        typer.Option(help="Hours in which the work is to be done, as cleanly as that allows.", show_default=False),
-    ] = None,
-    budget_kg: Annotated[
-        float | None, typer.Option(help="kgCO2 to keep to, as fast as that allows.", show_default=False)
-    ] = None,
-    safety: Annotated[
-        float | None,
-        typer.Option(
-            help="Factor on the work under a deadline; 1.01 with a perfect forecast, else 1.15.", show_default=False
-        ),
-    ] = None,
-    enter_dwell_s: Annotated[
-        float | None,
-        typer.Option(help="Seconds below the threshold before a start; by default one period.", show_default=False),
-    ] = None,
-    leave_lead_s: Annotated[
-        float, typer.Option(help="Seconds before a forecast end at which to leave; never below --stop-s.")
-    ] = 0.0,
-    min_window_s: Annotated[float, typer.Option(help="No forecast window shorter than this is begun.")] = 900.0,
-    most_sites: Annotated[
-        int | None,
-        typer.Option(min=1, help="More sites than this are of no use; by default all are.", show_default=False),
-    ] = None,
+    signal_delay_s: Annotated[float, typer.Option(help="Delay of readings, in seconds.")] = 0.0,
+    forecast_miss_s: Annotated[float, typer.Option(help="Seconds by which forecasts put window ends too late.")] = 0.0,
+    reading_miss_s: Annotated[float, typer.Option(help="Seconds by which readings show window ends too late.")] = 0.0,
+    deadline_h: Deadline = None,
+    budget_kg: Budget = None,
+    safety: Safety = None,
+    enter_dwell_s: EnterDwell = None,
+    leave_lead_s: LeaveLead = 0.0,
+    min_window_s: Annotated[float, typer.Option(help="Minimum length of a forecast window to start in.")] = 900.0,
+    max_sites: MaxSites = None,
     pue: Annotated[float, typer.Option(help="Factor on all power, for the full boundary.")] = 1.0,
     embodied_g_per_site_h: Annotated[
-        float, typer.Option(help="Share of a site's making, gCO2 for each hour, for the full boundary.")
+        float, typer.Option(help="Embodied carbon in gCO2 per site and hour, for the full boundary.")
     ] = 0.0,
-    sweep: Annotated[
-        str | None, typer.Option(help="Play it for each value, as threshold=50:150:10.", show_default=False)
-    ] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(help="Also draw it, to this file: .html, .svg or .png.", show_default=False),
-    ] = None,
-    explain: Annotated[bool, typer.Option("--explain", help="Also list every change of a site, and why.")] = False,
+    sweep: Sweep = None,
+    plot: Plot = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Also list every change of a site with its reason.")
+    ] = False,
     json: AsJson = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print the result as CSV.")] = False,
 ) -> int:
-    """Plan a run: when would it finish, at what kg, with which sites.
+    """Simulate a run: when it would finish, how much CO2 it would emit, which sites it would use.
 
-    Plays a recorded trace against modelled sites, with the controller's own policy and ledger.
+    Replays a recorded trace on modelled sites, with the controller's own policy and ledger.
     """
     if json and csv:
-        raise UsageError("--json and --csv do not go together", "give one of them")
+        raise UsageError("--json and --csv cannot be combined", "give one of them")
     from curtail.commands.simulate.run import Options, run_simulate
 
     options = Options(
@@ -90,6 +112,6 @@ def simulate(
         standing_idle_w=standing_idle_w, forecast=forecast, signal_delay_s=signal_delay_s,
         forecast_miss_s=forecast_miss_s, reading_miss_s=reading_miss_s, deadline_h=deadline_h, budget_kg=budget_kg,
         safety=safety, enter_dwell_s=enter_dwell_s, leave_lead_s=leave_lead_s, min_window_s=min_window_s,
-        most_sites=most_sites, pue=pue, embodied_g_per_site_h=embodied_g_per_site_h,
+        max_sites=max_sites, pue=pue, embodied_g_per_site_h=embodied_g_per_site_h,
     )  # fmt: skip
     return run_simulate(options, sweep, "json" if json else "csv" if csv else "text", explain, plot)

@@ -1,6 +1,6 @@
-"""The pictures of `curtail simulate --plot`: a plan over time, or a sweep over its values.
+"""Charts of `curtail simulate --plot`: a simulated run over time, or a sweep over its values.
 
-Where the pictures of a plan go: an HTML page, an SVG or a PNG, by the ending of the file's name.
+The ending of the file name selects the format: HTML, SVG or PNG.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def plan_pictures(
     end: Mark,
     deadline: float | None,
 ) -> list[Picture]:
-    """MCI and windows with the phases of each site, cumulative kg beside the lower bound, energy by phase.
+    """Charts of one run: MCI, windows and phases; cumulative kg with the lower bound; energy by phase.
 
-    Args: end, deadline: in the trace's time; both are marked.
+    Args: end, deadline: in trace time; both are marked.
     """
     stop = min(trace.end, max(end.at, deadline or end.at))
     marks = [end]
@@ -58,10 +58,10 @@ def _signal(trace: Trace, region: str, threshold: float, course: Course, stop: f
 
 
 def growth(course: Course, oracle: Sequence[Point], span: tuple[float, float]) -> list[Picture]:
-    """Cumulative kg: attributed beside the bound, and beside the reserved, which may be many times as much."""
+    """Cumulative kg: attributed with the lower bound, and attributed with reserved (often many times as much)."""
     attributed = Line("kg", "attributed", course.growth(standing=False))
     bound = Line("oracle", ORACLE, oracle)
-    reserved = Line("reserved", "reserved: with standing by", course.growth(standing=True))
+    reserved = Line("reserved", "reserved: with standing energy", course.growth(standing=True))
     found = [
         time_chart("carbon", "cumulative kgCO2, attributed", "kgCO2", [bound, attributed], span, WIDTH / 2),
         time_chart("reserved", "cumulative kgCO2, reserved", "kgCO2", [reserved, attributed], span, WIDTH / 2),
@@ -76,7 +76,7 @@ def energy(course: Course) -> list[Picture]:
 
 
 def sweep_pictures(name: str, rows: Sequence[Mapping[str, Any]]) -> list[Picture]:
-    """kg, hours and curtailed share over the swept value; plans that did not finish have hollow dots."""
+    """kg, hours and curtailed share over the swept value; runs that did not finish have hollow dots."""
 
     def line(kind: str, words: str, key: str) -> Line:
         return Line(kind, words, [(float(row[name]), row[key]) for row in rows])
@@ -90,9 +90,9 @@ def sweep_pictures(name: str, rows: Sequence[Mapping[str, Any]]) -> list[Picture
         ),
         value_chart(
             "sweep-reserved", "kgCO2, reserved" + left, "kgCO2", name,
-            [line("reserved", "reserved: with standing by", "kg_reserved")], hollow,
+            [line("reserved", "reserved: with standing energy", "kg_reserved")], hollow,
         ),
-        value_chart("sweep-hours", "hours to the end" + left, "h", name, [line("loss", "", "runtime_h")], hollow),
+        value_chart("sweep-hours", "hours to finish" + left, "h", name, [line("loss", "", "runtime_h")], hollow),
         value_chart(
             "sweep-curtailed", "share of the energy that was curtailed", "%", name,
             [line("loss", "", "curtailed_energy_pct")], hollow,
@@ -105,12 +105,14 @@ ENDINGS = (".html", ".svg", ".png")
 
 
 def check_plot(path: Path) -> None:
-    """Refuse what could not be written, before anything is computed.
+    """Check that the file can be written, before anything is computed.
 
-    Raises: UsageError: the name tells no form. CurtailError: no PNG can be made here.
+    Raises: UsageError: unknown ending of the name. CurtailError: PNG is not available here.
     """
     if path.suffix.lower() not in ENDINGS:
-        raise UsageError(f"a plot cannot be written as {path.name!r}", f"end its name with {', '.join(ENDINGS)}")
+        raise UsageError(
+            f"the format of the plot {path.name!r} is unknown", f"use a file name ending in {', '.join(ENDINGS)}"
+        )
     if path.suffix.lower() == ".png":
         check_png()
 
@@ -118,8 +120,8 @@ def check_plot(path: Path) -> None:
 def write_plot(path: Path, title: str, told: str, pictures: Sequence[Picture], disk: Disk | None = None) -> None:
     """Write the pictures to `path`.
 
-    Args: title: in one line; told: the plan in words, for a page.
-    Raises: UsageError: no such form. CurtailError: no PNG can be made, or the file not written.
+    Args: title: in one line; told: the result as text, for an HTML page.
+    Raises: UsageError: unknown format. CurtailError: PNG is not available, or the file cannot be written.
     """
     check_plot(path)
     ending = path.suffix.lower()
@@ -133,7 +135,7 @@ def write_plot(path: Path, title: str, told: str, pictures: Sequence[Picture], d
 
 
 def page(title: str, told: str, pictures: Sequence[Picture]) -> str:
-    """The page; two half pictures that follow each other stand side by side."""
+    """The HTML page; two consecutive half-width pictures are placed side by side."""
     parts = [f"<h1>{text(title)}</h1>", f"<pre>{text(told)}</pre>"]
     waiting: list[Picture] = []
     for picture in legends_once(pictures):

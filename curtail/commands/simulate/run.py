@@ -1,8 +1,7 @@
-"""`curtail simulate`: when would a run finish, at what kg, with which sites?
+"""Runs `curtail simulate`: options to scenario, simulation, and results as text, JSON or CSV.
 
-Reads the trace, makes the planner's scenario out of the options, and prints what
-came of it as text, JSON or CSV; with `--sweep` for each value of one option.
-What is modelled, and which boundary each figure has, is in docs/guides/planner.md.
+`--sweep` repeats the simulation for each value of one option. The model and the
+boundary of each figure are described in docs/guides/planner.md.
 """
 
 from __future__ import annotations
@@ -27,16 +26,13 @@ from curtail.plotting.charts import Mark
 from curtail.plotting.figure import Picture
 from curtail.policy.costs import SHORTEST_WINDOW_S, SiteCosts
 from curtail.policy.decision import Goal
-from curtail.policy.price import SAFETY, Rounds
+from curtail.policy.price import Rounds, safety_factor
 from curtail.policy.rules import RegionRule
-
-PERFECT_SAFETY = 1.01
-"""Factor on the work under a deadline when the forecast cannot err."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What is asked; seconds, W, g/kWh."""
+    """The options of the command; seconds, W, g/kWh."""
 
     trace: Path
     unit: str
@@ -61,7 +57,7 @@ class Options:
     enter_dwell_s: float | None = None  # None: one period of the trace
     leave_lead_s: float = 0.0
     min_window_s: float = SHORTEST_WINDOW_S
-    most_sites: int | None = None
+    max_sites: int | None = None
     pue: float = 1.0
     embodied_g_per_site_h: float = 0.0
 
@@ -80,9 +76,9 @@ SWEEPS = {
 def simulate(
     options: Options, trace: Trace, expected: str | Trace, note: Callable[[Entry], None] | None = None
 ) -> tuple[dict[str, Any], Outcome]:
-    """One run of the planner, as the figures of the command's JSON.
+    """One run of the planner; returns the figures of the command's JSON, and the outcome.
 
-    Args: expected: the forecast: `perfect`, `none`, or another trace. note: is told every row of the ledger.
+    Args: expected: the forecast: `perfect`, `none`, or another trace. note: called with every row of the ledger.
     """
     outcome = Planner(_scenario(options, trace, expected), note).run()
     totals, hours = outcome.totals, (outcome.finished - trace.start) / 3600.0
@@ -121,14 +117,14 @@ def simulate(
 
 
 def _bound_s(options: Options, trace: Trace, outcome: Outcome) -> float:
-    """The time that the lower bound has: until the deadline, or what the run took if that is longer."""
+    """Seconds available to the lower bound: the deadline, or the run's own time if that is longer."""
     return max(outcome.finished - trace.start, (options.deadline_h or 0.0) * 3600.0)
 
 
 def _scenario(options: Options, trace: Trace, expected: str | Trace) -> Scenario:
     standing = options.power_idle_w if options.standing_idle_w is None else options.standing_idle_w
     dwell = trace.period if options.enter_dwell_s is None else options.enter_dwell_s
-    safety = options.safety or (PERFECT_SAFETY if expected == "perfect" else SAFETY)
+    safety = safety_factor(options.safety, perfect=expected == "perfect")
     costs = SiteCosts(
         options.load_s, options.stop_s, options.sync_s, options.power_train_w, options.power_idle_w, standing
     )
@@ -138,7 +134,7 @@ def _scenario(options: Options, trace: Trace, expected: str | Trace) -> Scenario
             trace, region, options.threshold, options.signal_delay_s, expected,
             options.forecast_miss_s, options.reading_miss_s,
         )  # fmt: skip
-        # a source that is always late is stale only when it is later than it always is
+        # a delayed source is stale only if it is later than its usual delay
         rules[region] = RegionRule(
             region, options.threshold, 2 * trace.period + options.signal_delay_s, dwell, options.leave_lead_s,
             trace.period + options.signal_delay_s, options.min_window_s,
@@ -149,14 +145,14 @@ def _scenario(options: Options, trace: Trace, expected: str | Trace) -> Scenario
         trace=trace, sights=sights, rules=rules, costs=dict.fromkeys(options.regions, costs),
         load_w=options.power_idle_w if options.power_load_w is None else options.power_load_w,
         work=options.work_site_seconds,
-        goal=Goal(None, deadline, options.budget_kg, safety, options.most_sites, rounds),
+        goal=Goal(None, deadline, options.budget_kg, safety, options.max_sites, rounds),
     )  # fmt: skip
 
 
 def run_simulate(options: Options, sweep: str | None, form: str, explain: bool, plot: Path | None = None) -> int:
-    """Carry out `curtail simulate`; returns the exit code.
+    """Run `curtail simulate`; returns the exit code.
 
-    Args: plot: write pictures to this file, too.
+    Args: plot: also draw charts to this file.
     Raises: UsageError, NotFound, DataError, DiskError.
     """
     _check(options)
@@ -175,13 +171,13 @@ def run_simulate(options: Options, sweep: str | None, form: str, explain: bool, 
             rows.append({name: value, **simulate(changed, trace, expected)[0]})
         print(json.dumps(rows) if form == "json" else as_csv(rows) if form == "csv" else as_table(name, rows))
         if plot is not None:
-            _write(plot, f"{trace.name}: plans over {name}", as_table(name, rows), sweep_pictures(name, rows))
+            _write(plot, f"{trace.name}: sweep over {name}", as_table(name, rows), sweep_pictures(name, rows))
         return 0
     course = Course(trace.start, trace.period) if plot is not None else None
     found, outcome = simulate(options, trace, expected, None if course is None else course.note)
     text = as_text(found, outcome, trace.start, explain)
     if plot is not None and course is not None:
-        _write(plot, f"{trace.name}: a plan", text, _pictures(options, trace, course, outcome))
+        _write(plot, f"{trace.name}: simulated run", text, _pictures(options, trace, course, outcome))
     print(json.dumps(found) if form == "json" else as_csv([found]) if form == "csv" else text)
     return 0
 
@@ -206,7 +202,7 @@ def _with(options: Options, name: str, value: float) -> Options:
 
 
 def parse_sweep(text: str) -> tuple[str, list[float]]:
-    """The option and its values out of `NAME=FROM:TO:STEP`, both ends included.
+    """Parse `NAME=FROM:TO:STEP` as the option and its values, including both ends.
 
     Raises: UsageError.
     """
@@ -214,23 +210,25 @@ def parse_sweep(text: str) -> tuple[str, list[float]]:
     try:
         first, last, step = (float(part) for part in span.split(":"))
     except ValueError:
-        raise UsageError(f"{text!r} is no sweep", "write it as threshold=50:150:10") from None
+        raise UsageError(f"{text!r} is not a valid sweep", "write it as threshold=50:150:10") from None
     if name not in SWEEPS:
-        raise UsageError(f"{name!r} cannot be swept", f"one of {', '.join(SWEEPS)}")
+        raise UsageError(f"{name!r} cannot be swept", f"use one of {', '.join(SWEEPS)}")
     count = (last - first) / step if 0 < step < float("inf") else -1.0
     if not 0 <= count <= 10_000:
-        raise UsageError(f"{text!r} sweeps nothing", "write FROM:TO:STEP, upwards, at most 10,000 values")
+        raise UsageError(
+            f"the range {text!r} is empty or too long", "write FROM:TO:STEP, ascending, with at most 10,000 values"
+        )
     return name, [round(first + step * index, 9) for index in range(int(count + 1e-9) + 1)]
 
 
 def _check(options: Options) -> None:
     if not options.regions or len(set(options.regions)) != len(options.regions):
-        raise UsageError("a plan needs regions, each named once", "write them as --regions NORTH,SOUTH")
+        raise UsageError("--regions must name at least one region, each only once", "write them as --regions A,B,C")
     if options.deadline_h is not None and options.budget_kg is not None:
-        raise UsageError("a deadline and a budget do not go together", "give one of --deadline-h and --budget-kg")
+        raise UsageError("--deadline-h and --budget-kg cannot be combined", "give one of them")
     for name, field in SWEEPS.items():
         value = getattr(options, field)
         low = 1.0 if name in ("pue", "safety", "round-s", "work-site-seconds") else 0.0
         low = float("-inf") if name == "threshold" else low
         if value is not None and not low <= value < float("inf"):
-            raise UsageError(f"--{name} cannot be {value:g}", f"a number from {low:g} on is needed")
+            raise UsageError(f"invalid value for --{name}: {value:g}", f"give a finite number of at least {low:g}")

@@ -1,4 +1,4 @@
-"""How a plan is shown: text, table, CSV. The figures are those of `curtail.commands.simulate.run`."""
+"""Formats the results of `curtail simulate` as text, table or CSV."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ COLUMNS = (
     "complete", "runtime_h", "energy_kwh", "kg_attributed", "kg_reserved", "kg_full", "curtailed_energy_pct",
     "dirty_train_s", "starts", "oracle_kg",
 )  # fmt: skip
-"""What a line of a sweep shows."""
+"""Columns of the table of a sweep."""
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A line for each row, the regions' figures at its end."""
+    """CSV with one line per row and the regions' figures in the last columns."""
     out = io.StringIO()
     flat = [{key: value for key, value in row.items() if key != "sites"} for row in rows]
     for line, row in zip(flat, rows, strict=True):
@@ -30,7 +30,7 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def as_table(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """A line for each value of a sweep."""
+    """A text table with one line per value of a sweep."""
     heads = [name, *COLUMNS]
     cells = [heads] + [[_cell(row[head]) for head in heads] for row in rows]
     widths = [max(len(line[index]) for line in cells) for index in range(len(heads))]
@@ -44,7 +44,7 @@ def _cell(value: object) -> str:
 
 
 def as_text(found: Mapping[str, Any], outcome: Outcome, start: float, explain: bool) -> str:
-    """One plan for people; with `explain` every change of a site and why."""
+    """One simulation as text; with `explain` every change of a site and its reason."""
     share = found["work_done_site_seconds"] / max(
         1e-9, found["work_done_site_seconds"] + found["work_left_site_seconds"]
     )
@@ -53,9 +53,9 @@ def as_text(found: Mapping[str, Any], outcome: Outcome, start: float, explain: b
     lines = [
         f"{end} after {found['runtime_h']:.2f} h, {found['starts']} starts",
         f"energy      {found['energy_kwh']:.2f} kWh, {found['curtailed_energy_pct']:.2f} % of it curtailed; "
-        f"{found['dirty_train_s']:.0f} s of training were not",
-        f"attributed  {found['kg_attributed']:.3f} kg; no schedule can do it below {oracle}",
-        f"reserved    {found['kg_reserved']:.3f} kg, with {found['standing_kwh']:.2f} kWh of standing by",
+        f"{found['dirty_train_s']:.0f} s of training were not curtailed",
+        f"attributed  {found['kg_attributed']:.3f} kg; lower bound for any schedule {oracle}",
+        f"reserved    {found['kg_reserved']:.3f} kg, including {found['standing_kwh']:.2f} kWh of standing energy",
         f"full        {found['kg_full']:.3f} kg",
     ]
     if found["deadline_met"] is not None:

@@ -1,7 +1,7 @@
-"""The course of a plan, as its pictures show it: what each site did when, and how its carbon grew.
+"""Timeline of a simulated run for its charts: phases of each site, and cumulative carbon.
 
-Collected row by row while the plan is played, so that nothing but sums and
-stretches is kept of a year. Units: seconds of the trace, kWh, kg.
+Rows are collected while the simulation runs, and only sums and time spans are kept, so
+that a simulated year fits into memory. Units: seconds of the trace, kWh, kg.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from dataclasses import dataclass, field
 
 from curtail.carbon.accounting import ATTRIBUTED, Entry
 from curtail.commands.trace.show import windows
+from curtail.grid.reading import JOULES_PER_KWH
 from curtail.grid.trace import Trace
 from curtail.plotting.svg import MOST_POINTS, Point, Span, joined, thin
-from curtail.policy.costs import JOULES_PER_KWH
 
 MOST_SPANS = 2000
-"""Stretches of time that a picture's width can tell apart."""
+"""Largest number of time spans that are distinguishable at the width of a picture."""
 
 Phase = tuple[float, float, str]
-"""Start, stop, phase."""
+"""(start, stop, phase)."""
 
 
 @dataclass(slots=True)
 class Course:
-    """What came of a plan over time; `note` takes the ledger's rows as they are closed."""
+    """Timeline of a simulated run; `note` receives the ledger's rows as they are closed."""
 
     start: float
     slot_s: float  # period of the trace
@@ -34,7 +34,7 @@ class Course:
     _standing: dict[int, float] = field(default_factory=dict)
 
     def note(self, entry: Entry) -> None:
-        """Take in one row."""
+        """Add one row."""
         phases = self.phases.setdefault(entry.site, [])
         if phases and phases[-1][2] == entry.phase and phases[-1][1] == entry.t0:
             phases[-1] = (phases[-1][0], entry.t1, entry.phase)
@@ -46,7 +46,7 @@ class Course:
             self._spread(self._attributed if entry.phase in ATTRIBUTED else self._standing, entry, entry.kg)
 
     def _spread(self, slots: dict[int, float], entry: Entry, kg: float) -> None:
-        """Give each slot of the trace its share of a row that may cover many."""
+        """Distribute the kg of a row over the slots of the trace that it covers."""
         first, last = self._slot(entry.t0), self._slot(entry.t1)
         for slot in range(first, last + 1):
             begin = max(entry.t0, self.start + slot * self.slot_s)
@@ -58,7 +58,7 @@ class Course:
         return int((at - self.start) // self.slot_s)
 
     def growth(self, standing: bool) -> list[Point]:
-        """Cumulative kg at the end of each slot: attributed, or with standing by as well."""
+        """Cumulative kg at the end of each slot: attributed only, or with standing energy."""
         slots = dict(self._attributed)
         if standing:
             for slot, kg in self._standing.items():
@@ -69,7 +69,7 @@ class Course:
         return grown(shares, self.start, end)
 
     def lane(self, site: str) -> list[Phase]:
-        """What the site did but wait; stretches of training that a picture cannot tell apart are one."""
+        """The site's phases except paused; merged into spans of training if there are too many to distinguish."""
         spans = [span for span in self.phases.get(site, []) if span[2] != "paused"]
         if len(spans) <= MOST_SPANS:
             return spans
@@ -78,7 +78,7 @@ class Course:
 
 
 def grown(shares: Iterable[tuple[float, float, float]], start: float, end: float) -> list[Point]:
-    """Shares of kg, each of a stretch of time, as a curve that grows within the stretches and is level between them."""
+    """Shares of kg, each over a time span, as a cumulative curve that is flat between the spans."""
     slots: dict[tuple[float, float], float] = {}
     for first, last, kg in shares:
         slots[first, last] = slots.get((first, last), 0.0) + kg
@@ -95,9 +95,9 @@ def grown(shares: Iterable[tuple[float, float, float]], start: float, end: float
 def oracle_course(
     trace: Trace, regions: Sequence[str], bound_s: float, cap: float | None, work: float, train_w: float
 ) -> list[Point]:
-    """How the carbon of the lower bound grows: that of `oracle_kg`, its cells in the order of time.
+    """Cumulative carbon of the lower bound (`oracle_kg`), with its cells in time order.
 
-    Returns: nothing if the cells below `cap` do not hold the work.
+    Returns: an empty list if the cells below `cap` do not suffice for the work.
     """
     stop = min(trace.end, trace.start + bound_s)
     ends = (*trace.stamps[1:], trace.end)
@@ -120,7 +120,7 @@ def oracle_course(
 
 
 def held_curve(trace: Trace, region: str, stop: float) -> list[Point]:
-    """The readings of a region up to `stop`, each held until the next; beyond its period nothing is known."""
+    """The readings of a region up to `stop`, each held until the next, but for one period at most."""
     points: list[Point] = []
     ends = (*trace.stamps[1:], trace.end)
     for at, end, mci in zip(trace.stamps, ends, trace.values[region], strict=True):
@@ -133,12 +133,12 @@ def held_curve(trace: Trace, region: str, stop: float) -> list[Point]:
 
 
 def shown_windows(trace: Trace, region: str, threshold: float, start: float, stop: float) -> list[Span]:
-    """The windows of a region within `start`..`stop`; those a picture cannot tell apart are one."""
+    """The windows of a region within `start`..`stop`, merged if there are too many to distinguish."""
     found = [(max(w.start, start), min(w.stop, stop)) for w in windows(trace, region, threshold)]
     inside = [(a, b) for a, b in found if b > a]
     return joined(inside, (stop - start) / MOST_SPANS) if len(inside) > MOST_SPANS else inside
 
 
 def is_dense(points: Sequence[Point]) -> bool:
-    """Whether a curve has more points than a picture."""
+    """Whether a curve has more points than a picture can show."""
     return len(points) > MOST_POINTS

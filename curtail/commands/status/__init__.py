@@ -1,1 +1,1 @@
-"""`curtail status`: watch a run in the terminal."""
+"""`curtail status`: shows the status of a run in the terminal."""

@@ -1,4 +1,4 @@
-"""`status`."""
+"""Options of `curtail status`."""
 
 import os
 from pathlib import Path
@@ -15,35 +15,40 @@ from curtail.errors import UsageError
 def status(
     url: Annotated[
         str | None,
-        typer.Argument(help="The controller, http://HOST:PORT; else CURTAIL_URL, else zeroconf.", show_default=False),
+        typer.Argument(
+            help="URL of the controller, https://HOST:PORT; default: CURTAIL_URL, or found on the local network.",
+            show_default=False,
+        ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the snapshot as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the status as JSON.")] = False,
     watch: Annotated[
-        bool | None, typer.Option(help="Keep showing; the default on a terminal.", show_default=False)
+        bool | None, typer.Option(help="Keep updating; default: only on a terminal.", show_default=False)
     ] = None,
-    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between snapshots.")] = 0.5,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between updates.")] = 0.5,
     token_file: TokenFile = None,
     server_name: ServerName = None,
     remember: Annotated[
-        bool, typer.Option("--remember", help="Keep the token, readable by this user only, for the next time.")
+        bool, typer.Option("--remember", help="Store the token for later calls, readable by this user only.")
     ] = False,
     home: Annotated[
         Path | None,
         typer.Option(
-            help="On the controller's machine: the run's folder, in place of address and token.", show_default=False
+            help="On the controller's machine: the run's folder, instead of URL and token.", show_default=False
         ),
     ] = None,
 ) -> int:
-    """Show what a run does: regime, regions, sites, loss, energy."""
+    """Show the status of a run: regime, regions, sites, loss, energy."""
     from curtail.commands.status.watch import show
 
     if home is not None:
         from curtail.commands.status.viewer_tokens import at_home
 
         if url is not None or token_file is not None or remember:
-            raise UsageError("--home brings an address and a token of its own", "leave the others out")
+            raise UsageError(
+                "--home cannot be combined with a URL, --token-file or --remember", "the folder has a URL and a token"
+            )
         where, operator = at_home(home)
-        # this machine talks to itself, and how it listens is what its operator chose
+        # insecure: this machine connects to itself, and the operator chose how the controller listens
         return show(where, as_json=json, watch=watch, interval=interval, token=operator, insecure=True)
     address = url or os.environ.get("CURTAIL_URL")
     if not address:

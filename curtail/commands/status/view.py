@@ -1,9 +1,8 @@
-"""The picture of a run: one snapshot in, something rich can print out.
+"""Renders a status snapshot as text tables that fit a given width and height.
 
-Decides what a person sees and how it fits a width and a height. It asks nobody
-for anything: `curtail.commands.status.watch` fetches snapshots and owns the terminal. Colour
-never carries meaning alone: every mark stands beside a word. Widths and heights
-in characters; durations and ages of the grid in controller time, which is
+No I/O: `curtail.commands.status.watch` fetches snapshots and handles the terminal.
+Colour never carries meaning alone: every mark is accompanied by a word. Widths and
+heights are in characters. Durations and ages are in controller time, which is
 simulated while a trace is replayed.
 """
 
@@ -22,29 +21,29 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 WIDE = 110
-"""From this width on the sites show their region and histories are longer."""
+"""Width from which the sites show their region and the histories are longer."""
 
 LEAST_EVENTS = 3
-"""Lines the log keeps when the screen is too low for everything."""
+"""Lines reserved for events if the screen is too low for everything."""
 
 FIRST_SITES = 3
-"""Sites that come before the log on a screen too low for both."""
+"""Sites that take precedence over events on a screen too low for both."""
 
-# Blue and yellow are told apart by nearly everyone, unlike red and green.
+# Nearly everyone can distinguish blue and yellow, unlike red and green.
 REGIME_STYLE = {"PAUSED": "yellow", "LOCAL": "cyan", "FEDERATED": "bold cyan"}
 YES, NO, QUIET = "cyan", "yellow", "dim"
 
 
 @dataclass(frozen=True, slots=True)
 class Glyphs:
-    """The characters a terminal can show."""
+    """The symbols for one kind of terminal."""
 
     full: str  # trains, or may train
-    half: str  # on its way in or out
-    none: str  # does not
-    blocks: str  # a history, lowest first
+    half: str  # starting, exchanging, holding or draining
+    none: str  # does not train
+    blocks: str  # levels of a history, lowest first
     gap: str  # an unknown reading in a history
-    bar: str  # a bar's done part, then the rest
+    bar: str  # the filled part of a bar, then the rest
     arrow: str
     below: str
     above: str
@@ -58,18 +57,18 @@ ASCII = Glyphs("*", "+", "o", "_.-=+*#@", "?", "#-", "->", "<", ">=", "..")
 def render(
     status: Status, width: int, unicode: bool = True, height: int | None = None, notice: str | None = None
 ) -> Group:
-    """The whole picture.
+    """Render the whole status.
 
     Args:
         unicode: false for terminals that show ASCII only.
-        height: lines there are; the log and then the sites are cut to fit. None: no limit.
-        notice: a line above everything, such as that the controller does not answer.
+        height: available lines; events and then sites are cut to fit. None: no limit.
+        notice: a line at the top, for example that the controller does not answer.
     """
     from rich.console import Group
 
     glyphs = UNICODE if unicode else ASCII
     header = _header(status, width, glyphs)
-    # a title line, rows and a blank line for each table; the round's line and its blank
+    # a title line, rows and a blank line per table; the round's line and its blank line
     aside = _aside(status, glyphs)
     fixed = len(header) + bool(notice) + 1 + (1 + len(status.regions) + 1) + 2 + 2 + 1 + len(aside)
     sites, events = len(status.sites), len(status.events)
@@ -88,7 +87,7 @@ def render(
 
 
 def sparkline(history: Sequence[float | None], threshold: float, length: int, unicode: bool = True) -> str:
-    """The latest `length` readings as one character each, from 0 to the highest of them or twice the threshold."""
+    """The latest `length` readings as one character each, scaled to the highest one or twice the threshold."""
     glyphs = UNICODE if unicode else ASCII
     latest = list(history)[-length:] if length > 0 else []
     top = max([2 * threshold, 1.0, *(value for value in latest if value is not None)])
@@ -100,14 +99,14 @@ def sparkline(history: Sequence[float | None], threshold: float, length: int, un
 
 
 def bar(done: float, width: int, unicode: bool = True) -> str:
-    """A bar of `width` characters, `done` from 0 to 1."""
+    """A progress bar of `width` characters; `done` from 0 to 1."""
     glyphs = UNICODE if unicode else ASCII
     filled = round(width * min(1.0, max(0.0, done)))
     return glyphs.bar[0] * filled + glyphs.bar[1] * (width - filled)
 
 
 def duration(seconds: float | None) -> str:
-    """A span in two units at most, such as `45 s`, `3 min 20 s`, `2 h 05 min`, `3 d 4 h`; `-` for None."""
+    """A duration in at most two units, such as `45 s`, `3 min 20 s`, `2 h 05 min`, `3 d 4 h`; `-` for None."""
     if seconds is None:
         return "-"
     whole = max(0, round(seconds))
@@ -123,7 +122,7 @@ def duration(seconds: float | None) -> str:
 
 
 def count(number: float) -> str:
-    """A large number in few characters, such as `950`, `12.3k`, `4.56M`, `11.2B`."""
+    """A number in short form, such as `950`, `12.3k`, `4.56M`, `11.2B`."""
     for power, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if number >= power:
             value = number / power
@@ -138,7 +137,7 @@ def count(number: float) -> str:
 
 
 def saved(kg: float, always_on: float | None) -> str:
-    """`kg` against the same training without waiting, in words."""
+    """The always-on counterfactual and how `kg` compares with it, as text."""
     if always_on is None or always_on <= 0:
         return "always on: nothing trained yet"
     return f"always on {always_on:.3g} kg ({100 * (kg / always_on - 1):+.0f} %)"
@@ -192,12 +191,12 @@ def _header(status: Status, width: int, glyphs: Glyphs) -> list[Text]:
 
 
 def _head(status: Status) -> str:
-    """The beginning of the ledger's head; all of it is in the JSON."""
+    """The first characters of the ledger's head; the JSON has all of it."""
     return f"; ledger head {status.energy.ledger_head[:12]}" if status.energy.ledger_head else ""
 
 
 def _own(status: Status) -> str:
-    """What panels and batteries do, region by region; empty if there are none."""
+    """Power of the solar panels and batteries by region; empty if there are none."""
     parts = []
     for region in status.regions:
         words = []
@@ -213,7 +212,7 @@ def _own(status: Status) -> str:
 
 
 def watts(power: float) -> str:
-    """A power in few characters, such as `85 W`, `1.24 kW`, `2.1 MW`."""
+    """A power in short form, such as `85 W`, `1.24 kW`, `2.1 MW`."""
     for size, unit in ((1e6, "MW"), (1e3, "kW")):
         if power >= size:
             return f"{power / size:.3g} {unit}"
@@ -221,7 +220,7 @@ def watts(power: float) -> str:
 
 
 def _plan(status: Status) -> str | None:
-    """The price in force and how the deadline or the budget looks; None if the run has neither."""
+    """The price in force and what is left of the deadline or budget; None if the run has neither."""
     plan = status.plan
     if plan is None or (plan.deadline is None and plan.budget_kg is None):
         return None
@@ -335,7 +334,7 @@ def _round(status: Status, glyphs: Glyphs) -> Text:
 
 
 def _aside(status: Status, glyphs: Glyphs) -> list[Text]:
-    """What belongs to no open round: sites that come late, and samples that jobs keep."""
+    """Lines outside the open round: late sites, and samples reserved by jobs."""
     lines = []
     if status.late:
         words = {"LATE": "may still contribute", "COMMITTED": "waits for the next merge"}
@@ -370,12 +369,12 @@ def _line(text: str, style: str, glyphs: Glyphs) -> Text:
 
 
 def _fit(text: Text, glyphs: Glyphs) -> Text:
-    """One line that is cut where the screen ends."""
+    """Cut the line at the end of the screen."""
     text.no_wrap = True
     text.overflow = _overflow(glyphs)
     return text
 
 
 def _overflow(glyphs: Glyphs) -> OverflowMethod:
-    # rich cuts with an ellipsis character, which an ASCII terminal cannot show
+    # rich's ellipsis is not an ASCII character
     return "ellipsis" if glyphs is UNICODE else "crop"

@@ -1,8 +1,7 @@
-"""With which token somebody looks at a run: one that is given, or one that was remembered for its address.
+"""Viewer tokens that `curtail status --remember` stores per controller, and how to get one.
 
-A remembered token lies in a file of mode 0600 in this user's state folder, one for
-each controller. It is sent only to the controller whose key it names, so an address
-that leads elsewhere later gets nothing.
+A stored token is a file with mode 0600 in this user's state folder. It is sent only to
+the controller whose key it pins, so another server at the same address never gets it.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ from curtail.security.token import parse_token
 from curtail.system.disk import SystemDisk
 
 GET_ONE = (
-    "on the controller's machine: `curtail token create --home HOME --role viewer --out viewer.token`; then add"
-    " --token-file viewer.token here, with --remember to give it only once. On that machine itself"
-    " `curtail status --home HOME` needs none"
+    "on the controller's machine run `curtail token create --home HOME --role viewer --out viewer.token`; then add"
+    " --token-file viewer.token here, and --remember to store it. On the controller's machine"
+    " `curtail status --home HOME` needs no token"
 )
-"""What to do without a token that is good for looking."""
+"""Remedy if there is no valid viewer token."""
 
 
 def place(folder: Path, url: str) -> Path:
-    """The file of the token for the controller at `url`."""
+    """The file for the token of the controller at `url`."""
     parts = urlsplit(url.lower())
     where = f"{parts.hostname or ''}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
     name = re.sub(r"[^a-z0-9.-]", "_", where)[:80]
@@ -35,18 +34,18 @@ def place(folder: Path, url: str) -> Path:
 
 
 def recall(folder: Path, url: str) -> str | None:
-    """The token that was remembered for `url`; None: there is none. Raises: AuthError: it cannot be read."""
+    """The stored token for `url`, or None. Raises: AuthError: it cannot be read."""
     path = place(folder, url)
     try:
         return path.read_text(encoding="ascii").strip() or None
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
-        raise AuthError(f"cannot read the remembered token {path}: {error}", f"delete it; then {GET_ONE}") from None
+        raise AuthError(f"cannot read the stored token {path}: {error}", f"delete it; then {GET_ONE}") from None
 
 
 def remember(folder: Path, url: str, token: str) -> Path:
-    """Keep a token that was good at `url`; where. Raises: DiskError."""
+    """Store a token that was valid at `url`; returns its file. Raises: DiskError."""
     path, disk = place(folder, url), SystemDisk()
     disk.folder("VIEWER", path.parent, 0o700)
     disk.replace("VIEWER_TOKEN", path, str(parse_token(token)).encode(), 0o600)
@@ -54,29 +53,27 @@ def remember(folder: Path, url: str, token: str) -> Path:
 
 
 def at_home(home: Path) -> tuple[str, str]:
-    """Address and operator's token of the controller that runs in `home` on this machine.
+    """URL and operator's token of the controller that runs in `home` on this machine.
 
-    Raises: NotFound: no run there, or its token cannot be found. Refused: no controller runs there.
+    Raises: NotFound: no run there, or its token is missing. Refused: no controller runs there.
     """
     from controller.auth.token_files import check_run, reach
 
     check_run(home)
-    absent = Refused(f"no controller runs in {home}", "start it, or try again in a moment if it just does")
+    absent = Refused(f"no controller runs in {home}", "start it; if it is just starting, try again in a moment")
     url, token = reach(home, absent)
     return url, str(token)
 
 
 @contextmanager
 def explaining(path: Path | None) -> Iterator[None]:
-    """Errors of the block say how to come to a good token.
+    """Extend authentication errors of the block with how to get a valid token.
 
-    Args: path: the file of the remembered token that is used; None: another one is, or none.
+    Args: path: the file of the stored token in use; None: another token is in use, or none.
     """
     try:
         yield
     except AuthError as error:
         if path is None:
             raise
-        raise AuthError(
-            f"{error.message} (with the token remembered in {path})", f"delete it; then {GET_ONE}"
-        ) from None
+        raise AuthError(f"{error.message} (with the token stored in {path})", f"delete it; then {GET_ONE}") from None

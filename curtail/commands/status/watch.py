@@ -1,9 +1,9 @@
-"""Fetching snapshots and owning the terminal while they are shown.
+"""Fetches status snapshots and shows them: a live screen, plain text or JSON.
 
-Decides how `curtail status` behaves: a live picture on a terminal, one plain
-picture or JSON elsewhere, and what is shown while the controller does not
-answer. What the picture holds is `curtail.commands.status.view`'s. The terminal is put back
-as it was however the loop ends. Intervals in seconds of wall time.
+On a terminal `curtail status` draws a live screen; elsewhere it prints one snapshot.
+The live screen keeps the last snapshot while the controller does not answer. The
+contents of the screen are in `curtail.commands.status.view`. The terminal is always
+restored, however the loop ends. Intervals in seconds of wall time.
 """
 
 from __future__ import annotations
@@ -33,59 +33,59 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PLAIN_WIDTH = 100
-"""Characters of a line when no terminal and no COLUMNS say how many there are."""
+"""Line width in characters if neither a terminal nor COLUMNS gives one."""
 
 TIMEOUT_S = 5.0
-"""A controller that needs longer for a snapshot counts as not answering."""
+"""Timeout for fetching a snapshot, in seconds."""
 
 KEY_WAIT_S = 0.1
-"""How soon a key or a new size of the window is noticed."""
+"""Polling interval for keys and window size, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The latest snapshot, and since when nothing newer came."""
+    """The latest snapshot, and the failure since then, if any."""
 
     status: wire.Status | None = None
     problem: str | None = None
-    since: float = 0.0  # wall time of the first failure in a row
+    since: float = 0.0  # wall time of the first of the consecutive failures
 
     def seen(self, status: wire.Status) -> View:
-        """After an answer."""
+        """The view after an answer."""
         return View(status)
 
     def failed(self, problem: str, now: float) -> View:
-        """After a failure: the old picture stays, the first failure's time too."""
+        """The view after a failure: it keeps the old snapshot and the time of the first failure."""
         return View(self.status, problem, self.since if self.problem else now)
 
     def notice(self, now: float) -> str | None:
-        """The line above the picture, or None while all is well."""
+        """The warning above the snapshot, or None if the last fetch succeeded."""
         if self.problem is None:
             return None
         stamp = datetime.fromtimestamp(self.since).strftime("%H:%M:%S")
-        return f"no answer since {stamp} ({now - self.since:.0f} s), this picture is old: {self.problem}"
+        return f"no answer since {stamp} ({now - self.since:.0f} s), showing the last status: {self.problem}"
 
 
 def check_url(url: str) -> str:
-    """`url` without a slash at its end.
+    """`url` without a trailing slash.
 
-    Raises: UsageError: it is no http or https address.
+    Raises: UsageError: it is not an http or https URL.
     """
     parts = urlsplit(url)
     try:
         fine = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
-    except ValueError:  # a port that is no number
+    except ValueError:  # a port that is not a number
         fine = False
     if not fine:
-        raise UsageError(f"{url!r} is not the address of a controller", "write it as http://HOST:PORT")
+        raise UsageError(f"{url!r} is not the address of a controller", "write it as https://HOST:PORT")
     return url.rstrip("/")
 
 
 def fetch(http: httpx.Client, url: str) -> wire.Status:
-    """The controller's snapshot.
+    """Fetch the controller's status.
 
-    Raises: Unreachable: nobody answers. Refused: the controller says no. WireError: something
-        else answers, or a controller of another version.
+    Raises: Unreachable: no answer. Refused: the controller rejects the request. WireError: the server is
+        not a controller, or one of another version.
     """
     import httpx
 
@@ -93,13 +93,15 @@ def fetch(http: httpx.Client, url: str) -> wire.Status:
         response = http.get(url + wire.STATUS, timeout=TIMEOUT_S)
     except (httpx.TransportError, httpx.InvalidURL) as error:
         reason = str(error) or type(error).__name__
-        remedy = other_scheme(error, url) or "check the address and that it runs"
+        remedy = other_scheme(error, url) or "check the address, and that the controller is running"
         raise Unreachable(f"no controller answers at {url} ({reason})", remedy) from error
     if response.status_code != 200:
         try:
             problem = wire.decode(wire.Problem, response.content)
         except WireError:
-            raise WireError(f"{url} answers with HTTP {response.status_code}", "is it a curtail controller?") from None
+            raise WireError(
+                f"{url} answered with HTTP {response.status_code}", "check that it is a curtail controller"
+            ) from None
         if response.status_code in (401, 403):
             raise AuthError(problem.message, GET_ONE)
         raise Refused(problem.message, problem.remedy or None)
@@ -107,18 +109,19 @@ def fetch(http: httpx.Client, url: str) -> wire.Status:
         return wire.decode(wire.Status, response.content)
     except WireError as error:
         raise WireError(
-            f"{url} answers in another form ({error.message})", "use the same version of curtail on both machines"
+            f"the answer of {url} has an unknown format ({error.message})",
+            "use the same version of curtail on both machines",
         ) from error
 
 
 def speaks_unicode(stream: IO[str]) -> bool:
-    """Whether block characters can be shown there."""
+    """Whether the stream can show block characters."""
     encoding = (getattr(stream, "encoding", None) or "ascii").lower().replace("-", "")
     return encoding.startswith("utf") and os.environ.get("TERM", "") not in ("dumb", "linux")
 
 
 def is_screen(stream: IO[str]) -> bool:
-    """Whether a live picture can be drawn there."""
+    """Whether a live screen can be drawn on the stream."""
     return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
@@ -134,26 +137,26 @@ def show(
     keep: bool = False,
     insecure: bool = False,
 ) -> int:
-    """Carry out `curtail status`; returns the exit code.
+    """Run `curtail status`; returns the exit code.
 
     Args:
-        watch: None decides by whether stdout is a terminal.
+        watch: keep updating; None: if stdout is a terminal.
         interval: seconds between snapshots.
-        token: a viewer's; needed where the controller does not show the status to everybody.
+        token: a viewer token; required unless the controller's status is open.
         server_name: the name that the controller's certificate must hold, if not the host of `url`.
-        state: this user's folder, where tokens are remembered; None: nothing is.
-        keep: remember `token`, if it is good.
-        insecure: plain HTTP to another address than loopback is wanted.
-    Raises: CurtailError: the first snapshot cannot be had.
+        state: this user's state folder with stored tokens; None: do not use stored tokens.
+        keep: store `token` if it is valid.
+        insecure: allow plain HTTP to an address other than loopback.
+    Raises: CurtailError: the first snapshot cannot be fetched.
     """
     url = check_url(url)
     _tolerate(sys.stdout)
     if keep and not token:
-        raise UsageError("there is no token to remember", "give one with --token-file or in CURTAIL_TOKEN")
+        raise UsageError("--remember needs a token", "give one with --token-file or in CURTAIL_TOKEN")
     recalled = recall(state, url) if state is not None and not token else None
     token = token or recalled
     if token is None and url.startswith("https:"):
-        raise AuthError(f"{url} shows the run only to who has a token", GET_ONE)
+        raise AuthError(f"{url} requires a token", GET_ONE)
     used = place(state, url) if state is not None and recalled is not None else None
     with contextlib.ExitStack() as stack:
         with explaining(used):
@@ -162,11 +165,11 @@ def show(
             )
             status = fetch(http, url)
         if keep and token and state is not None:
-            print(f"the token is remembered in {remember(state, url, token)}", file=sys.stderr)
+            print(f"the token is stored in {remember(state, url, token)}", file=sys.stderr)
         if as_json:
             return _print_json(http, url, status, bool(watch), interval)
         if watch and not is_screen(sys.stdout):
-            raise UsageError("watching needs a terminal", "add --json for one snapshot per line, or leave out --watch")
+            raise UsageError("--watch needs a terminal", "add --json for one snapshot per line, or omit --watch")
         if watch is False or not is_screen(sys.stdout):
             print_plain(status, sys.stdout)
             return 0
@@ -177,7 +180,7 @@ def show(
 
 
 def print_plain(status: wire.Status, out: IO[str]) -> None:
-    """The picture as plain lines without control characters."""
+    """Print the status as plain text without control characters."""
     from rich.console import Console
 
     from curtail.commands.status.view import render
@@ -192,7 +195,7 @@ def print_plain(status: wire.Status, out: IO[str]) -> None:
 
 
 class Poll:
-    """Fetches snapshots in a thread, so that a slow answer never delays a key."""
+    """Fetches snapshots in a thread, so that a slow answer does not delay the handling of keys."""
 
     def __init__(self, http: httpx.Client, url: str, interval: float, view: View) -> None:
         self.view = view  # replaced as a whole, so a reader needs no lock
@@ -219,7 +222,7 @@ class Poll:
 def live(
     view: Callable[[], View], title: Callable[[], str] = lambda: "q quits", done: Callable[[], bool] = lambda: False
 ) -> bool:
-    """Draw what `view` gives until q is pressed or it is `done`; the terminal is restored whatever happens.
+    """Draw the views that `view` returns until q is pressed or `done` is true; always restores the terminal.
 
     Returns: whether q was pressed.
     """
@@ -236,7 +239,7 @@ def live(
         drawn: tuple[Any, ...] = ()
         while True:
             now = view()
-            # drawn again only if something changed: a still picture does not flicker
+            # redraw only after a change, so that the screen does not flicker
             key = (now.status, now.notice(time.time()), title(), console.size)
             if key != drawn:
                 screen.update(picture(console, now, title(), unicode), refresh=True)
@@ -265,7 +268,7 @@ def picture(console: Console, view: View, title: str, unicode: bool) -> Any:
 
 @contextlib.contextmanager
 def keys() -> Iterator[Callable[[float], str]]:
-    """A function that waits so many seconds for a key and returns it, or an empty text."""
+    """Yield a function that waits up to the given seconds for a key and returns it, or an empty string."""
     try:
         descriptor = sys.stdin.fileno()
         interactive = os.isatty(descriptor)
@@ -305,6 +308,6 @@ def _print_json(http: httpx.Client, url: str, status: wire.Status, watch: bool, 
 
 
 def _tolerate(stream: IO[str]) -> None:
-    # names and reasons come from elsewhere: an odd character must not end the program
+    # external names and reasons may hold unencodable characters, which must not raise
     if reconfigure := getattr(stream, "reconfigure", None):
         reconfigure(errors="replace")

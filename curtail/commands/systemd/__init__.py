@@ -1,1 +1,1 @@
-"""`curtail controller service` and `curtail agent service`: systemd units."""
+"""`curtail controller service` and `curtail agent service`: installing systemd units."""

@@ -1,8 +1,8 @@
-"""`curtail controller service install`, `curtail agent service install`: a program that systemd keeps running.
+"""Installs a systemd unit: `curtail controller service install`, `curtail agent service install`.
 
-Decides where the unit lies and when nothing is written: without systemd, over a
-file of somebody else, without the right to. The text is made by
-`curtail.commands.systemd.units`. Nothing is started: the commands for that are printed.
+Nothing is written without systemd, over a file that curtail did not write, or without
+permission. The text of the unit comes from `curtail.commands.systemd.units`. The unit
+is not started; the commands for that are printed.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from curtail.system.disk import SystemDisk
 
 SYSTEM_FOLDER = Path("/etc/systemd/system")
 BOOTED = Path("/run/systemd/system")
-"""There exactly while systemd is the first process: sd_booted(3)."""
+"""Exists exactly if the machine was booted with systemd: sd_booted(3)."""
 
 
 def call(command: Sequence[str]) -> int:
-    """The exit code of a command; its output goes where ours does."""
+    """Run a command and return its exit code; its output is not captured."""
     return subprocess.run(list(command), check=False).returncode
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What is asked of this machine; tests pass a made-up one."""
+    """The properties of this machine that matter here; tests pass a fake."""
 
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     booted: Callable[[], bool] = BOOTED.is_dir
@@ -42,7 +42,7 @@ class Machine:
     systemctl: Callable[[], str | None] = lambda: shutil.which("systemctl")
 
     def folder(self, system: bool) -> Path:
-        """Where units lie: the system's, or this user's."""
+        """The folder for system units, or for this user's units."""
         if system:
             return self.system_folder
         base = self.environment.get("XDG_CONFIG_HOME", "")
@@ -51,7 +51,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the command line asks for."""
+    """The options of the command line."""
 
     kind: units.Kind
     words: tuple[str, ...]  # the command: controller start ..., agent join ...
@@ -64,9 +64,9 @@ class Wanted:
 def unit_of(wanted: Wanted, folder: Path) -> str:
     """The unit's text. Raises: UsageError."""
     if not units.NAME.fullmatch(wanted.name):
-        raise UsageError(f"{wanted.name!r} cannot be the name of a unit", "use letters, digits, '.', '_' and '-'")
+        raise UsageError(f"{wanted.name!r} is not a valid name of a unit", "use letters, digits, '.', '_' and '-'")
     if wanted.user and not wanted.system:
-        raise UsageError("--as names the user of a system unit", "add --system, or leave --as out")
+        raise UsageError("--as needs --system", "add --system, or omit --as")
     unit = units.Unit(
         wanted.kind,
         (sys.executable, "-m", "curtail", *wanted.words),
@@ -82,7 +82,7 @@ def unit_of(wanted: Wanted, folder: Path) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """What makes our packages be found, and no namesakes in the working folder."""
+    """Variables that make Python find our packages, and not packages of the same name in the working directory."""
     from agent.launcher import source_folder
 
     source = source_folder()
@@ -92,7 +92,7 @@ def _environment() -> dict[str, str]:
 def install(wanted: Wanted, machine: Machine | None = None) -> int:
     """Write the unit, or print it with `dry_run`; returns the exit code.
 
-    Raises: UsageError. CurtailError: no systemd here. Refused: another's file. DiskError: no right to write it.
+    Raises: UsageError. CurtailError: no systemd. Refused: the file is not ours. DiskError: it cannot be written.
     """
     machine = machine or Machine()
     made = unit_of(wanted, Path.cwd())
@@ -103,15 +103,15 @@ def install(wanted: Wanted, machine: Machine | None = None) -> int:
     if systemctl is None or not machine.booted():
         raise CurtailError(
             "this machine does not run systemd",
-            "print the unit with --dry-run and let another supervisor start the command in its ExecStart",
+            "print the unit with --dry-run and run the command in its ExecStart with another supervisor",
         )
     if wanted.system and not machine.root():
-        raise Refused("only root may install a unit of the system", "use sudo, or leave --system out")
+        raise Refused("only root may install a system unit", "use sudo, or omit --system")
     path = machine.folder(wanted.system) / f"{wanted.name}.service"
     _write(path, made)
     scope = [] if wanted.system else ["--user"]
     if machine.call([systemctl, *scope, "daemon-reload"]) != 0:
-        raise CurtailError(f"{path} was written, but systemd could not be told", "run systemctl daemon-reload")
+        raise CurtailError(f"{path} was written, but systemd did not reload", "run systemctl daemon-reload")
     _explain(path, wanted)
     return 0
 
@@ -122,13 +122,15 @@ def _write(path: Path, made: str) -> None:
     except FileNotFoundError:
         before = units.MARK
     except OSError as error:
-        raise CurtailError(f"cannot read {path}: {error.strerror}", "check its owner and its mode") from None
+        raise CurtailError(f"cannot read {path}: {error.strerror}", "check its owner and permissions") from None
     if not before.startswith(units.MARK):
         raise Refused(f"{path} was not written by curtail", "give another --name, or move the file away")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CurtailError(f"cannot create {path.parent}: {error.strerror}", "check its owner and its mode") from None
+        raise CurtailError(
+            f"cannot create {path.parent}: {error.strerror}", "check the owner and permissions of its parent"
+        ) from None
     SystemDisk().replace("UNIT", path, made.encode())
 
 
@@ -137,5 +139,5 @@ def _explain(path: Path, wanted: Wanted) -> None:
     print(path)
     print(f"start it now and at every boot: systemctl {scope}enable --now {wanted.name}", file=sys.stderr)
     if not wanted.system:
-        print(f"so that it runs while nobody is logged in: loginctl enable-linger {getpass.getuser()}", file=sys.stderr)
-    print(f"see what it says: journalctl {scope}-u {wanted.name}", file=sys.stderr)
+        print(f"keep it running while logged out: loginctl enable-linger {getpass.getuser()}", file=sys.stderr)
+    print(f"read its log: journalctl {scope}-u {wanted.name}", file=sys.stderr)

@@ -1,15 +1,13 @@
-"""The text of systemd units for a controller and for agents.
+"""Text of the systemd units for controllers and agents: restart, watchdog, limits and stopping.
 
-Decides how they are started again, watched, limited and ended; nothing here
-writes a file. systemd ends a unit's main process first and lets it drain its
-job (KillMode=mixed); only what is left after TimeoutStopSec is killed.
+systemd terminates a unit's main process first and lets it drain its job
+(KillMode=mixed); anything left after TimeoutStopSec is killed.
 
-What is not there, and why: anything that makes NoNewPrivileges true for an
-agent (that also every filter of system calls does), because the NVIDIA driver
-may have to make its devices through a setuid program; PrivateDevices, because
-of the GPUs; MemoryDenyWriteExecute, because compiled kernels are made at run
-time. In a user's own units systemd cannot make all name spaces, so those options
-are in the system's units only.
+Options left out on purpose: everything that sets NoNewPrivileges for an agent
+(including every system call filter), because the NVIDIA driver may create its device
+files through a setuid program; PrivateDevices, because of the GPUs;
+MemoryDenyWriteExecute, because kernels are compiled at run time. In user units systemd
+cannot create all namespaces, so those options are only in system units.
 """
 
 from __future__ import annotations
@@ -24,24 +22,24 @@ MARK = "# Written by `curtail`; the same command writes it anew."
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 FINAL_CODES = "2 3 4 7"
-"""Exit codes after which another start would fail the same way: usage, not found, not allowed, conflict."""
+"""Exit codes after which a restart would fail again: usage, not found, not allowed, conflict."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What differs between the two programs."""
+    """Settings that differ between controller and agent."""
 
     description: str
-    start_s: int  # until it must be ready
-    stop_s: int  # until it must have ended
-    watchdog_s: int  # longest time between two pings
+    start_s: int  # start timeout
+    stop_s: int  # stop timeout
+    watchdog_s: int  # watchdog timeout
     options: tuple[str, ...]  # of the service
-    system_options: tuple[str, ...]  # of the service, if it is the system's
+    system_options: tuple[str, ...]  # further options for a system unit
 
 
 CONTROLLER = Kind(
     "curtail controller",
-    # The first start makes the initial weights; a start after a crash reads the whole store.
+    # The first start creates the initial weights; a start after a crash checks the whole store.
     start_s=3600,
     stop_s=60,
     watchdog_s=60,
@@ -66,7 +64,7 @@ AGENT = Kind(
     options=(
         "LimitNOFILE=65536",
         "LimitMEMLOCK=infinity",
-        # A rank that the kernel kills for memory is a job that failed, not the end of the agent.
+        # If the kernel kills a rank for lack of memory, only the job has failed; the agent continues.
         "OOMPolicy=continue",
     ),
     system_options=("PrivateTmp=yes", "ProtectSystem=full", "ProtectControlGroups=yes"),
@@ -75,28 +73,28 @@ AGENT = Kind(
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One unit as it is asked for."""
+    """Parameters of one unit."""
 
     kind: Kind
     command: Sequence[str]
-    folder: Path  # relative paths of the command are below it
+    folder: Path  # working directory, for relative paths in the command
     environment: Mapping[str, str]
-    system: bool  # of the whole machine, not of one user
-    user: str = ""  # whom the system's unit runs as; "": root
+    system: bool  # a system unit instead of a user unit
+    user: str = ""  # user of a system unit; "": root
 
 
 def quote(word: str) -> str:
     """`word` as one argument of a unit's command line, systemd.service(5)."""
     if any(ord(letter) < 32 for letter in word):
-        raise ValueError("a command line of a unit cannot hold control characters")
+        raise ValueError("the command line of a unit must not contain control characters")
     escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return escaped if re.fullmatch(r"[\w@+=:,./%$-]+", word) else f'"{escaped}"'
 
 
 def text(unit: Unit) -> str:
-    """The unit's file. Raises: ValueError: an argument that no unit can hold."""
+    """The contents of the unit file. Raises: ValueError: an argument that a unit cannot hold."""
     kind = unit.kind
-    # In Environment= a dollar is a dollar.
+    # Environment= does not expand dollars, so they are not escaped there.
     variables = [f"Environment={quote(f'{k}={v}').replace('$$', '$')}" for k, v in sorted(unit.environment.items())]
     service = [
         "Type=notify",

@@ -1,1 +1,1 @@
-"""`curtail trace` and `curtail signal`: make, import, show and check MCI signals."""
+"""`curtail trace` and `curtail signal`: generate, import, plot and check MCI signals."""

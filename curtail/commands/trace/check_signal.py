@@ -1,9 +1,9 @@
-"""`curtail signal check`: what does the signal of a run say now, and would it do?
+"""`curtail signal check`: queries the signal of a run once and shows whether sites could train.
 
-Asks the source that the run file names once for every region, as the controller
-would, and judges the answers by the run's own threshold and age. A trace is judged
-at its beginning, where a new run would begin. Averages, where a source of them is
-named, are shown beside, labelled, and never judged.
+The source of the run file is queried once per region, as the controller does, and the
+answers are judged by the run's threshold and maximum age. A trace is judged at its
+beginning, where a new run would begin. Average intensities, if a source is configured,
+are shown with a label and never judged.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ UNIT = "gCO2/kWh"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What is known of one region."""
+    """Result for one region."""
 
     region: str
     source: str
@@ -38,11 +38,11 @@ class Row:
     age_s: float | None
     verdict: str  # curtailed, not curtailed, unknown; for averages: accounts only
     reason: str
-    forecast_h: float | None = None  # how far a forecast reaches
+    forecast_h: float | None = None  # forecast horizon
 
 
 def check(config: RunConfig, around: Surroundings) -> list[Row]:
-    """A row for each region, then one for each zone of averages. Raises: see `open_signal`."""
+    """One row per region, then one per zone of averages. Raises: see `open_signal`."""
     signal = open_signal(config, around)
     if signal.polled is not None:
         signal.polled.poll()
@@ -54,7 +54,7 @@ def _row(config: RunConfig, signal: Signal, region: str, now: float) -> Row:
     policy = config.policy
     reading = signal.source.reading(region, now)
     forecast = signal.source.forecast(region, now, config.signal.horizon)
-    # the dwell is left out: it is a matter of the past, which one question does not tell
+    # no dwell time: a single query does not know the past
     rule = RegionRule(region, config.threshold(region), policy.max_reading_age, 0.0, policy.leave_lead)
     verdict = judge(rule, remember(Window(), rule, reading, now), reading, now, forecast)
     known = unusable(reading, now, rule.max_age) is None
@@ -63,7 +63,7 @@ def _row(config: RunConfig, signal: Signal, region: str, now: float) -> Row:
     reach = None
     if forecast is not None and forecast.points:
         reach = (min(forecast.known_until, forecast.points[-1][0]) - now) / 3600.0
-    reason = verdict.reason.partition("; next attempt")[0]  # there is none: it is asked once
+    reason = verdict.reason.partition("; next attempt")[0]  # a single query makes no further attempt
     return Row(region, reading.source, "marginal", reading.mci, UNIT, age, word, reason, reach)
 
 
@@ -86,18 +86,18 @@ def _averages(config: RunConfig, around: Surroundings) -> list[Row]:
 
 
 def run_check(run_file: Path, as_json: bool) -> int:
-    """Carry out `curtail signal check`; 1 if any region is unknown."""
-    logging.getLogger("curtail").addHandler(logging.NullHandler())  # the table says it all
+    """Run `curtail signal check`; returns 1 if any region is unknown, else 0."""
+    logging.getLogger("curtail").addHandler(logging.NullHandler())  # the table has all messages
     rows = check(load_config(run_file), Surroundings(SystemClock(), os.environ))
     print(json.dumps([asdict(row) for row in rows], indent=2) if as_json else as_table(rows))
     unknown = [row.region for row in rows if row.verdict == "unknown"]
     if unknown:
-        print(f"unknown, so no site would train there: {', '.join(unknown)}", file=sys.stderr)
+        print(f"no site would train in these regions, whose MCI is unknown: {', '.join(unknown)}", file=sys.stderr)
     return 1 if unknown else 0
 
 
 def as_table(rows: Sequence[Row]) -> str:
-    """The rows for people."""
+    """The rows as a text table."""
     heads = ("region", "source", "basis", "value", "unit", "age", "verdict", "reason")
     cells: list[tuple[str, ...]] = [heads]
     for row in rows:

@@ -1,4 +1,4 @@
-"""`trace` and `signal`: readings of the grid, recorded or live."""
+"""Options of `curtail trace synth|import|show` and `curtail signal check`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,27 +14,34 @@ from curtail.errors import UsageError
 def trace_synth(
     out: Annotated[Path, typer.Option(help="The CSV file to write, in g/kWh.")],
     region: Annotated[
-        list[str], typer.Option(help="A region; give it once for each. With --days NAME:KIND:HOURS, as WEST:solar:-8.")
+        list[str],
+        typer.Option(
+            help="Name of a region; repeatable. With --days NAME:KIND:HOURS (hours from UTC), e.g. WEST:solar:-8."
+        ),
     ],
     segment: Annotated[
         list[str] | None,
         typer.Option(
-            help="SECONDS:REGION+REGION, how long these are curtailed; SECONDS: for none. In order.",
+            help="SECONDS:REGION+REGION: time for which these regions are curtailed; SECONDS: (without a region) for"
+            " none. Repeatable, in time order.",
             show_default=False,
         ),
     ] = None,
     days: Annotated[
-        float | None, typer.Option(help="Instead: so many days of a model of grids.", show_default=False)
+        float | None,
+        typer.Option(
+            help="Instead of --segment: number of days to generate with a model of grids.", show_default=False
+        ),
     ] = None,
     period: Annotated[int, typer.Option(min=1, help="Seconds between readings.")] = 300,
-    start: Annotated[str, typer.Option(help="First moment, ISO 8601.")] = "2026-03-01T10:00:00Z",
-    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal traces.")] = 1,
+    start: Annotated[str, typer.Option(help="Time of the first reading, ISO 8601.")] = "2026-03-01T10:00:00Z",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random numbers.")] = 1,
 ) -> int:
-    """Write an invented trace: with a given course, or from a model with sun, wind and seasons."""
+    """Generate a synthetic trace from given segments, or with a model of sun, wind and seasons."""
     for name in region:
         check_name("region", name.partition(":")[0] if days is not None else name)
     if (days is None) == (not segment):
-        raise UsageError("an invented trace has a course or a model", "give --segment or --days, not both")
+        raise UsageError("a synthetic trace needs either --segment or --days", "give one of them")
     if days is not None:
         from curtail.commands.trace.synth_year import write_year
 
@@ -48,20 +55,22 @@ def trace_synth(
 def trace_import(
     files: Annotated[
         list[Path],
-        typer.Argument(help="CSV: point_time and columns; WattTime's point_time,value; or seconds and columns."),
+        typer.Argument(
+            help="CSV files: point_time and one column per region; WattTime's point_time,value; or seconds and columns."
+        ),
     ],
-    unit: Annotated[Unit, typer.Option(help="Unit of the files' numbers.")],
+    unit: Annotated[Unit, typer.Option(help="Unit of the values in the files.")],
     out: Annotated[Path, typer.Option(help="The CSV file to write, in g/kWh.")],
     region: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=COLUMN, to choose and to rename; give it once for each.", show_default=False),
+        typer.Option(help="NAME=COLUMN: select a column and rename it; repeatable. Default: all.", show_default=False),
     ] = None,
     start: Annotated[
         str | None,
-        typer.Option(help="Moment of second 0, ISO 8601 with offset; for files in seconds.", show_default=False),
+        typer.Option(help="For files in seconds: time of second 0, ISO 8601 with offset.", show_default=False),
     ] = None,
 ) -> int:
-    """Bring MCI traces of other programs into one file that is read here."""
+    """Convert MCI traces from other programs to one trace file."""
     from curtail.commands.trace.importer import import_traces
 
     for text in region or []:
@@ -71,15 +80,17 @@ def trace_import(
 
 @trace_app.command("show")
 def trace_show(
-    file: Annotated[Path, typer.Argument(help="MCI trace, CSV with point_time and a column for each region.")],
-    unit: Annotated[Unit, typer.Option(help="Unit of its numbers.")],
-    threshold: Annotated[float, typer.Option(help="Windows lie strictly below it, g/kWh.")] = 100.0,
+    file: Annotated[Path, typer.Argument(help="MCI trace: CSV with point_time and one column per region.")],
+    unit: Annotated[Unit, typer.Option(help="Unit of its values.")],
+    threshold: Annotated[float, typer.Option(help="Windows are strictly below this MCI, in g/kWh.")] = 100.0,
     region: Annotated[
-        list[str] | None, typer.Option(help="A column; give it once for each, else all.", show_default=False)
+        list[str] | None, typer.Option(help="Column to show; repeatable. Default: all.", show_default=False)
     ] = None,
-    width: Annotated[int, typer.Option(min=0, max=10000, help="Characters of the plot; 0: what fits.")] = 0,
+    width: Annotated[
+        int, typer.Option(min=0, max=10000, help="Width of the plot in characters; 0: the terminal's.")
+    ] = 0,
 ) -> int:
-    """Plot a trace in the terminal, and list its windows."""
+    """Plot a trace in the terminal and list its windows."""
     from curtail.commands.trace.show import show
 
     return show(file, unit.value, threshold, region or [], width)
@@ -87,12 +98,12 @@ def trace_show(
 
 @signal_app.command("check")
 def signal_check(
-    run_file: Annotated[Path, typer.Argument(help="The run file; its section [signal] names the source.")],
+    run_file: Annotated[Path, typer.Argument(help="Run file; its section [signal] names the source.")],
     json: AsJson = False,
 ) -> int:
-    """Ask the signal of a run once: source, value, unit, age and verdict for every region.
+    """Query the signal of a run once: source, value, unit, age and verdict of every region.
 
-    The exit code is 1 if any region is unknown.
+    The exit code is 1 if the MCI of any region is unknown.
     """
     from curtail.commands.trace.check_signal import run_check
 

@@ -1,10 +1,10 @@
-"""`curtail trace import`: MCI traces in the forms of others, into the one form that is read here.
+"""`curtail trace import`: converts MCI traces from other programs to curtail's trace format.
 
-Three forms are known: wide (`point_time` and a column for each region), the long
-one of WattTime's own package (`point_time,value`, one file for each region, named
-REGION_co2_moer_START_END.csv), and Vessim's (seconds since a start, and columns).
-The unit is always given by the caller; times must carry their zone. What is
-written is wide, in g/kWh, UTC; a moment that a region says nothing of stays empty.
+There are three input formats: wide (`point_time` and one column per region), the long
+format of WattTime's own package (`point_time,value`, one file per region, named
+REGION_co2_moer_START_END.csv), and Vessim's (seconds since a start, and columns). The
+caller always gives the unit; times must have a time zone. The output is wide, in
+g/kWh and UTC; a cell is empty where a region has no value.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from curtail.grid.trace import stamp_of, value_of
 from curtail.system.disk import SystemDisk
 
 LONG_NAME = re.compile(r"(?P<region>.+?)_(?P<signal>co2_moer|co2_aoer|health_damage)(_.*)?\.csv")
-"""How WattTime's package names its files."""
+"""File names of WattTime's package."""
 
 Series = dict[float, float | None]
-"""Unix time -> gCO2/kWh, None where the file says that it knows nothing."""
+"""Unix time -> gCO2/kWh; None where the file has an empty value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A CSV file, not yet understood."""
+    """A CSV file before its format is detected."""
 
     path: Path
     names: list[str]
-    rows: list[tuple[int, list[str]]]  # number of the line, cells
+    rows: list[tuple[int, list[str]]]  # (line number, cells)
 
 
 def import_traces(files: Sequence[Path], unit: str, out: Path, start: str | None, regions: Sequence[str]) -> int:
-    """Carry out `curtail trace import`; returns the exit code.
+    """Run `curtail trace import`; returns the exit code.
 
     Args:
-        start: ISO 8601; the moment of second 0, for Vessim's form only.
-        regions: each NAME=COLUMN, to rename and to choose; none: all columns. For a long file COLUMN is its region.
+        start: ISO 8601; the time of second 0, for Vessim's format only.
+        regions: each NAME=COLUMN, to select and rename; none: all columns. For a long file COLUMN is its region.
     Raises: UsageError, NotFound, DataError, DiskError.
     """
     began = None if start is None else _start(start)
@@ -54,24 +54,24 @@ def import_traces(files: Sequence[Path], unit: str, out: Path, start: str | None
         for name, series in read_any(path, unit, began).items():
             _join(found.setdefault(name, {}), series, name, path)
     if start is not None and not any(_form(_table(path)) == "offset" for path in files):
-        raise UsageError("--start is for files with seconds since a start, and none is given", "leave --start out")
+        raise UsageError("--start is only for files with times in seconds, and none is given", "omit --start")
     chosen = _choose(found, regions)
     period = _check_periods(chosen)
     SystemDisk().replace("TRACE", out, to_csv(chosen).encode())
     moments = {at for series in chosen.values() for at in series}
-    print(f"{len(moments)} moments of {len(chosen)} regions, every {period:.0f} s, in {out}, in g/kWh")
+    print(f"{len(moments)} readings of {len(chosen)} regions, every {period:.0f} s, in {out}, in g/kWh")
     return 0
 
 
 def read_any(path: Path, unit: str, start: float | None = None) -> dict[str, Series]:
-    """The regions of one file in any of the three forms, in gCO2/kWh.
+    """Read the regions of one file in any of the three formats, in gCO2/kWh.
 
-    Raises: NotFound, DataError, UsageError: seconds since a start without a start, a region that cannot be named.
+    Raises: NotFound, DataError, UsageError: times in seconds without `start`.
     """
     table = _table(path)
     form = _form(table)
     if form == "offset" and start is None:
-        raise UsageError(f"{path} counts seconds, but not since when", "give the moment of second 0 with --start")
+        raise UsageError(f"the times in {path} are in seconds", "give the time of second 0 with --start")
     names = table.names[1:] if form != "long" else [_region(path)]
     series: dict[str, Series] = {name: {} for name in names}
     before = float("-inf")
@@ -81,7 +81,7 @@ def read_any(path: Path, unit: str, start: float | None = None) -> dict[str, Ser
             raise DataError(f"{where} has {len(cells)} columns, the header has {len(table.names)}")
         at = _seconds(cells[0], start or 0.0, where) if form == "offset" else stamp_of(cells[0], where)
         if at <= before:
-            raise DataError(f"{where}: {cells[0]} does not come after the line before it")
+            raise DataError(f"{where}: the time {cells[0]} is not later than that of the previous line")
         before = at
         values = cells[1:] if form != "long" else [cells[table.names.index("value")]]
         for name, text in zip(names, values, strict=True):
@@ -90,7 +90,7 @@ def read_any(path: Path, unit: str, start: float | None = None) -> dict[str, Ser
 
 
 def to_csv(series: Mapping[str, Series]) -> str:
-    """The wide form: `point_time,REGION,...`; values with all their digits."""
+    """The wide format: `point_time,REGION,...`; values with all their digits."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["point_time", *series])
@@ -105,15 +105,17 @@ def _table(path: Path) -> Table:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise NotFound(f"there is no file {path}", "give the paths of CSV files") from None
+        raise NotFound(f"the file {path} does not exist", "give the paths of CSV files") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
     lines = [(number, row) for number, row in enumerate(csv.reader(text.splitlines()), 1) if row]
     if len(lines) < 3:
-        raise DataError(f"{path} has fewer than two rows below its header")
+        raise DataError(f"{path} has fewer than two rows below its header", "a trace needs at least two readings")
     names = [name.strip() for name in lines[0][1]]
     if len(names) < 2 or len(set(names)) != len(names) or not all(names[1:]):
-        raise DataError(f"{path} has no header with a name for each column")
+        raise DataError(
+            f"{path} has no header with a name for each column", "write the names of the columns into the first line"
+        )
     return Table(path, names, lines[1:])
 
 
@@ -125,7 +127,7 @@ def _form(table: Table) -> str:
     except ValueError:
         raise DataError(
             f"{table.path}: the first column is neither point_time nor a number of seconds",
-            "call a column of times point_time",
+            "name the column of times point_time",
         ) from None
     return "offset"
 
@@ -135,7 +137,7 @@ def _region(path: Path) -> str:
     assert match is not None
     if match["signal"] != "co2_moer":
         raise DataError(
-            f"{path} holds {match['signal']}, which is no marginal intensity", "only co2_moer says what is curtailed"
+            f"{path} holds {match['signal']}, which is not a marginal intensity", "use a file with co2_moer"
         )
     return match["region"]
 
@@ -151,9 +153,9 @@ def _seconds(text: str, start: float, where: str) -> float:
     try:
         seconds = float(text)
     except ValueError:
-        raise DataError(f"{where}: {text!r} is no number of seconds") from None
+        raise DataError(f"{where}: {text!r} is not a number of seconds") from None
     if not isfinite(seconds):
-        raise DataError(f"{where}: {text!r} is no number of seconds")
+        raise DataError(f"{where}: {text!r} is not a number of seconds")
     return start + seconds
 
 
@@ -161,7 +163,9 @@ def _join(known: Series, more: Series, name: str, path: Path) -> None:
     for at, value in more.items():
         if at in known and known[at] != value:
             stamp = datetime.fromtimestamp(at, UTC).isoformat()
-            raise DataError(f"{path} says another value for {name} at {stamp} than the files before it")
+            raise DataError(
+                f"{path} contradicts the files before it: another value for {name} at {stamp}", "omit one of the files"
+            )
     known.update(more)
 
 
@@ -173,7 +177,9 @@ def _choose(found: Mapping[str, Series], regions: Sequence[str]) -> dict[str, Se
         if column not in found:
             raise UsageError(f"the files have no region {column!r}", f"they have {', '.join(found)}")
         if not name or name in chosen:
-            raise UsageError(f"--region {text} gives no name of its own", "write NAME=COLUMN, each name once")
+            raise UsageError(
+                f"the name in --region {text} is empty or used twice", "write NAME=COLUMN, each name only once"
+            )
         chosen[name] = found[column]
     return chosen or dict(found)
 
@@ -183,9 +189,9 @@ def _check_periods(series: Mapping[str, Series]) -> float:
     for name, column in series.items():
         steps = [after - before for before, after in pairwise(sorted(column))]
         if not steps:
-            raise DataError(f"{name} has fewer than two values")
+            raise DataError(f"{name} has fewer than two values", "a trace needs at least two readings per region")
         periods[name] = statistics.mode(steps)
     if len(set(periods.values())) > 1:
         listed = ", ".join(f"{name} {period:.0f} s" for name, period in periods.items())
-        raise DataError(f"the regions have values at different distances: {listed}", "import them into separate files")
+        raise DataError(f"the regions have different periods: {listed}", "import them into separate files")
     return next(iter(periods.values()))

@@ -1,10 +1,10 @@
-"""`curtail trace show`: a trace in the terminal, and its windows below a threshold.
+"""`curtail trace show`: plots a trace in the terminal and lists its windows below a threshold.
 
-Each region is one line of blocks, lowest to highest value of the trace; a block
-stands for the mean of its stretch of time. Green: below the threshold throughout,
-yellow: in part, blank: unknown. Where there is no terminal there is no colour.
-Windows are stretches of known values below the threshold, by step: a value holds
-until its period ends. Times are UTC.
+Each region is one line of blocks, scaled from the lowest to the highest value of the
+trace; each block shows the mean of its time span. Green: below the threshold
+throughout; yellow: in part; blank: unknown. Without a terminal there is no colour. A
+window is a time span of known values below the threshold; a value holds until its
+period ends. Times are UTC.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from curtail.grid.trace import Trace, load_trace, utc_minute
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 MOST_WINDOWS = 40
-"""Of one region; more are summed up."""
+"""Largest number of windows listed per region."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A stretch below the threshold."""
+    """A window: a time span below the threshold."""
 
     start: float  # Unix time
     stop: float
-    mean: float  # gCO2/kWh, over time
+    mean: float  # gCO2/kWh, time-weighted
     highest: float
 
 
 def windows(trace: Trace, column: str, threshold: float) -> list[Span]:
-    """The stretches of `column` below `threshold`, in time order."""
+    """The windows of `column` below `threshold`, in time order."""
     found: list[Span] = []
     pieces: list[tuple[float, float, float]] = []  # start, stop, value
     for at, stop, value in _steps(trace, column):
@@ -59,7 +59,7 @@ def _span(pieces: list[tuple[float, float, float]]) -> Span:
 
 
 def blocks(trace: Trace, column: str, width: int, threshold: float, low: float, high: float) -> list[tuple[str, str]]:
-    """One (block, colour) for each of `width` equal stretches of the trace."""
+    """One (block, colour) for each of `width` equal time spans of the trace."""
     span = (trace.end - trace.start) / width
     found = []
     for index in range(width):
@@ -77,9 +77,9 @@ def blocks(trace: Trace, column: str, width: int, threshold: float, low: float, 
 
 
 def show(path: Path, unit: str, threshold: float, chosen: list[str], width: int) -> int:
-    """Carry out `curtail trace show`; returns the exit code.
+    """Run `curtail trace show`; returns the exit code.
 
-    Args: width: characters of the plot; 0: what fits.
+    Args: width: width of the plot in characters; 0: the terminal's.
     Raises: UsageError, NotFound, DataError.
     """
     from rich.console import Console
@@ -89,7 +89,7 @@ def show(path: Path, unit: str, threshold: float, chosen: list[str], width: int)
     console = Console(highlight=False, soft_wrap=True)
     known = [value for column in trace.values.values() for value in column if value is not None]
     if not known:
-        raise UsageError(f"{path} has no value in {', '.join(trace.values)}")
+        raise UsageError(f"{path} has no value in {', '.join(trace.values)}", "choose other columns with --region")
     low, high = min(known), max(known)
     margin = max(len(name) for name in trace.values) + 2
     width = width or max(20, min(200, console.width - margin))
@@ -98,7 +98,7 @@ def show(path: Path, unit: str, threshold: float, chosen: list[str], width: int)
         f"{trace.name}: {utc_minute(trace.start)} to {utc_minute(trace.end)}, {hours:.2f} h, every {trace.period:.0f} s"
     )
     console.print(
-        f"{BLOCKS[0]} {low:.0f} to {BLOCKS[-1]} {high:.0f} g/kWh; below {threshold:g}: green, in part: yellow"
+        f"{BLOCKS[0]} {low:.0f} to {BLOCKS[-1]} {high:.0f} g/kWh; green: below {threshold:g}, yellow: in part"
     )
     for name in trace.values:
         line = Text(name.ljust(margin))

@@ -1,16 +1,16 @@
-"""An invented year: MCI traces from a small model of grids, for long plans and tests.
+"""Generates synthetic MCI traces with a small model of grids, for long simulations and tests.
 
 The model, in shares of a region's mean demand, `h` the local solar hour:
   demand  1 + 0.12 cos(2 pi (h-18)/24) + 0.05 cos(2 pi (day-15)/365) - 0.07 on weekends
   sun     S x max(0, sine of the sun's height at the latitude) x clearness of the day
-  wind    W x logistic(1.4 x - 0.4); x: normal, a memory of 18 hours
-  rest    demand - 0.2 (plants that cannot stop) - sun - wind
-Where the rest is below 0 power is thrown away and the MCI lies between 0 and 40
-g/kWh; above 0.06 a plant burns at the margin: gas from 380 at no rest to 480 at
-0.5, beyond that up to 650; between, a mixture. A ripple of 25 g/kWh lies on top.
-Clearness and the ripple are autoregressive, too. Equal seeds give equal years.
-It shows the shape of such signals (short windows at noon, long ones of storms,
-seasons); it is no forecast for any grid. Units: gCO2/kWh, seconds, UTC.
+  wind    W x logistic(1.4 x - 0.4); x: normal, autoregressive with a memory of 18 hours
+  rest    demand - 0.2 (must-run plants) - sun - wind
+If the rest is below 0, power is curtailed and the MCI lies between 0 and 40 g/kWh.
+Above 0.06 a fossil plant is at the margin: gas from 380 at a rest of 0 to 480 at 0.5,
+beyond that up to 650. In between the MCI is a mixture. Noise with a standard deviation
+of 25 g/kWh is added. Clearness and noise are autoregressive, too. Equal seeds give
+equal traces. The model has the shape of real signals (short windows at noon, long ones
+in storms, seasons); it is not a forecast for any grid. Units: gCO2/kWh, seconds, UTC.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from curtail.errors import UsageError
+from curtail.grid.forecast import DAY_S
 from curtail.system.disk import SystemDisk
 
-DAY_S = 86400.0
 MUST_RUN = 0.2
 WIND_MEMORY_S, RIPPLE_MEMORY_S = 18 * 3600.0, 1200.0
-CLEARNESS_MEMORY = 0.6  # of the day before
+CLEARNESS_MEMORY = 0.6  # correlation with the previous day
 RIPPLE = 25.0
-"""gCO2/kWh, one deviation."""
+"""Standard deviation of the noise, gCO2/kWh."""
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """What a region has installed, as shares of its mean demand."""
+    """Installed capacity of a region, as shares of its mean demand."""
 
     sun: float
     wind: float
@@ -71,14 +71,14 @@ def parse_region(text: str) -> Region:
         offset = math.inf
     if kind not in KINDS or not -14 <= offset <= 14:
         raise UsageError(
-            f"--region {text} is no region of a model",
-            f"with --days write NAME:KIND:HOURS, KIND of {', '.join(KINDS)}, HOURS from UTC, as WEST:solar:-8",
+            f"--region {text} is not valid with --days",
+            f"write NAME:KIND:HOURS, KIND one of {', '.join(KINDS)}, HOURS from UTC, for example WEST:solar:-8",
         )
     return Region(name, kind, offset)
 
 
 def year(region: Region, start: datetime, days: float, period_s: float, seed: int) -> array[float]:
-    """The MCI of one region every `period_s` seconds; its own random numbers, whatever the other regions are."""
+    """The MCI of one region every `period_s` seconds; independent of the other regions in the trace."""
     grid, rng = KINDS[region.kind], random.Random(f"{seed} {region.name}")
     steps = int(days * DAY_S / period_s)
     first = start.timestamp() + region.offset_h * 3600.0
@@ -107,7 +107,7 @@ def year(region: Region, start: datetime, days: float, period_s: float, seed: in
 
 
 def _sun(latitude: float, day: float) -> tuple[float, float]:
-    """Sine of the sun's height = first - second x cos(2 pi x hour / 24); `day` of the year."""
+    """(a, b) with: sine of the sun's height = a - b x cos(2 pi x hour / 24), on the day `day` of the year."""
     declination = -math.radians(23.44) * math.cos(2 * math.pi * (day + 10) / 365.25)
     phi = math.radians(latitude)
     return math.sin(phi) * math.sin(declination), math.cos(phi) * math.cos(declination)
@@ -124,18 +124,18 @@ def _mci(rest: float, ripple: float) -> float:
 
 
 def write_year(out: Path, regions: Sequence[str], days: float, period_s: int, start: str, seed: int) -> int:
-    """Carry out `curtail trace synth --days`; returns the exit code. Raises: UsageError, DiskError."""
+    """Run `curtail trace synth --days`; returns the exit code. Raises: UsageError, DiskError."""
     try:
         moment = datetime.fromisoformat(start)
     except ValueError:
-        raise UsageError(f"{start!r} is no moment", "write it as 2026-03-01T10:00:00Z") from None
+        raise UsageError(f"{start!r} is not a time", "write it as 2026-03-01T10:00:00Z") from None
     if moment.tzinfo is None:
         raise UsageError("the start of a trace has no time zone", "give it in UTC")
     parsed = [parse_region(text) for text in regions]
     if len({region.name for region in parsed}) != len(parsed):
-        raise UsageError("a region is named twice", "give each a name of its own")
+        raise UsageError("a region is named twice", "give each region a unique name")
     if not 2 * period_s <= days * DAY_S <= 3700 * DAY_S:
-        raise UsageError(f"--days {days:g} is not possible", "use two periods to ten years")
+        raise UsageError(f"invalid value for --days: {days:g}", "use two periods to ten years")
     columns = [year(region, moment, days, period_s, seed) for region in parsed]
     text = io.StringIO()
     text.write(",".join(["point_time", *(region.name for region in parsed)]) + "\n")

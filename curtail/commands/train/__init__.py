@@ -1,1 +1,1 @@
-"""`curtail train`, `bench train`, `eval` and `sample`: one machine without a controller."""
+"""`curtail train`, `bench train`, `eval` and `sample`: work on one machine without a controller."""

@@ -1,4 +1,4 @@
-"""`train`, `bench train`, `eval` and `sample`: one machine and one model, no run."""
+"""Options of `curtail train`, `bench train`, `eval` and `sample`."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -12,68 +12,81 @@ from curtail.errors import UsageError
 
 
 class Loss(StrEnum):
-    """Ways to compute the loss, to be compared."""
+    """Implementations of the loss, for comparison."""
 
     FUSED = "fused"
     PLAIN = "plain"
 
 
+Preset = Annotated[
+    str | None, typer.Option(help="Model preset; docs/reference/run-file.md lists them.", show_default=False)
+]
+Depth = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Instead of --preset: number of layers, with 64 channels per layer and the vocabulary of the data.",
+        show_default=False,
+    ),
+]
+Tokens = Annotated[int | None, typer.Option(min=1, help="Token budget; default: from the recipe.", show_default=False)]
+BatchSamples = Annotated[
+    int | None,
+    typer.Option(min=1, help="Samples per step over all ranks; default: 2^19 tokens.", show_default=False),
+]
+Setting = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="KEY=VALUE overrides a number of the recipe; repeatable.", show_default=False),
+]
+Compile = Annotated[bool | None, typer.Option(help="Compile the model; default: on CUDA only.", show_default=False)]
+Fp8 = Annotated[bool, typer.Option("--fp8", help="Use 8-bit floats for matrix products; Hopper GPUs and later.")]
+
+
 @app.command("train")
 def train(
     data: Annotated[Path, typer.Option(help="Folder of prepared data.")],
-    out: Annotated[Path, typer.Option(help="Folder for checkpoints and metrics; made if missing.")],
-    preset: Annotated[
-        str | None, typer.Option(help="Name of the model; docs/reference/run-file.md lists them.", show_default=False)
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints and metrics; created if missing.")],
+    preset: Preset = None,
+    depth: Depth = None,
+    tokens: Tokens = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Instead of --tokens: number of steps.", show_default=False)
     ] = None,
-    depth: Annotated[
-        int | None,
-        typer.Option(min=1, help="Or its layers, 64 channels for each; vocabulary as the data.", show_default=False),
-    ] = None,
-    tokens: Annotated[
-        int | None, typer.Option(min=1, help="Token budget; by default as the recipe says.", show_default=False)
-    ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Or steps.", show_default=False)] = None,
-    batch_samples: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Samples of one step, all ranks together; by default 2^19 tokens.", show_default=False
-        ),
-    ] = None,
+    batch_samples: BatchSamples = None,
     device_batch_samples: Annotated[
-        str, typer.Option(help="Samples that a rank takes through the model at once; auto: what fits.")
+        str, typer.Option(help="Micro-batch of one rank, in samples; auto: the largest that fits.")
     ] = "auto",
-    ranks: Annotated[int, typer.Option(min=0, help="Processes on this machine; 0: one for each GPU, or one.")] = 0,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads of each process; 0: the cores, split.")] = 0,
+    ranks: Annotated[
+        int, typer.Option(min=0, help="Processes on this machine; 0: one per GPU, or one without GPUs.")
+    ] = 0,
+    threads: Annotated[
+        int, typer.Option(min=0, help="CPU threads per process; 0: divide the cores among the processes.")
+    ] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the initial weights.")] = 1,
-    recipe: Annotated[str, typer.Option(help="Hyperparameters: reference, or best with later improvements.")] = (
+    recipe: Annotated[str, typer.Option(help="Hyperparameters: reference, or best (with later improvements).")] = (
         "reference"
     ),
-    setting: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="KEY=VALUE changes a number of the recipe; repeatable.", show_default=False),
-    ] = None,
-    save_every: Annotated[int, typer.Option(min=0, help="Steps between checkpoints; 0: at the end only.")] = 1000,
-    keep: Annotated[int, typer.Option(min=1, help="Newest checkpoints that are kept.")] = 2,
+    setting: Setting = None,
+    save_every: Annotated[int, typer.Option(min=0, help="Steps between checkpoints; 0: only at the end.")] = 1000,
+    keep: Annotated[int, typer.Option(min=1, help="Number of newest checkpoints to keep.")] = 2,
     milestone_every: Annotated[
-        int, typer.Option(min=0, help="Checkpoints of steps divisible by it stay for good; 0: none.")
+        int, typer.Option(min=0, help="Also keep checkpoints whose step is a multiple of this; 0: none.")
     ] = 0,
-    eval_every: Annotated[int, typer.Option(min=0, help="Steps between scores in bits per byte; 0: never.")] = 0,
-    eval_tokens: Annotated[int, typer.Option(min=1, help="Validation tokens of a score.")] = 524288,
-    wandb: Annotated[bool, typer.Option("--wandb", help="Send the metrics to W&B too.")] = False,
-    resume: Annotated[bool, typer.Option(help="Go on from the newest whole checkpoint in --out.")] = True,
-    compile: Annotated[
-        bool | None, typer.Option(help="Compile the model; by default on CUDA only.", show_default=False)
-    ] = None,
+    eval_every: Annotated[int, typer.Option(min=0, help="Steps between evaluations in bits per byte; 0: never.")] = 0,
+    eval_tokens: Annotated[int, typer.Option(min=1, help="Validation tokens per evaluation.")] = 524288,
+    wandb: Annotated[bool, typer.Option("--wandb", help="Also send the metrics to W&B.")] = False,
+    resume: Annotated[bool, typer.Option(help="Resume from the newest complete checkpoint in --out.")] = True,
+    compile: Compile = None,
     attention: Annotated[
         str, typer.Option(help="Attention backend; auto: the first one that works. docs/guides/training.md lists them.")
     ] = "auto",
-    fp8: Annotated[bool, typer.Option("--fp8", help="Multiply in 8-bit floats; on Hopper and later.")] = False,
+    fp8: Fp8 = False,
     json: AsJson = False,
 ) -> int:
-    """Train a model on this machine alone, the plain data-parallel way.
+    """Train a model on this machine alone with plain data parallelism.
 
-    The samples and steps are those of a federated run with one site. Killed at any moment, the
-    same command goes on from the newest checkpoint. Under torchrun it is one of its ranks.
+    Samples and steps are the same as in a federated run with one site. If the process is killed,
+    the same command resumes from the newest checkpoint. Under torchrun it runs as one rank.
     """
     from curtail.commands.train.run import run_train
     from nanochat.train_options import TrainOptions
@@ -90,38 +103,37 @@ def train(
 
 @bench_app.command("train")
 def bench_train(
-    preset: Annotated[
-        str | None, typer.Option(help="Name of the model; docs/reference/run-file.md lists them.", show_default=False)
-    ] = None,
+    preset: Preset = None,
     depth: Annotated[
-        int | None, typer.Option(min=1, help="Or its layers, 64 channels for each.", show_default=False)
+        int | None,
+        typer.Option(
+            min=1, help="Instead of --preset: number of layers, with 64 channels per layer.", show_default=False
+        ),
     ] = None,
-    vocab_size: Annotated[int, typer.Option(min=1, help="With --depth: token ids.")] = 65536,
-    sequence_len: Annotated[int, typer.Option(min=1, help="With --depth: tokens of a sample.")] = 2048,
-    steps: Annotated[int, typer.Option(min=1, help="Steps that are measured, after two that warm up.")] = 10,
-    batch_samples: Annotated[int, typer.Option(min=1, help="Samples of one step, all ranks together.")] = 16,
+    vocab_size: Annotated[int, typer.Option(min=1, help="With --depth: number of token ids.")] = 65536,
+    sequence_len: Annotated[int, typer.Option(min=1, help="With --depth: tokens per sample.")] = 2048,
+    steps: Annotated[int, typer.Option(min=1, help="Steps to measure, after two warm-up steps.")] = 10,
+    batch_samples: Annotated[int, typer.Option(min=1, help="Samples per step over all ranks.")] = 16,
     device_batch_samples: Annotated[
-        str, typer.Option(help="Samples that go through the model at once; auto: what fits.")
+        str, typer.Option(help="Micro-batch of one rank, in samples; auto: the largest that fits.")
     ] = "auto",
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: torch's own choice.")] = 0,
-    compile: Annotated[
-        bool | None, typer.Option(help="Compile the model; by default on CUDA only.", show_default=False)
-    ] = None,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: torch's default.")] = 0,
+    compile: Compile = None,
     attention: Annotated[
-        str, typer.Option(help="Attention backend; auto: the first one that works; all: each, as a table.")
+        str, typer.Option(help="Attention backend; auto: the first one that works; all: a table of all of them.")
     ] = "auto",
-    fp8: Annotated[bool, typer.Option("--fp8", help="Multiply in 8-bit floats; on Hopper and later.")] = False,
+    fp8: Fp8 = False,
     loss: Annotated[
-        Loss, typer.Option(help="fused: block by block, as training does; plain: all logits at once.")
+        Loss, typer.Option(help="fused: block by block, as in training; plain: all logits at once.")
     ] = Loss.FUSED,
     json: AsJson = False,
 ) -> int:
-    """Measure how fast a model trains here: tokens per second, MFU, memory.
+    """Measure training speed on this machine: tokens per second, MFU, memory.
 
-    On one device; under torchrun on all of its ranks. The tokens are made up.
+    Uses one device, or all ranks under torchrun. The tokens are synthetic.
     """
     if (preset is None) == (depth is None):
-        raise UsageError("the model is named by --preset or by --depth", "give one of them")
+        raise UsageError("the model must be given by --preset or by --depth", "give one of them")
     from curtail.commands.train.run import run_bench
     from nanochat.throughput import Asked
 
@@ -138,38 +150,41 @@ def bench_train(
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a checkpoint, such as HOME/versions/v000012.")],
     data: Annotated[
-        Path | None, typer.Option(help="Folder of prepared data; by default the run's own.", show_default=False)
+        Path | None, typer.Option(help="Folder of prepared data; default: the run's data.", show_default=False)
     ] = None,
     tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="Tokens to score; by default all there are, at most 10,485,760.", show_default=False),
+        typer.Option(
+            min=1, help="Tokens to score; default: all validation tokens, at most 10,485,760.", show_default=False
+        ),
     ] = None,
     core: Annotated[
         Path | None,
         typer.Option(help="Compute the CORE metric instead, from this bundle (folder or zip).", show_default=False),
     ] = None,
     max_per_task: Annotated[
-        int | None, typer.Option(min=1, help="With --core: questions of each set; by default all.", show_default=False)
+        int | None,
+        typer.Option(min=1, help="With --core: maximum questions per task; default: all.", show_default=False),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Sequences that go through the model at once.")] = 16,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences per batch.")] = 16,
     json: AsJson = False,
     csv: Annotated[
         Path | None, typer.Option(help="With --core: also write the scores to this file.", show_default=False)
     ] = None,
 ) -> int:
-    """Score a checkpoint in bits per byte, or by the CORE metric.
+    """Score a checkpoint in bits per byte or by the CORE metric.
 
-    The text is the validation part of the data that the checkpoint was trained on; CORE asks
-    the questions of a bundle.
+    Bits per byte are measured on the validation split of the checkpoint's training data. The CORE
+    metric uses the questions of a bundle.
     """
     if core is None:
         if max_per_task is not None or csv is not None:
-            raise UsageError("--max-per-task and --csv belong to the CORE metric", "give its bundle with --core")
+            raise UsageError("--max-per-task and --csv need the CORE metric", "give its bundle with --core")
         from curtail.commands.train.evaluate import run_eval
 
         return run_eval(checkpoint, data=data, tokens=tokens, batch=batch, as_json=json)
     if tokens is not None:
-        raise UsageError("--tokens does not go with --core", "limit the questions with --max-per-task")
+        raise UsageError("--tokens and --core cannot be combined", "limit the questions with --max-per-task")
     from curtail.commands.train.evaluate import run_core
 
     return run_core(checkpoint, core, data=data, max_per_task=max_per_task, batch=batch, as_json=json, csv_file=csv)
@@ -178,16 +193,18 @@ def evaluate(
 @app.command()
 def sample(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a checkpoint, such as HOME/versions/v000012.")],
-    text: Annotated[str, typer.Argument(help="The beginning of the text.")],
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens to add at most.")] = 64,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.8,
-    top_k: Annotated[int, typer.Option(min=0, help="Draw among the k likeliest tokens; 0 for all.")] = 50,
-    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal texts.")] = 1,
+    text: Annotated[str, typer.Argument(help="The prompt.")],
+    max_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens to generate.")] = 64,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="Sampling temperature; 0: always the most likely token.")
+    ] = 0.8,
+    top_k: Annotated[int, typer.Option(min=0, help="Sample from the k most likely tokens; 0: from all.")] = 50,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 1,
     data: Annotated[
-        Path | None, typer.Option(help="Folder with the tokenizer; by default the run's own data.", show_default=False)
+        Path | None, typer.Option(help="Folder with the tokenizer; default: the run's data.", show_default=False)
     ] = None,
 ) -> int:
-    """Let a checkpoint continue a text."""
+    """Generate text with a checkpoint."""
     from curtail.commands.train.evaluate import run_sample
 
     return run_sample(

@@ -1,9 +1,8 @@
-"""`curtail eval` and `curtail sample`: what a checkpoint is worth, as a figure and as text.
+"""`curtail eval` and `curtail sample`: score a checkpoint, or generate text with it.
 
-Decides where the data of a checkpoint are looked for, that they are the ones it
-was trained with, how many tokens are scored and how scores are shown; the scores
-are those of `nanochat.bpb` and `nanochat.core_eval`. Units: bits per byte, nats
-per token, accuracies as shares of 1.
+Finds the data of a checkpoint, checks that it was trained on them, limits the number of
+tokens to score, and prints the scores of `nanochat.bpb` and `nanochat.core_eval`.
+Units: bits per byte, nats per token, accuracies from 0 to 1.
 """
 
 from __future__ import annotations
@@ -26,17 +25,17 @@ if TYPE_CHECKING:
     from nanochat.tokenizer import Tokenizer
 
 MOST_TOKENS = 20 * 2**19
-"""Scored by default at most; as many as nanochat's base evaluation reads."""
+"""Largest default number of tokens to score; the same as in nanochat's base evaluation."""
 
-_OTHER = "give the data it was trained with by --data"
+_OTHER = "pass the data that it was trained on with --data"
 
 
 def run_eval(checkpoint: Path, *, data: Path | None, tokens: int | None, batch: int, as_json: bool) -> int:
-    """Carry out `curtail eval` in bits per byte; returns the exit code.
+    """Run `curtail eval` in bits per byte; returns the exit code.
 
     Args:
-        tokens: how many to score, rounded down to whole samples; None: all, at most `MOST_TOKENS`.
-        batch: samples that go through the model at once.
+        tokens: number of tokens to score, rounded down to whole samples; None: all, at most `MOST_TOKENS`.
+        batch: samples per batch.
     Raises: CurtailError.
     """
     from nanochat.bpb import bits_per_byte
@@ -48,13 +47,14 @@ def run_eval(checkpoint: Path, *, data: Path | None, tokens: int | None, batch: 
     manifest = Manifest.load(folder)
     if meta.manifest_digest not in (None, manifest.digest):
         raise CheckpointError(
-            f"{checkpoint} was trained on the data {meta.manifest_digest:.12}, {folder} holds {manifest.digest:.12}",
+            f"{checkpoint} was trained on the data {meta.manifest_digest:.12}, but {folder} holds"
+            f" {manifest.digest:.12}",
             _OTHER,
         )
     if manifest.sequence_len != meta.model_config.sequence_len:
         raise DataError(
-            f"the data in {folder} are samples of {manifest.sequence_len} tokens,"
-            f" the model reads {meta.model_config.sequence_len}",
+            f"the data in {folder} have samples of {manifest.sequence_len} tokens,"
+            f" the model needs samples of {meta.model_config.sequence_len}",
             _OTHER,
         )
     tokenizer = load_tokenizer(meta, checkpoint, folder)
@@ -92,12 +92,12 @@ def run_core(
     as_json: bool,
     csv_file: Path | None,
 ) -> int:
-    """Carry out `curtail eval --core`; returns the exit code.
+    """Run `curtail eval --core`; returns the exit code.
 
     Args:
         data: folder with the tokenizer; None: the checkpoint's own folder, or the run's data.
-        max_per_task: questions taken of each set; None: all.
-        csv_file: also write the scores there.
+        max_per_task: maximum number of questions per task; None: all.
+        csv_file: also write the scores to this file.
     Raises: CurtailError.
     """
     from nanochat.checkpoint import read_meta
@@ -106,8 +106,8 @@ def run_core(
 
     meta = read_meta(checkpoint)
     if csv_file is not None and not csv_file.parent.is_dir():
-        # found out now, not after hours
-        raise NotFound(f"there is no folder {csv_file.parent}", "make it first, or give another place with --csv")
+        # fail now, not after hours of evaluation
+        raise NotFound(f"the folder {csv_file.parent} does not exist", "create it, or give another path with --csv")
     tasks = read_bundle(bundle, max_per_task)
     tokenizer = load_tokenizer(meta, checkpoint, find_tokenizer(checkpoint, data))
     numbers = {task.label: number for number, task in enumerate(tasks, 1)}
@@ -133,7 +133,7 @@ def run_core(
 
 
 def core_table(result: CoreResult) -> str:
-    """The scores for a person: a line for each question set, CORE at the end."""
+    """The scores as a text table: one line per task, and CORE at the end."""
     width = max(len(task.label) for task in result.tasks)
     lines = [f"{'':{width}}  shots  questions  accuracy  centered  seconds"]
     for task in result.tasks:
@@ -144,12 +144,12 @@ def core_table(result: CoreResult) -> str:
     seconds = sum(task.seconds for task in result.tasks)
     lines.append(f"{'CORE':{width}}  {'':5}  {'':9}  {'':8}  {result.core:8.4f}  {seconds:7.1f}")
     if cropped := sum(task.cropped for task in result.tasks):
-        lines.append(f"{cropped:,} questions were longer than the model's input and lost their beginning")
+        lines.append(f"{cropped:,} questions were longer than the model's context and were cropped at the start")
     return "\n".join(lines)
 
 
 def core_csv(result: CoreResult) -> str:
-    """The scores for a program: a row for each question set, the last one CORE."""
+    """The scores as CSV: one row per task, and CORE as the last row."""
     from nanochat.core_eval import TaskScore
 
     text = io.StringIO()
@@ -170,7 +170,7 @@ def run_sample(
     top_k: int | None,
     seed: int,
 ) -> int:
-    """Carry out `curtail sample`: print `text` and its continuation as it comes; returns the exit code.
+    """Run `curtail sample`: print `text` and its continuation token by token; returns the exit code.
 
     Raises: CurtailError.
     """
@@ -182,7 +182,7 @@ def run_sample(
     model = load_model(checkpoint)
     prompt = [tokenizer.bos_id, *tokenizer.encode(text)]
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # the model may write what the terminal cannot show
+        sys.stdout.reconfigure(errors="replace")  # the model may generate characters that the terminal cannot show
     print(text, end="", flush=True)
     ids: list[int] = []
     shown = ""
@@ -198,31 +198,30 @@ def run_sample(
 def find_data(
     checkpoint: Path, data: Path | None, names: tuple[str, ...] = ("manifest.json", "tokenizer.json")
 ) -> Path:
-    """The folder with the manifest and the tokenizer of a checkpoint, or with those of the `names`.
+    """The folder with the files `names` of a checkpoint: `data`, or HOME/data for a checkpoint in HOME/versions.
 
-    Without `data` it is `data` in the controller's home, for a checkpoint that lies in HOME/versions.
     Raises: NotFound.
     """
     folder = checkpoint.resolve().parent.parent / "data" if data is None else data
     for name in names:
         if not (folder / name).is_file():
             raise NotFound(
-                f"there is no {name} in {folder}", "give the folder made by `curtail data prepare` with --data"
+                f"there is no {name} in {folder}", "pass the folder made by `curtail data prepare` with --data"
             )
     return folder
 
 
 def find_tokenizer(checkpoint: Path, data: Path | None) -> Path:
-    """The folder with the tokenizer of a checkpoint: `data`, else its own, else the run's data. Raises: NotFound."""
+    """The folder with the checkpoint's tokenizer: `data`, or its own folder, or the run's data. Raises: NotFound."""
     if data is None and (checkpoint / "tokenizer.json").is_file():
         return checkpoint
     return find_data(checkpoint, data, ("tokenizer.json",))
 
 
 def load_tokenizer(meta: CheckpointMeta, checkpoint: Path, folder: Path) -> Tokenizer:
-    """The tokenizer in `folder`, if the checkpoint was trained with it.
+    """Load the tokenizer in `folder` and check that the checkpoint was trained with it.
 
-    Raises: CheckpointError: it is another one. NotFound, DataError.
+    Raises: CheckpointError: it is another tokenizer. NotFound, DataError.
     """
     from nanochat.tokenizer import FILE_NAME, Tokenizer
 
@@ -230,14 +229,14 @@ def load_tokenizer(meta: CheckpointMeta, checkpoint: Path, folder: Path) -> Toke
     if meta.tokenizer_digest not in (None, tokenizer.digest):
         raise CheckpointError(
             f"{checkpoint} was trained with the tokenizer {meta.tokenizer_digest:.12},"
-            f" {folder} holds {tokenizer.digest:.12}",
+            f" but {folder} holds {tokenizer.digest:.12}",
             _OTHER,
         )
     return tokenizer
 
 
 def load_model(checkpoint: Path) -> GPT:
-    """The model of a checkpoint, on the GPU if there is one.
+    """Load the model of a checkpoint, on the GPU if there is one.
 
     Raises: NotFound, CheckpointError.
     """
@@ -254,18 +253,18 @@ def load_model(checkpoint: Path) -> GPT:
 
 
 def tokens_to_score(samples: int, sequence_len: int, wanted: int | None) -> int:
-    """How many tokens are scored: whole samples, no more than there are.
+    """The number of tokens to score: whole samples, at most those available.
 
     Raises: UsageError: `wanted` is less than one sample.
     """
     if wanted is not None and wanted < sequence_len:
-        raise UsageError(f"{wanted} tokens are less than one sample", f"give at least {sequence_len}")
+        raise UsageError(f"{wanted} tokens are fewer than one sample", f"give at least {sequence_len}")
     most = MOST_TOKENS if wanted is None else wanted
     return min(samples, max(1, most // sequence_len)) * sequence_len
 
 
 def new_text(decoded: str, shown: str) -> str:
-    """What can be shown beyond `shown`: nothing yet while the last character is incomplete."""
+    """The part of `decoded` after `shown`; empty while the last character is incomplete."""
     return "" if decoded.endswith("�") else decoded[len(shown) :]
 
 

@@ -1,9 +1,9 @@
-"""`curtail train` and `curtail bench train`: plain training on this machine, or as part of a torchrun.
+"""Runs `curtail train` and `curtail bench train`, in this process or under torchrun.
 
-Decides how the ranks are started: one in this process, several by torchrun, and
-none if torchrun has started this very process, as it does on several machines.
-What training is, is decided in `nanochat.trainer`. Progress goes to stderr, the
-result to stdout. Units: tokens, seconds.
+A single rank runs in this process; several ranks are started with torchrun. If
+torchrun started this process (as on several machines), it runs as that rank. Training
+itself is in `nanochat.trainer`. Progress goes to stderr, the result to stdout. Units:
+tokens, seconds.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from nanochat.train_options import TrainOptions
 
 LOG_FILE = "train.log"
-"""In the run's folder: what torchrun and its ranks wrote to stderr."""
+"""Log file in the output folder with the stderr of torchrun and its ranks."""
 
 
 def run_train(options: TrainOptions, ranks: int, as_json: bool) -> int:
-    """Carry out `curtail train`; returns the exit code.
+    """Run `curtail train`; returns the exit code.
 
-    Args: ranks: processes on this machine; 0: one for each GPU, or one.
+    Args: ranks: processes on this machine; 0: one per GPU, or one without GPUs.
     Raises: CurtailError.
     """
     from nanochat.train_options import check_out, make_plan
@@ -53,7 +53,7 @@ def run_train(options: TrainOptions, ranks: int, as_json: bool) -> int:
 
         count = ranks or count_devices()
     plan = make_plan(options, count)
-    check_out(options, plan)  # refused here, before anything starts
+    check_out(options, plan)  # fail here, before anything starts
     first = int(os.environ.get("RANK", "0")) == 0 if started else True
     if first:
         samples, needed = plan.manifest.samples("train"), plan.steps * plan.batch_samples
@@ -71,9 +71,9 @@ def run_train(options: TrainOptions, ranks: int, as_json: bool) -> int:
 
 
 def _by_torchrun(options: TrainOptions, ranks: int) -> dict[str, Any]:
-    """Train on several ranks of this machine; the result that rank 0 gave.
+    """Train on several ranks of this machine; returns the result of rank 0.
 
-    Raises: CurtailError: what a rank said, or the last line of the log.
+    Raises: CurtailError: the error of a rank, or the last error line of the log.
     """
     from agent.launcher import source_folder, threads_per_rank
     from nanochat.train_options import FAILURE_FILE
@@ -107,7 +107,7 @@ def _by_torchrun(options: TrainOptions, ranks: int) -> dict[str, Any]:
     def pass_on(number: int, _: object) -> None:
         caught.append(number)
         with contextlib.suppress(ProcessLookupError):
-            os.kill(job.pid, signal.SIGTERM)  # torchrun tells its ranks, which finish their step and save
+            os.kill(job.pid, signal.SIGTERM)  # torchrun forwards it to its ranks, which finish their step and save
 
     result: dict[str, Any] | None = None
     with on_signals((signal.SIGINT, signal.SIGTERM), pass_on):
@@ -124,7 +124,7 @@ def _by_torchrun(options: TrainOptions, ranks: int) -> dict[str, Any]:
 
 
 def _failure(out: Path, code: int) -> CurtailError:
-    """The error of a rank that failed, as it would have been in this process."""
+    """The error of a failed rank, as if it had been raised in this process."""
     from nanochat.train_options import FAILURE_FILE
 
     with contextlib.suppress(OSError, ValueError, KeyError):
@@ -137,8 +137,8 @@ def _failure(out: Path, code: int) -> CurtailError:
         lines = deque((out / LOG_FILE).read_text(errors="replace").splitlines(), maxlen=200)
         errors = [line.strip() for line in lines if "Error" in line]
         if errors:
-            return CurtailError(f"training ended with code {code}: {errors[0]}", f"see {out / LOG_FILE}")
-    return CurtailError(f"training ended with code {code}", f"see {out / LOG_FILE}")
+            return CurtailError(f"training failed with exit code {code}: {errors[0]}", f"see {out / LOG_FILE}")
+    return CurtailError(f"training failed with exit code {code}", f"see {out / LOG_FILE}")
 
 
 def _show(result: dict[str, Any], as_json: bool) -> None:
@@ -161,11 +161,11 @@ def run_bench(
     asked: Asked,
     as_json: bool,
 ) -> int:
-    """Carry out `curtail bench train`; returns the exit code.
+    """Run `curtail bench train`; returns the exit code.
 
     Args:
         preset, depth: one of them. vocab_size, sequence_len: of a model given by its depth.
-        asked: with the attention "all", all are measured.
+        asked: with the attention "all", all backends are measured.
     Raises: CurtailError.
     """
     from curtail.system.clock import SystemClock
@@ -191,7 +191,11 @@ def run_bench(
         return 0
     for name, reason in result.refused.items():
         _say(f"attention {name} is not used: {reason}")
-    share = f"MFU {result.mfu:.1%}" if result.mfu is not None else f"MFU unknown: no peak is listed for {result.device}"
+    share = (
+        f"MFU {result.mfu:.1%}"
+        if result.mfu is not None
+        else f"MFU unknown: the peak speed of {result.device} is not listed"
+    )
     windows = f", windows {result.windows}" if result.windows != "none" else ""
     form = f"{'compiled' if result.compiled else 'not compiled'}{', fp8' if result.fp8 else ''}"
     print(
@@ -204,7 +208,7 @@ def run_bench(
 
 
 def _rows(model: str, rows: list[dict[str, Any]]) -> str:
-    """A table with a line for each attention backend."""
+    """A table with one line per attention backend."""
     lines = [f"{model}: {'attention':10} {'windows':8} {'tok/s':>12} {'MFU':>7} {'MiB':>9}  at once"]
     indent = " " * len(f"{model}: ")
     for row in rows:
@@ -220,13 +224,13 @@ def _rows(model: str, rows: list[dict[str, Any]]) -> str:
 
 
 def cache_folder(environment: Mapping[str, str]) -> Path:
-    """Where this user's cache lies: $XDG_CACHE_HOME/curtail, or ~/.cache/curtail."""
+    """This user's cache folder: $XDG_CACHE_HOME/curtail, or ~/.cache/curtail."""
     base = environment.get("XDG_CACHE_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "curtail"
 
 
 def keep_compiled() -> None:
-    """Let this process and those it starts keep what torch compiles, for the next ones."""
+    """Make this process and its children store torch's compiled code in this user's cache, for later runs."""
     from agent.launcher import compile_cache
 
     os.environ.update(compile_cache(cache_folder(os.environ) / "compiled", os.environ))

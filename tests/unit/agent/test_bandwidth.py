@@ -9,7 +9,7 @@ import httpx
 import pytest
 from doubles import FakeClock
 
-from agent.http.bandwidth import Bucket, Link, parse_rate
+from agent.http.bandwidth import Link, parse_rate
 from agent.http.client import Control
 from agent.http.transfer import download, upload
 from agent.job.agent_link import read_environment
@@ -30,14 +30,6 @@ def test_a_rate_without_number_or_unit_is_refused_with_an_example(text):
     with pytest.raises(UsageError) as caught:
         parse_rate(text)
     assert "100Mbit/s" in caught.value.remedy
-
-
-def test_a_bucket_lets_its_burst_through_at_once_and_then_its_rate():
-    bucket = Bucket(rate=100.0, burst=50.0, level=50.0, at=0.0)
-    assert bucket.take(50, 0.0) == 0.0
-    assert bucket.take(100, 0.0) == pytest.approx(1.0)
-    assert bucket.take(100, 0.0) == pytest.approx(2.0)  # who comes later waits for those before
-    assert bucket.take(0, 5.0) == 0.0 and bucket.level == 50.0  # more than a burst never gathers
 
 
 def test_both_directions_share_one_rate(tmp_path):

@@ -99,7 +99,7 @@ def test_plain_http_stays_on_this_machine():
     assert str(check_url("http://127.0.0.1:7070/x?y")) == "http://127.0.0.1:7070/"
     for url in ("http://localhost:1", "http://[::1]:1", "https://example.org"):
         check_url(url)
-    with pytest.raises(UsageError, match="in clear"):
+    with pytest.raises(UsageError, match="unencrypted"):
         check_url("http://10.0.0.1:7070")
     for url in ("127.0.0.1:7070", "ftp://127.0.0.1", "http://", "http://a b"):
         with pytest.raises(UsageError):

@@ -740,7 +740,7 @@ def test_a_machine_that_was_removed_is_told_to_join_anew_and_does_not_ask_for_ev
 
 def test_a_mistyped_token_is_noticed_before_anybody_is_asked(world, tmp_path):
     world.up = False
-    with pytest.raises(AuthError, match="this is no token"):
+    with pytest.raises(AuthError, match="this is not a token"):
         world.run(tmp_path, token="token")
 
 

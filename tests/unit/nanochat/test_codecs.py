@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from curtail import config
 from curtail.errors import CheckpointError, ConfigError
 from curtail.system.disk import SystemDisk
 from nanochat import codecs, delta
@@ -55,6 +56,10 @@ def test_int4_is_off_by_at_most_half_a_step_of_the_row(matrix):
     assert (np.abs(found - exact) <= bound).all()
     assert ((found == 0) | (np.sign(found) == np.sign(exact))).all()
     assert (encoded["m:int4"] & 15).min() >= 1 and (encoded["m:int4"] >> 4).min() >= 1
+
+
+def test_the_run_file_knows_the_codecs_that_there_are():
+    assert config.CODECS == codecs.CODECS
 
 
 def test_the_golden_bytes_of_int4_and_bf16_do_not_change():

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from controller.aggregation.aggregate import UPDATE_FILE
 from controller.files import uploads as blobs
 from controller.files import versions
 from controller.home.data_ledger import look
@@ -26,6 +25,7 @@ from controller.store import Transaction
 from controller.store.rows import BlobRow
 from curtail import wire
 from curtail.system.disk import SystemDisk
+from curtail.system.home_files import UPDATE_FILE
 
 DIED = 9
 PART = 4096

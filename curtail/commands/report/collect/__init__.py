@@ -1,1 +1,1 @@
-"""The figures of a report, from the store of a run."""
+"""Figures of a report, from the store of a run."""

@@ -1,6 +1,6 @@
-"""The carbon of a run in `curtail report`: boundaries, per tokens, settled, otherwise, under other assumptions.
+"""Carbon figures of a report: boundaries, settlements, counterfactuals, sensitivities.
 
-All arithmetic is that of `curtail ledger totals` and of `controller.ledger.settlement`. Energy kWh, carbon kg.
+The arithmetic is that of `curtail ledger totals` and `controller.ledger.settlement`. Units: kWh, kg.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from curtail.commands.ledger.totals import collect
 
 @dataclass(frozen=True, slots=True)
 class SettledFigures:
-    """The settled rows of one basis. Decided: the same rows by the MCI known then; an unknown one gave no kg."""
+    """The settled rows of one basis. Decided: the same rows with the MCI known then; without kg if it was unknown."""
 
     basis: str  # marginal; average: location-based, never added to a marginal figure
     rows: int
-    revised: int  # of them more than once
+    revised: int  # settled more than once
     sources: tuple[str, ...]
     models: tuple[str, ...]
     kwh: float  # of the settled rows
-    left_kwh: float  # of the rows that no source has settled yet
+    left_kwh: float  # of the rows that are not settled yet
     was_unknown_kwh: float  # of the settled rows: drawn while the MCI was unknown
     kg_attributed_decided: float
     kg_attributed: float
     kg_reserved_decided: float  # attributed and standing
     kg_reserved: float
-    curtailed_pct: float | None  # of the attributed energy, by the settled MCI; None: an average, or no energy
+    curtailed_pct: float | None  # of the attributed energy, with the settled MCI; None: an average, or no energy
 
 
 def settled_figures(
@@ -70,13 +70,13 @@ def settled_figures(
 
 @dataclass(frozen=True, slots=True)
 class CarbonFigures:
-    """All of one run's carbon; by boundary: attributed, reserved, full."""
+    """All carbon figures of one run; the boundaries are attributed, reserved and full."""
 
     boundaries: Boundaries
     full_kwh: float
     full_kg: float
-    settled_kg: dict[str, float]  # by boundary; rows that are not settled are as decided
-    kg_per_1e9_tokens: dict[str, float | None]  # by boundary; that of the full one is the SCI
+    settled_kg: dict[str, float]  # by boundary; rows that are not settled count as decided
+    kg_per_1e9_tokens: dict[str, float | None]  # by boundary; the SCI for the full boundary
     unsettled_kwh: float
     settled: tuple[SettledFigures, ...]
     sensitivity: Sensitivity
@@ -84,7 +84,7 @@ class CarbonFigures:
 
 
 def carbon_figures(tx: Transaction) -> CarbonFigures:
-    """The figures of the run in the store, those of `curtail ledger totals` among them."""
+    """The carbon figures of the run in the store, including those of `curtail ledger totals`."""
     found, rows = collect(tx), tx.numbered_entries()
     decided = found.at_decision.boundaries
     settled = (settled_figures(rows, tx.settled(basis), basis) for basis in (MARGINAL, AVERAGE))

@@ -1,7 +1,7 @@
-"""The energy ledger of a run, as `curtail report` sums it up and draws it.
+"""Energy figures of a report: sums over ledger rows, cumulative curves, the always-on baseline.
 
-All arithmetic is that of `curtail.carbon.accounting`. Energy kWh, carbon kg, seconds of
-the controller's clock.
+The arithmetic is that of `curtail.carbon.accounting`. Units: kWh, kg, seconds of the
+controller's clock.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from curtail.plotting.svg import Point
 
 CARBON_POINTS = 500
 BASELINE_POINTS = 200
-"""Of curves that only grow."""
+"""Numbers of points of the cumulative curves."""
 
 Readings = dict[str, list[tuple[float, float | None]]]
 """Region -> (point time, gCO2/kWh or None), ascending."""
@@ -27,26 +27,26 @@ Readings = dict[str, list[tuple[float, float | None]]]
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """What ledger rows add up to."""
+    """Sums over ledger rows."""
 
     attributed_kwh: float
     standing_kwh: float
     kg_attributed: float
     kg_standing: float
     kg_reserved: float  # attributed and standing
-    curtailed_pct: float | None  # of the attributed energy; None: none was drawn
-    unknown_kwh: float  # drawn while the MCI was unknown: in no kg
+    curtailed_pct: float | None  # of the attributed energy; None: no energy was drawn
+    unknown_kwh: float  # drawn while the MCI was unknown, so not in any kg
     train_s: float
 
 
 def entries_of(tx: Transaction) -> list[Entry]:
-    """All rows, and what is open up to the time at which it is certain; as after a restart."""
+    """All rows, and the open intervals up to their last confirmed time, as after a restart."""
     still = (accounting.close(interval, seen) for interval, seen in tx.open_intervals())
     return [*tx.entries(), *(entry for entry in still if entry is not None)]
 
 
 def grouped(entries: Iterable[Entry], key: Callable[[Entry], str]) -> dict[str, Totals]:
-    """The totals of the rows that have the same key."""
+    """The totals of the rows by key."""
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
         groups.setdefault(key(entry), []).append(entry)
@@ -54,12 +54,12 @@ def grouped(entries: Iterable[Entry], key: Callable[[Entry], str]) -> dict[str, 
 
 
 def whole_kwh(totals: Totals) -> float:
-    """Attributed and standing energy."""
+    """Attributed plus standing energy."""
     return totals.attributed_kwh + totals.standing_kwh
 
 
 def sums_of(totals: Totals) -> Sums:
-    """The totals in the form of the report."""
+    """The totals as `Sums`."""
     return Sums(
         attributed_kwh=totals.attributed_kwh,
         standing_kwh=totals.standing_kwh,
@@ -73,7 +73,7 @@ def sums_of(totals: Totals) -> Sums:
 
 
 def cumulative(entries: Sequence[Entry], start: float, end: float) -> tuple[list[Point], list[Point]]:
-    """Attributed and reserved kg as they grow: rows are cut into equal stretches of time, each with its share."""
+    """Cumulative attributed and reserved kg; rows are split over equal time spans in proportion."""
     if not entries or end <= start:
         return [], []
     width = (end - start) / CARBON_POINTS
@@ -111,7 +111,7 @@ def always_on(config: RunConfig, total: Totals, run: RunRow, sites: list[SiteRow
 def baseline(
     config: RunConfig, total: Totals, run: RunRow, sites: list[SiteRow], readings: Readings, end: float
 ) -> list[Point]:
-    """The always-on comparison as it grows: one stretch of time after the other, by the same arithmetic."""
+    """Cumulative kg of the always-on counterfactual, computed span by span with the same arithmetic."""
     if always_on(config, total, run, sites, readings) is None:
         return []
     known = {name: [(at, mci) for at, mci in rows if mci is not None] for name, rows in readings.items()}

@@ -1,9 +1,9 @@
-"""The figures of `curtail report`, from one moment of a controller's store.
+"""All figures of a report, from one snapshot of a controller's store.
 
-Sums come from the energy ledger's rows by `curtail.carbon.accounting`, as the
-controller's own status does; nothing is integrated anew. Times are seconds of
-the controller's clock (Unix time of the signal), energy kWh, carbon kg. Curves
-are thinned to what a picture can show, without losing extremes.
+Sums over ledger rows use `curtail.carbon.accounting`, as the controller's status
+does. Times are in seconds of the controller's clock (Unix time of the signal), energy
+in kWh, carbon in kg. Curves are thinned to what a picture can show, and keep their
+extremes.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ from curtail.policy.rules import Regime
 
 DECIDING = ("policy", "regime", "signal", "order", "power", "controller", "run")
 _EVERY = 1 << 40
-"""More lines than any log has."""
+"""Limit for reading the whole log: more lines than any log has."""
 
 
 @dataclass(frozen=True, slots=True)
 class RegionFigures:
-    """One region: its signal and what its sites drew."""
+    """One region: its signal, and its sites' energy and carbon."""
 
     region: str
-    threshold: float | None  # gCO2/kWh; None: the run file knows the region no more
+    threshold: float | None  # gCO2/kWh; None: the region is no longer in the run file
     readings: int
     unknown_readings: int
     lowest: float | None
     highest: float | None
     curtailed_s: float
     curve: tuple[Point, ...]  # MCI, held until the next point
-    thinned: bool  # the curve: its points are then ends and extremes of stretches, and hold for no time
+    thinned: bool  # the points of the curve are ends and extremes of time spans, and do not hold until the next
     windows: tuple[Span, ...]
     sums: Sums
     curtailed_pct_with_standing: float | None
@@ -73,7 +73,7 @@ class SiteFigures:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """All that the report says."""
+    """All figures of the report."""
 
     name: str
     run: str
@@ -101,15 +101,15 @@ class Figures:
     kg_baseline: tuple[Point, ...]
     rounds: tuple[RoundFigures, ...]
     versions: tuple[VersionFigures, ...]
-    decisions: tuple[tuple[float, str, str], ...]  # of the log, all that it still has
-    changes: tuple[Change, ...]  # of state, all
+    decisions: tuple[tuple[float, str, str], ...]  # all that are still in the log
+    changes: tuple[Change, ...]  # all changes of state
     chain: ChainFigures
 
 
 def collect(tx: Transaction) -> Figures:
     """The figures of the run in the store.
 
-    Raises: NotFound: it holds no run. CurtailError: the row of the run is damaged.
+    Raises: NotFound: the store holds no run. CurtailError: the row of the run is damaged.
     """
     run, config = _run(tx)
     entries = entries_of(tx)
@@ -183,7 +183,7 @@ def _region(
 
 
 def held(readings: Sequence[tuple[float, float | None]], max_age: float, start: float, end: float) -> list[Point]:
-    """The MCI from `start` to `end`: a reading holds until the next one, at most `max_age` seconds."""
+    """The MCI from `start` to `end`; a reading holds until the next one, but for at most `max_age` seconds."""
     points: list[Point] = []
     for index, (at, mci) in enumerate(readings):
         stop = readings[index + 1][0] if index + 1 < len(readings) else end
@@ -197,7 +197,7 @@ def held(readings: Sequence[tuple[float, float | None]], max_age: float, start: 
 
 
 def below(course: Sequence[Point], threshold: float, end: float) -> list[Span]:
-    """Stretches of a held course that are known and below `threshold`."""
+    """Time spans of a step function that are known and below `threshold`."""
     after = [*(at for at, _ in course), end][1:]
     inside = [(at, stop) for (at, mci), stop in zip(course, after, strict=True) if mci is not None and mci < threshold]
     return joined(inside, 0.0)

@@ -1,7 +1,7 @@
-"""What `curtail report` says of the ledger itself: methods, states, changes of state with their readings, the chain.
+"""Ledger figures of a report: measurement methods, states, changes of state, hash chain.
 
-All of it is read from the ledger's rows; nothing is estimated here. Energy kWh,
-carbon kg, seconds of the controller's clock.
+All figures come from the ledger's rows; nothing is estimated here. Units: kWh, kg,
+seconds of the controller's clock.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from curtail.carbon import accounting, hash_chain
 from curtail.carbon.accounting import Basis, Entry
 
 TOUCHING_S = 1e-6
-"""Rows of a site that touch, but for rounding."""
+"""Largest gap in seconds between two adjacent rows of a site, from rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,36 +26,36 @@ class StateFigures:
     state: str
     seconds: float
     kwh: float  # from the grid, with PUE
-    kg: float  # of what was drawn while the MCI was known
+    kg: float  # of the energy drawn while the MCI was known
     in_window_kwh: float
     unknown_kwh: float
 
 
 @dataclass(frozen=True, slots=True)
 class MethodFigures:
-    """Energy that was found out in one way."""
+    """Energy measured or estimated by one method."""
 
     method: str
     kwh: float  # from the grid, with PUE
-    machine_kwh: float  # without PUE, wherever it came from
-    gpu_kwh: float | None  # of it, where it is known apart
+    machine_kwh: float  # without PUE, from all sources
+    gpu_kwh: float | None  # the GPUs' part, where it is known
     host_kwh: float | None
     seconds: float  # of all sites
-    coverage_pct: float  # part of that time for which there are samples
+    coverage_pct: float  # share of that time covered by samples
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A site went from one state to another: why, and by which reading."""
+    """A change of a site's state, with its reason and reading."""
 
     at: float
     site: str
     region: str
-    before: str  # empty: the site's first row, or nothing is booked of the time before
+    before: str  # empty: the site's first row, or nothing was booked before
     after: str
     reason: str
     mci: float | None  # gCO2/kWh; None: unknown
-    mci_raw: float | None  # as the source said it
+    mci_raw: float | None  # as the source reported it
     source: str
     point_time: float | None
     threshold: float | None
@@ -64,11 +64,11 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class ChainFigures:
-    """The hash chain of the ledger, computed anew."""
+    """Result of verifying the ledger's hash chain."""
 
     records: int
     head: str
-    problem: str  # the first thing that is wrong; empty: the chain holds
+    problem: str  # the first error; empty: the chain is valid
 
     @property
     def holds(self) -> bool:
@@ -76,7 +76,7 @@ class ChainFigures:
 
 
 def states(entries: Iterable[Entry]) -> tuple[StateFigures, ...]:
-    """Every site in every state it was in, sites in the order of their first row."""
+    """Figures per site and state, sites in the order of their first row."""
     groups: dict[str, dict[str, list[Entry]]] = {}
     for entry in entries:
         groups.setdefault(entry.site, {}).setdefault(entry.phase, []).append(entry)
@@ -100,7 +100,7 @@ def _state(rows: Sequence[Entry]) -> StateFigures:
 
 
 def methods(entries: Iterable[Entry]) -> tuple[MethodFigures, ...]:
-    """Where the energy comes from, the most first."""
+    """Energy by method, the largest first."""
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
         groups.setdefault(entry.method, []).append(entry)
@@ -125,7 +125,7 @@ def _method(rows: Sequence[Entry]) -> MethodFigures:
 
 
 def flagged(entries: Iterable[Entry]) -> dict[str, float]:
-    """kWh of the rows that have each flag; a row with several is in each of them."""
+    """kWh of the rows by flag; a row with several flags counts for each of them."""
     sums: dict[str, float] = {}
     for entry in entries:
         for flag in () if entry.detail is None else entry.detail.basis.flags:
@@ -134,7 +134,7 @@ def flagged(entries: Iterable[Entry]) -> dict[str, float]:
 
 
 def changes(entries: Iterable[Entry]) -> tuple[Change, ...]:
-    """Every change of state, in the order of time: the first row of the new state tells why, and by which reading."""
+    """Every change of state in time order; reason and reading come from the first row of the new state."""
     found: list[Change] = []
     last: dict[str, Entry] = {}
     for entry in sorted(entries, key=lambda row: (row.t0, row.t1, row.site)):
@@ -155,14 +155,14 @@ def changes(entries: Iterable[Entry]) -> tuple[Change, ...]:
 
 
 def with_standing_pct(entries: Iterable[Entry]) -> float | None:
-    """Share of all energy, standing by included, that was drawn inside windows; None: none was drawn."""
+    """Percentage of all energy, including standing energy, drawn inside windows; None: no energy was drawn."""
     rows = list(entries)
     whole = sum(entry.kwh for entry in rows)
     return 100.0 * sum(entry.kwh for entry in rows if entry.curtailed) / whole if whole else None
 
 
 def verified(tx: Transaction, run: str) -> ChainFigures:
-    """The chain of the store, computed anew from its records."""
+    """Verify the chain of the store from its records."""
     found = hash_chain.follow(run, tx.links())
     if found.problem:
         return ChainFigures(found.records, found.head, found.problem)

@@ -1,4 +1,4 @@
-"""Rounds, versions and regimes of `curtail report`, from the store's rows and its log."""
+"""Rounds, versions and regimes of a report, from the store's rows and its event log."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _VERSION = re.compile(r"version (\d+) from round ")
 
 @dataclass(frozen=True, slots=True)
 class RoundFigures:
-    """One round; the members and tokens are those merged, the duration in wall seconds up to the version."""
+    """One round; members and tokens are those merged, the duration is in wall seconds until the version."""
 
     round: int
     kind: str
     state: str
     members: tuple[str, ...]
-    missing: tuple[str, ...]  # took part, contributed nothing that was merged
+    missing: tuple[str, ...]  # members whose contribution was not merged
     tokens: int
     duration_s: float | None
     version: int | None
@@ -37,13 +37,13 @@ class VersionFigures:
     at: float | None
     tokens: int  # of all versions up to it
     loss: float | None  # the members' mean loss, weighted by their tokens
-    loss_smoothed: float | None  # as the status tells it for the newest one
+    loss_smoothed: float | None  # as the status shows it for the newest version
 
 
 def regimes(events: Sequence[EventRow], start: float, end: float) -> list[tuple[float, float, str]]:
-    """Which regime held when; a controller that starts again is PAUSED until it decides.
+    """Time spans of the regimes; a restarted controller is PAUSED until it decides.
 
-    Where the oldest lines of the log are gone, nothing is known before the first that is left.
+    If the oldest lines of the log were deleted, the spans begin with the first remaining line.
     """
     pruned = bool(events) and events[0].id > 1
     changes = [] if pruned else [(start, Regime.PAUSED.value)]
@@ -80,7 +80,7 @@ def round_figures(tx: Transaction, row: RoundRow, members: list[MemberRow]) -> R
 
 
 def version_figures(members: Iterable[MemberRow], events: Sequence[EventRow], span: float) -> list[VersionFigures]:
-    """The merged versions, from the members of all rounds; their moments are in the log.
+    """The merged versions, from the members of all rounds; their times are in the log.
 
     Args: span: of the smoothed loss, in tokens.
     """
@@ -88,7 +88,7 @@ def version_figures(members: Iterable[MemberRow], events: Sequence[EventRow], sp
     for member in members:
         if member.state == Member.MERGED.value and member.version is not None:
             groups.setdefault(member.version, []).append(member)
-    # the rows of versions and rounds tell wall time only; the log tells both
+    # the rows of versions and rounds have wall time only; the log has the controller's time, too
     moments = {int(found[1]): e.at for e in events if e.kind == "version" and (found := _VERSION.match(e.text))}
     out: list[VersionFigures] = []
     tokens, last = 0, None

@@ -1,1 +1,1 @@
-"""The page of a report, from its figures."""
+"""HTML page, tables and charts of a report, from its figures."""

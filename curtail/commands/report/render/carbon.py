@@ -1,4 +1,4 @@
-"""The carbon of `curtail report`: boundaries, settlements, comparisons, sensitivity; tables with what they mean."""
+"""Carbon section of the report: boundaries, counterfactuals, settlements, sensitivity."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def carbon(figures: Figures) -> str:
 
 
 def boundaries(figures: Figures) -> str:
-    """The three boundaries side by side, and what the widest adds."""
+    """The three boundaries side by side, and what the wider ones add."""
     carbon = figures.carbon
     found, sci = carbon.boundaries, carbon.kg_per_1e9_tokens
     rows = [
@@ -34,18 +34,18 @@ def boundaries(figures: Figures) -> str:
          NOTHING],
     ]  # fmt: skip
     added = [
-        ["standing by and switched off", decimal(found.reserved_kwh - found.attributed_kwh),
+        ["standing energy (paused or switched off)", decimal(found.reserved_kwh - found.attributed_kwh),
          kg(found.reserved_kg - found.attributed_kg)],
         ["PUE", decimal(found.pue_kwh), kg(found.pue_kg)],
         ["network", decimal(found.network_kwh), kg(found.network_kg)],
         ["controller", decimal(found.controller_kwh), kg(found.controller_kg)],
-        [f"making of the hardware, {found.site_hours:,.2f} site-hours", NOTHING, kg(found.embodied_kg)],
+        [f"embodied carbon, {found.site_hours:,.2f} site-hours", NOTHING, kg(found.embodied_kg)],
     ]  # fmt: skip
     return (
         "<h3>Three boundaries</h3>" + table(["", "attributed", "reserved", "full"], rows)
-        + '<p class="note">Attributed: what the machines drew for the job (start, train, sync, hold, drain).'
-        " Reserved: and what they drew while paused or switched off. Full: and what follows. Its kgCO2 per 1e9 tokens"
-        " is the SCI of ISO/IEC 21031. All tables below count energy as the ledger does, with PUE.</p>"
+        + '<p class="note">Attributed: energy that the machines drew for the job (start, train, sync, hold, drain).'
+        " Reserved: plus energy drawn while paused or switched off. Full: plus the following rows. Its kgCO2 per 1e9"
+        " tokens is the SCI of ISO/IEC 21031. All tables below count energy as the ledger does, with PUE.</p>"
         + table(["the wider boundaries add", "kWh", "kgCO2"], added) + f"<p>{_unknown(figures)}</p>"
     )  # fmt: skip
 
@@ -53,35 +53,40 @@ def boundaries(figures: Figures) -> str:
 def _unknown(figures: Figures) -> str:
     if figures.sums.unknown_kwh == 0:
         return "The MCI was known for all energy."
-    return f"{decimal(figures.sums.unknown_kwh)} kWh were drawn while the MCI was unknown; they are in no kg above."
+    return f"{decimal(figures.sums.unknown_kwh)} kWh were drawn while the MCI was unknown; no kg above includes them."
 
 
 def comparisons(figures: Figures) -> str:
-    """What the same training would have emitted otherwise."""
+    """The counterfactuals: carbon of the same training under other schedules."""
     found, run = figures.carbon.counterfactuals, figures.sums.kg_attributed
     if not found.alone:
-        return "<h3>The same training otherwise</h3><p>Nothing was trained yet, or a site's region has no reading.</p>"
+        return "<h3>Counterfactuals</h3><p>Nothing was trained yet, or a site's region has no reading.</p>"
     rows = [["this run, attributed", kg(run), NOTHING, NOTHING, ""]]
     for one in found.alone:
-        best = "; the best of them" if found.best == one and len(found.alone) > 1 else ""
-        known = "" if one.known_share >= 1 else f"readings for {100 * one.known_share:.0f} % of it, the last one holds"
-        rows.append([f"{one.site} alone, at once{best}", kg(one.kg), f"{one.hours:,.2f}", _part(run, one.kg), known])
+        best = " (the best single site)" if found.best == one and len(found.alone) > 1 else ""
+        known = (
+            ""
+            if one.known_share >= 1
+            else f"readings for {100 * one.known_share:.0f} % of the time, then the last one holds"
+        )
+        name = f"{one.site} alone, without waiting{best}"
+        rows.append([name, kg(one.kg), f"{one.hours:,.2f}", _part(run, one.kg), known])
     rows += [
-        ["all sites at once, whatever their grids emit", kg(found.unconstrained_kg),
+        ["all sites together, without waiting", kg(found.unconstrained_kg),
          f"{found.unconstrained_h or 0.0:,.2f}", _part(run, found.unconstrained_kg), ""],
-        ["always on: equal shares, at the run file's power", kg(figures.kg_always_on), NOTHING,
+        ["always on: equal shares per site, with the power of the run file", kg(figures.kg_always_on), NOTHING,
          _part(run, figures.kg_always_on), ""],
-        ["the least that any schedule could emit in the run's own time", kg(found.oracle_kg), NOTHING,
+        ["lower bound: the best possible schedule in the run's own time", kg(found.oracle_kg), NOTHING,
          _part(run, found.oracle_kg), ""],
     ]  # fmt: skip
     plot = plots.comparison(figures)
     told = NOTHING if found.efficiency_pct is None else f"{found.efficiency_pct:.1f} %"
     return (
-        "<h3>The same training otherwise</h3>" + ("" if plot is None else plot.inline())
+        "<h3>Counterfactuals: the same training under other schedules</h3>" + ("" if plot is None else plot.inline())
         + table(["", "kgCO2", "hours", "this run is", "note"], rows)
-        + f"<p>Efficiency: the least possible is {told} of what the run emitted.</p>"
-        '<p class="note">Every site trains at the power and speed that it had, without starts, exchanges, waiting'
-        " or standing by: low estimates. With PUE.</p>"
+        + f"<p>Efficiency: the lower bound is {told} of the run's emissions.</p>"
+        '<p class="note">Every site trains at its power and speed in the run. Starts, exchanges and standing energy are'
+        " not counted, so these are low estimates. With PUE.</p>"
     )  # fmt: skip
 
 
@@ -90,16 +95,16 @@ def _part(run: float, other: float | None) -> str:
 
 
 def settled(figures: Figures) -> str:
-    """Carbon as it was decided, beside what the sources say later."""
+    """Carbon with the MCI at the decision, and with the settled MCI."""
     if not figures.carbon.settled:
-        none = "No source has settled a row yet: all carbon is by the MCI that was known when it was decided."
+        none = "No row has been settled yet: all carbon figures use the MCI that was known at the decision."
         return f"<h3>Settled</h3><p>{none}</p>"
     rows = [_settled(one) for one in figures.carbon.settled]
     heads = ["basis", "source", "rows", "revised", "kWh", "kWh left", "attributed: decided", "settled",
              "reserved: decided", "settled", "curtailed"]  # fmt: skip
     note = (
-        f"{decimal(figures.carbon.unsettled_kwh)} kWh are not settled by a marginal source. Decided and settled are"
-        " of the same rows, those that are settled. An average is location-based: it judges nothing."
+        f"{decimal(figures.carbon.unsettled_kwh)} kWh are not settled by a marginal source. Decided and settled figures"
+        " cover the same rows, those that are settled. Averages are location-based and not used for decisions."
     )
     return f'<h3>Settled</h3><p class="note">{note}</p>' + table(heads, rows, 2)
 
@@ -117,7 +122,7 @@ def _settled(one: SettledFigures) -> list[str]:
 
 
 def sensitivity(figures: Figures) -> str:
-    """How much the carbon depends on what is assumed of the MCI."""
+    """The carbon under other assumptions about the MCI."""
     found = figures.carbon.sensitivity
     step = found.step_kg
 
@@ -127,12 +132,12 @@ def sensitivity(figures: Figures) -> str:
 
     rows = [
         row("as booked: a reading holds until the next", step),
-        row("straight lines between readings", found.linear_kg),
+        row("linear interpolation between readings", found.linear_kg),
         row("MCI 20 % higher", found.plus_20_kg),
         row("MCI 20 % lower", found.minus_20_kg),
         row("readings of exactly 0 taken as 50 g/kWh", found.zeros_at_50_kg),
     ]
     return (
-        "<h3>Sensitivity</h3>" + table(["what is assumed", "kgCO2 reserved", "change"], rows)
-        + '<p class="note">With PUE, of the energy whose MCI was known.</p>'
+        "<h3>Sensitivity</h3>" + table(["assumption", "kgCO2 reserved", "change"], rows)
+        + '<p class="note">With PUE; only energy whose MCI was known.</p>'
     )  # fmt: skip

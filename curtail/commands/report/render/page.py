@@ -1,4 +1,4 @@
-"""The page of `curtail report`: what is on it, in which order. How a page is made: `curtail.plotting.html`."""
+"""HTML page of the report: its sections and their order."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from curtail.plotting.svg import text
 
 MOST_DECISIONS = 200
 MOST_ROUNDS = 100
-"""Rows of the tables; the JSON has all."""
+"""Largest numbers of rows of these tables; the JSON has all rows."""
 
 
 def page(figures: Figures, version: str) -> str:
-    """The whole file; `version` is that of this program."""
+    """The whole file; `version` is curtail's version."""
     sections = [
         _head(figures), carbon(figures), _signal(figures), _regime(figures), _energy(figures), _rounds(figures),
         _ledger(figures), _decisions(figures), _meaning(figures),
@@ -39,7 +39,7 @@ def _head(figures: Figures) -> str:
     return (
         f"<h1>{text(figures.name)}</h1>"
         f'<p class="faint">Run {text(figures.run)}, {text(figures.state)}. {moment(figures.started)} to'
-        f" {moment(figures.now)} UTC ({hours(figures.now - figures.started)}), the clock of its signal."
+        f" {moment(figures.now)} UTC ({hours(figures.now - figures.started)}), in the time of its signal."
         f" {figures.tokens:,} of {figures.token_budget:,} tokens ({part:.1f} %), {figures.version:,} versions"
         f" from {figures.rounds_merged:,} rounds.</p>" + tiles(shown)
     )
@@ -67,14 +67,14 @@ def _signal(figures: Figures) -> str:
 
 def _loss(figures: Figures) -> str:
     none = (
-        "No merged version has a loss and a moment in the log."
+        "No merged version has both a loss and a time in the log."
         if figures.versions
         else "No version has been merged yet."
     )
     plot, last = plots.loss(figures), figures.versions[-1].loss_smoothed if figures.versions else None
-    smooth = f" Smoothed over the last steps, as the status shows it: {last:.3f}." if last is not None else ""
+    smooth = f" Smoothed over the last steps, as in curtail status: {last:.3f}." if last is not None else ""
     return (
-        "<h3>Loss</h3><p class='note'>Mean training loss of each merged version, its members weighted by tokens."
+        "<h3>Loss</h3><p class='note'>Mean training loss of each merged version, with members weighted by tokens."
         f"{smooth}</p>" + (f"<p>{none}</p>" if plot is None else plot.inline())
     )
 
@@ -114,7 +114,7 @@ def _rounds(figures: Figures) -> str:
 
 
 def _round(row: RoundFigures) -> list[str]:
-    missing = f" (nothing from {', '.join(row.missing)})" if row.missing else ""
+    missing = f" (no contribution from {', '.join(row.missing)})" if row.missing else ""
     return [
         str(row.round), row.kind, row.state, (", ".join(row.members) or NOTHING) + missing, f"{row.tokens:,}",
         NOTHING if row.duration_s is None else f"{row.duration_s:,.1f} s",
@@ -125,7 +125,7 @@ def _round(row: RoundFigures) -> list[str]:
 def _ledger(figures: Figures) -> str:
     return (
         "<h2>Ledger</h2>" + tables.by_method(figures)
-        + f"<h3>Hash chain</h3><p>{figures.rows:,} rows of energy.</p>" + tables.chain(figures)
+        + f"<h3>Hash chain</h3><p>{figures.rows:,} energy rows.</p>" + tables.chain(figures)
     )  # fmt: skip
 
 
@@ -134,22 +134,23 @@ def _decisions(figures: Figures) -> str:
     rows = [[moment(at), kind, words] for at, kind, words in shown]
     note = latest(len(shown), len(figures.decisions) - len(shown))
     return (
-        "<h2>Decisions</h2><h3>Changes of state, each with the reading behind it</h3>" + tables.changes(figures)
-        + "<h3>Log</h3>" + note + table(["UTC", "kind", "what"], rows, 3)
+        "<h2>Decisions</h2><h3>Changes of state with their readings</h3>" + tables.changes(figures)
+        + "<h3>Log</h3>" + note + table(["UTC", "kind", "event"], rows, 3)
     )  # fmt: skip
 
 
 def _meaning(figures: Figures) -> str:
     items = [
-        "Carbon figures are marginal and consequential: what the grid emitted more because of this run."
-        " They are not a Scope 2 figure, neither location-based nor market-based, and must not be added to one.",
+        "Carbon figures are marginal and consequential: the additional emissions of the grid because of this run."
+        " They are not Scope 2 figures, neither location-based nor market-based, and must not be added to them.",
         "The MCI is held from one reading to the next and never interpolated."
-        " It is the value that was known when it was decided, except where a figure says settled.",
-        "Attributed is what training causes (start, train, sync, hold, drain); standing is drawn while paused or"
-        " switched off; reserved is both. But for the three boundaries, energy and carbon are those of the ledger,"
-        " with each region's PUE, as in curtail status.",
-        "Always on is the same training time done at once on all sites, at modelled power, whatever the grids emitted.",
-        "Windows are drawn by the thresholds of the run file as it is now; the shares inside windows are the ledger's.",
-        "Where a curve has more points than a picture, stretches are drawn by their first, last, lowest and highest.",
+        " It is the value known at the decision, except where a figure says settled.",
+        "Attributed energy is caused by training (start, train, sync, hold, drain); standing energy is drawn while"
+        " paused or switched off; reserved is the sum of both. Except for the three boundaries, energy and carbon are"
+        " those of the ledger, with each region's PUE, as in curtail status.",
+        "Always on is the same training time on all sites without waiting, at modelled power.",
+        "Windows are drawn with the present thresholds of the run file; the shares inside windows are the ledger's.",
+        "If a curve has more points than a picture can show, each time span is drawn by its first, last, lowest and"
+        " highest point.",
     ]
-    return "<h2>What this is and is not</h2>" + bullets(items)
+    return "<h2>How to read these figures</h2>" + bullets(items)

@@ -1,4 +1,4 @@
-"""The pictures of `curtail report`: figures to charts, nothing computed but places."""
+"""Charts of the report, drawn from its figures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIGNAL_KEYS = (("window", "curtailed"), ("line:threshold", "threshold"), ("train
 
 
 def pictures(figures: Figures) -> list[Picture]:
-    """All pictures of the page in its order; those of which there is nothing to show are left out."""
+    """All pictures of the page in its order, without those that would be empty."""
     found = [
         carbon(figures),
         comparison(figures),
@@ -34,7 +34,7 @@ def pictures(figures: Figures) -> list[Picture]:
 
 
 def signal(figures: Figures, region: RegionFigures, with_keys: bool = False) -> Picture:
-    """MCI with windows and threshold, and below it when each site of the region trained."""
+    """MCI with windows and threshold, and below it the training times of each site of the region."""
     lanes = [
         (site.site, [(start, stop, "train", f"{site.site} trained") for start, stop in site.training])
         for site in figures.sites
@@ -47,21 +47,21 @@ def signal(figures: Figures, region: RegionFigures, with_keys: bool = False) -> 
 
 
 def regime(figures: Figures) -> Picture:
-    """Which regime held when."""
+    """The regime over time."""
     spans = [(start, stop, f"regime-{name.lower()}", name) for start, stop, name in figures.regimes]
     keys = tuple((f"regime-{name.lower()}", f"{name} {s / 3600:,.2f} h") for name, s in figures.regime_seconds.items())
     return band_chart("regime", "regime over time", spans, (figures.started, figures.now), keys)
 
 
 def loss(figures: Figures) -> Picture | None:
-    """Mean loss of each merged version over time; None where no version has a moment and a loss."""
+    """Mean loss of each merged version over time; None if no version has both a time and a loss."""
     points: list[Point] = [(v.at, v.loss) for v in figures.versions if v.at is not None and v.loss is not None]
     courses = [Line("loss", "", points)]
     return time_chart("loss", "loss over time", "loss", courses, (figures.started, figures.now), from_zero=False)
 
 
 def carbon(figures: Figures) -> Picture | None:
-    """Cumulative kg, with standing power and of the always-on comparison; None without a ledger row."""
+    """Cumulative kg: attributed, reserved and the always-on counterfactual; None without a ledger row."""
     if not figures.kg_attributed:
         return None
     courses = [
@@ -73,21 +73,21 @@ def carbon(figures: Figures) -> Picture | None:
 
 
 def comparison(figures: Figures) -> Picture | None:
-    """kg of the run beside what the same training would have emitted otherwise; None before any training."""
+    """kg of the run and of the counterfactuals; None before any training."""
     found = figures.carbon.counterfactuals
     if not found.alone:
         return None
     bars: list[tuple[str, str, float | None]] = [
         ("this run", "kg-bar", figures.sums.kg_attributed),
-        ("least possible", "oracle-bar", found.oracle_kg),
+        ("lower bound", "oracle-bar", found.oracle_kg),
         *((f"{one.site} alone", "other-bar", one.kg) for one in found.alone),
         ("all at once", "baseline-bar", found.unconstrained_kg),
     ]
-    return name_chart("comparison", "kgCO2 of the same training otherwise", "kgCO2, attributed", bars)
+    return name_chart("comparison", "kgCO2 of this run and of counterfactuals", "kgCO2, attributed", bars)
 
 
 def energy(figures: Figures) -> Picture | None:
-    """Energy of each site by phase; None when nothing was drawn."""
+    """Energy of each site by phase; None if no energy was drawn."""
     return energy_chart([(site.site, site.kwh_by_phase) for site in figures.sites])
 
 

@@ -1,4 +1,4 @@
-"""The tables of `curtail report` that come from the ledger's rows: states, methods, changes of state, the chain."""
+"""Tables of the report from the ledger's rows: states, methods, changes of state, hash chain."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from curtail.plotting.html import NOTHING, decimal, hours, kg, percent, table
 from curtail.plotting.svg import text
 
 MOST_CHANGES = 200
-"""Rows of the table of changes; the JSON has all."""
+"""Largest number of rows of the table of changes; the JSON has all rows."""
 
 
 def moment(at: float) -> str:
-    """A time of the controller's clock, UTC."""
+    """A time of the controller's clock for display, UTC."""
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def latest(shown: int, left: int) -> str:
-    """A note about a table that does not show everything."""
+    """The note above a table that does not show all rows."""
     return f'<p class="note">The latest {shown}; {left:,} earlier ones are in the JSON.</p>' if left > 0 else ""
 
 
 def by_state(figures: Figures) -> str:
-    """Every site in every state, and all sites in it."""
+    """One row per site and state, and sums over all sites per state."""
     if not figures.states:
         return ""
     rows = [_state(one, one.site, one.region) for one in figures.states]
@@ -50,7 +50,7 @@ def _state(one: StateFigures, site: str, region: str) -> list[str]:
 
 
 def by_method(figures: Figures) -> str:
-    """How the energy was found out, for how much of the time, and what was flagged."""
+    """Energy by measurement method with its coverage, and the flagged energy."""
     if not figures.methods:
         return "<p>No energy was drawn.</p>"
     whole = sum(one.kwh for one in figures.methods)
@@ -62,23 +62,23 @@ def by_method(figures: Figures) -> str:
         ]
         for one in figures.methods
     ]  # fmt: skip
-    heads = ["method", "kWh", "of all", "covered by samples", "at the machine", "of it GPUs", "of it host", "time"]
-    return "<h3>Where the energy comes from</h3>" + table(heads, rows) + _flags(figures)
+    heads = ["method", "kWh", "share", "covered by samples", "machine kWh", "GPU kWh", "host kWh", "time"]
+    return "<h3>How the energy was measured</h3>" + table(heads, rows) + _flags(figures)
 
 
 def _flags(figures: Figures) -> str:
     if not figures.flagged_kwh:
-        return "<p>No row carries a flag.</p>"
+        return "<p>No row has a flag.</p>"
     told = ", ".join(f"{text(name)} {decimal(kwh)} kWh" for name, kwh in figures.flagged_kwh.items())
     return f"<p>Rows with a flag: {told}.</p>"
 
 
 def changes(figures: Figures) -> str:
-    """Every change of a site's state, with the reason and the reading behind it."""
+    """Every change of a site's state, with its reason and reading."""
     shown = figures.changes[-MOST_CHANGES:]
     if not shown:
         return "<p>No site has changed its state yet.</p>"
-    heads = ["UTC", "site", "from", "to", "why", "source", "flags", "reading of", "MCI", "threshold"]
+    heads = ["UTC", "site", "from", "to", "reason", "source", "flags", "time of reading", "MCI", "threshold"]
     note = latest(len(shown), len(figures.changes) - len(shown))
     return note + table(heads, [_change(one) for one in shown], 8)
 
@@ -86,7 +86,7 @@ def changes(figures: Figures) -> str:
 def _change(one: Change) -> list[str]:
     read = decimal(one.mci)
     if one.mci_raw is not None and one.mci_raw != one.mci:
-        read = f"{read} (said {decimal(one.mci_raw)})"
+        read = f"{read} (source: {decimal(one.mci_raw)})"
     return [
         moment(one.at), one.site, one.before or NOTHING, one.after, one.reason or NOTHING, one.source or NOTHING,
         ", ".join(one.flags) or NOTHING, NOTHING if one.point_time is None else moment(one.point_time), read,
@@ -95,14 +95,14 @@ def _change(one: Change) -> list[str]:
 
 
 def chain(figures: Figures) -> str:
-    """The head of the hash chain, and whether it holds."""
+    """The head of the hash chain, and whether the chain is valid."""
     found = figures.chain
     if found.problem:
         return (
-            f'<p class="bad">The hash chain does not hold: {text(found.problem)}.'
-            f" The {found.records:,} records before that do, up to <code>{text(found.head)}</code>.</p>"
+            f'<p class="bad">The hash chain is not valid: {text(found.problem)}.'
+            f" The {found.records:,} records before that are valid, up to <code>{text(found.head)}</code>.</p>"
         )
     return (
-        f"<p>{found.records:,} records; their hash chain holds. Its head is <code>{text(found.head)}</code>."
-        " Compare it with one that was noted elsewhere: a ledger that was made anew as a whole has another.</p>"
+        f"<p>{found.records:,} records; their hash chain is valid. Its head is <code>{text(found.head)}</code>."
+        " Compare it with a head noted elsewhere: a ledger that was rewritten as a whole has another head.</p>"
     )

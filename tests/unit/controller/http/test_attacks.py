@@ -217,7 +217,7 @@ def test_a_key_cannot_be_claimed_without_having_it(net):
     for header in (None, AgentKey().header("POST", wire.JOIN, body, 0, now), victim.header("POST", "/x", body, 0, now)):
         headers = {} if header is None else {HEADER: header}
         assert net.ask("POST", wire.JOIN, content=body, headers=headers).status_code == 401
-    for key in ("", "no base64", base64.b64encode(b"short").decode()):
+    for key in ("", "not valid base64", base64.b64encode(b"short").decode()):
         body = wire.encode(dataclasses.replace(join, key=key))
         headers = {HEADER: victim.header("POST", wire.JOIN, body, 0, now)}
         assert net.ask("POST", wire.JOIN, content=body, headers=headers).status_code in (400, 401)

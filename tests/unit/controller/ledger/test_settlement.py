@@ -221,7 +221,7 @@ def test_the_command_settles_and_prints_both(ran, tmp_path, capsys):
     ran.tick(300.0)
     assert run_settle(options) == 0 and " 0 settled for the first time, 0 revised" in capsys.readouterr().out
     assert look(ran.home, None).problem == ""
-    with contextlib.closing(lock(ran.home)), pytest.raises(Refused, match="only one program may write"):
+    with contextlib.closing(lock(ran.home)), pytest.raises(Refused, match="only one process may write"):
         run_settle(options)
 
 

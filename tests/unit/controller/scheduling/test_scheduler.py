@@ -171,7 +171,7 @@ def test_no_more_sites_than_are_of_use_train_also_within_a_region(make_world):
         world.join(name, "A")
     world.tick()
     assert [world.beat(name).granted for name in ("one", "two")] == [True, False]
-    assert world.beat("two").reason == "1 cleaner sites train, more are of no use"
+    assert world.beat("two").reason == "1 cleaner sites already train, the most that the run can use"
     assert world.status().reason == "curtailed: one"
 
 

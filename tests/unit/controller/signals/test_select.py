@@ -298,7 +298,7 @@ def test_the_exit_code_says_whether_any_region_is_unknown(tmp_path, capsys, monk
     path = run_file(tmp_path, '[signal]\nsource = "p"\n')
     assert entry.run(["signal", "check", str(path)]) == 1
     said = capsys.readouterr()
-    assert "no site would train there: B" in said.err and "unknown" in said.out
+    assert "whose MCI is unknown: B" in said.err and "unknown" in said.out
 
 
 def test_a_trace_is_checked_at_its_beginning(tmp_path, capsys):

@@ -13,6 +13,7 @@ from controller.home.housekeeping import LOG_ALARM_BYTES, Upkeep, warn_of_sqlite
 from controller.store import MIGRATIONS, Store, migrate, store_error
 from controller.store import database as stores
 from controller.store import sqlite_file as files
+from controller.store.rows import TokenRow
 from curtail.errors import CurtailError, DiskError
 
 
@@ -62,7 +63,7 @@ def test_what_is_remembered_is_taken_back_in_reverse_when_the_change_fails(store
 
 
 def test_calls_from_many_threads_are_done_one_after_the_other(store):
-    store.call(lambda tx: tx.add_join_token("t", "0", 0.0))
+    store.call(lambda tx: tx.add_token(TokenRow("t", "0", 0.0)))
     futures = [store.submit(lambda tx, n=n: tx.add_event(n, n, "k", str(n))) for n in range(200)]
     for future in futures:
         future.result()

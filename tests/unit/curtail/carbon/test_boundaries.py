@@ -173,4 +173,4 @@ def test_the_command_shows_a_run_inside_each_boundary(world, capsys):
     assert found["counterfactuals"]["efficiency_pct"] == pytest.approx(100.0, rel=0.05), "it trained all the time"
     assert run_totals(world.home, as_json=False) == 0
     text = capsys.readouterr().out
-    assert "least possible in the same time" in text and "SCI:" in text and energy.ledger_head in text
+    assert "lower bound in the same time" in text and "SCI:" in text and energy.ledger_head in text

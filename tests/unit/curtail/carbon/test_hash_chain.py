@@ -90,7 +90,7 @@ def test_a_changed_value_in_any_column_of_the_store_is_found(copies):
             of = next(c for c in columns if c.stored == column)
             value = f"COALESCE({column}, '') || 'x'" if of.kind is str else f"COALESCE({column}, 0) + 1"
             problem = copies(f"UPDATE {table} SET {column} = {value} WHERE id = 2")
-            assert f"({kind} 2) does not fit its hash" in problem, (kind, column)
+            assert f"({kind} 2) does not match its hash" in problem, (kind, column)
         problem = copies(f"UPDATE {table} SET id = id + 1000 WHERE id = (SELECT MAX(id) FROM {table})")
         assert f"({kind} " in problem and "is missing" in problem
 
@@ -103,7 +103,7 @@ def test_a_changed_value_in_any_column_of_the_store_is_found(copies):
          " curtailed, coverage, machine_kwh, gpu_kwh, host_kwh, mci_raw, source, point_time, threshold, tokens, steps,"
          " network_bytes, flags, reason FROM energy WHERE id = 1", "is not in the chain"),
         ("UPDATE energy SET id = -1 WHERE id = 2; UPDATE energy SET id = 2 WHERE id = 3;"
-         " UPDATE energy SET id = 3 WHERE id = -1", "does not fit its hash"),
+         " UPDATE energy SET id = 3 WHERE id = -1", "does not match its hash"),
         ("DELETE FROM chain WHERE seq = 2", "record 2 is missing"),
         ("UPDATE chain SET hash = '0' || substr(hash, 2) WHERE seq = 3 AND hash NOT LIKE '0%';"
          " UPDATE chain SET hash = '1' || substr(hash, 2) WHERE seq = 3", "record 3"),
@@ -122,7 +122,7 @@ def test_records_cut_off_at_the_end_are_found_against_a_head_that_was_noted(book
         "DELETE FROM orders WHERE id = 4; DELETE FROM chain WHERE seq = (SELECT MAX(seq) FROM chain)",
     )
     assert look(booked.home, None).problem == "", "a chain alone cannot show that"
-    with pytest.raises(CurtailError, match="does not pass through"):
+    with pytest.raises(CurtailError, match="does not contain the head"):
         verify(booked.home, head)
 
 
@@ -133,7 +133,7 @@ def test_a_head_noted_earlier_is_passed_by_a_ledger_that_grew(booked, capsys):
     booked.tick(300.0)
     assert look(booked.home, None).head != head
     assert verify(booked.home, head) == 0 and f"passes  {head}" in capsys.readouterr().out
-    with pytest.raises(UsageError, match="no head"):
+    with pytest.raises(UsageError, match="is not a ledger head"):
         verify(booked.home, "abc")
 
 
@@ -206,7 +206,7 @@ def test_a_changed_row_of_a_file_is_named(files):
     text = files["csv"].read_text()
     number, line = next((n, x) for n, x in enumerate(text.splitlines()) if ",energy," in x and ",train," in x)
     changed = text.replace(line, line.replace(",train,", ",pause,"))
-    assert "does not fit its hash (site a" in ledger_file.check(changed.encode(), "file").problem
+    assert "does not match its hash (site a" in ledger_file.check(changed.encode(), "file").problem
     date = line.replace("+00:00", "+01:00", 1)
     assert f"line {number + 1} of file" in ledger_file.check(text.replace(line, date).encode(), "file").problem
 
@@ -257,7 +257,7 @@ def test_an_order_and_its_end_are_records_and_none_is_hidden_or_made_up_later(bo
     ]  # fmt: skip
     assert found[0]["by"] == 'kim, "k"' and found[0]["until_s"] == found[0]["at_s"] + 60.0
     assert "(order 3) is missing" in copies("DELETE FROM orders WHERE id = 3")
-    assert "(order 3) does not fit its hash" in copies("UPDATE orders SET until = until + 3600 WHERE id = 3")
+    assert "(order 3) does not match its hash" in copies("UPDATE orders SET until = until + 3600 WHERE id = 3")
     added = "INSERT INTO orders SELECT NULL, NULL, 'train', 'A', at, at + 9, 'kim', 'x', wall FROM orders WHERE id = 1"
     assert copies(added) == "order 5 is not in the chain"
 

@@ -102,32 +102,44 @@ TRAINED = ["controller", "start", "run.toml", "--home", "h", "--trace", "t.csv",
         (["xyzzy"], 2, "no such command 'xyzzy': see curtail --help"),
         (["status", "--nope"], 2, "no such option"),
         (["agent", "join", "--site", "a"], 2, "missing option '--region': see curtail agent join --help"),
-        (["agent", "join", "--site", "a/b", "--region", "r"], 2, "'a/b' cannot be the name of a site"),
-        (["agent", "join", "--site", "a", "--region", "r s"], 2, "'r s' cannot be the name of a region"),
-        (["agent", "join", "--site", "a", "--region", "r", "--token-file", "/no/where"], 3, "there is no token file"),
+        (["agent", "join", "--site", "a/b", "--region", "r"], 2, "'a/b' is not a valid name of a site"),
+        (["agent", "join", "--site", "a", "--region", "r s"], 2, "'r s' is not a valid name of a region"),
+        (
+            ["agent", "join", "--site", "a", "--region", "r", "--token-file", "/no/where"],
+            3,
+            "the token file /no/where does not exist",
+        ),
         ([*TRAINED, "kg/MWh"], 2, "--unit"),
         ([*TRAINED, "g/kWh", "--port", "70000"], 2, "--port"),
         ([*TRAINED, "g/kWh", "--speed", "0"], 2, "--speed"),
-        (["status", "127.0.0.1:8765"], 2, "write it as http://HOST:PORT"),
+        (["status", "127.0.0.1:8765"], 2, "write it as https://HOST:PORT"),
         (["status", "http://127.0.0.1:9"], 5, "no controller answers at http://127.0.0.1:9"),
         (["train", "--preset", "d2-test", "--data", "/no/where", "--out", "x"], 3, "no manifest.json in /no/where"),
         (["train", "--data", "d", "--out", "x", "--device-batch-samples", "0"], 2, "give a number of samples, or auto"),
-        (["bench", "train"], 2, "the model is named by --preset or by --depth"),
+        (["bench", "train"], 2, "the model must be given by --preset or by --depth"),
         (["eval", "/no/where"], 3, "there is no checkpoint in /no/where"),
         (
             ["controller", "start", "run.toml", "--home", "h", "--advertise", "https://a.example:8765"],
             2,
-            "--advertise cannot be 'https://a.example:8765'",
+            "invalid value for --advertise: 'https://a.example:8765'",
         ),
         (["token", "create", "--home", "h", "--role", "chef"], 2, "invalid value for '--role': 'chef' is not one of"),
         (["sample", "/no/where", "def "], 3, "there is no checkpoint in /no/where"),
         (["data", "import", "/no/where", "--out", "/tmp/x"], 3, "/no/where does not exist"),
-        (["trace", "synth", "--out", "x", "--region", "A", "--segment", "x"], 2, "'x' is no segment"),
-        (["trace", "show", "t.csv", "--unit", "g/kWh", "--threshold", "nan"], 2, "--threshold cannot be nan: give a"),
-        (["trace", "show", "t.csv", "--unit", "g/kWh", "--threshold", "-inf"], 2, "--threshold cannot be -inf"),
-        ([*TRAINED, "g/kWh", "--speed", "inf"], 2, "--speed cannot be inf"),
+        (["trace", "synth", "--out", "x", "--region", "A", "--segment", "x"], 2, "'x' is not a segment"),
+        (
+            ["trace", "show", "t.csv", "--unit", "g/kWh", "--threshold", "nan"],
+            2,
+            "invalid value for --threshold: nan: give a",
+        ),
+        (
+            ["trace", "show", "t.csv", "--unit", "g/kWh", "--threshold", "-inf"],
+            2,
+            "invalid value for --threshold: -inf",
+        ),
+        ([*TRAINED, "g/kWh", "--speed", "inf"], 2, "invalid value for --speed: inf"),
         ([*TRAINED, "g/kWh", "--speed", "nan"], 2, "--speed"),
-        (["sample", "/no/where", "def ", "--temperature", "inf"], 2, "--temperature cannot be inf"),
+        (["sample", "/no/where", "def ", "--temperature", "inf"], 2, "invalid value for --temperature: inf"),
         (["status", "http://127.0.0.1:9", "--interval", "nan"], 2, "--interval"),
         (
             ["controller", "service", "install", "--dry-run", "--", *TRAINED[2:], "g/kWh", "--speed", "inf"],
@@ -235,7 +247,9 @@ def test_a_closed_stdout_is_no_error() -> None:
 def test_an_output_without_room_is_one_line() -> None:
     code, said = listing("> /dev/full")
     assert code == 1
-    assert said == "curtail: cannot write the output: No space left on device: free some space, or send it elsewhere\n"
+    assert (
+        said == "curtail: cannot write the output: No space left on device: free some space, or redirect it elsewhere\n"
+    )
 
 
 def test_a_strangers_package_stops_the_program(tmp_path: Path) -> None:
@@ -246,7 +260,7 @@ def test_a_strangers_package_stops_the_program(tmp_path: Path) -> None:
         cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 1
-    assert done.stderr.count("\n") == 1 and f"'agent' would come from {tmp_path / 'agent'}" in done.stderr
+    assert done.stderr.count("\n") == 1 and f"another package named 'agent' in {tmp_path / 'agent'}" in done.stderr
 
 
 def test_the_token_comes_from_its_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,7 +310,7 @@ def test_what_a_controller_may_be_called(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["a.example:8765", "https://a.example", "x y", "", "2001:db8::1]"])
 def test_a_controllers_name_is_no_url_and_has_no_port(name: str) -> None:
-    with pytest.raises(UsageError, match="without a port"):
+    with pytest.raises(UsageError, match="without https:// and port"):
         taken.check_host(name)
 
 

@@ -45,7 +45,7 @@ def test_a_check_that_breaks_down_or_raises_is_a_finding():
         raise NotFound("there is no store", "make one")
 
     assert worst(examine("x", breaks)) == fail(
-        "x", "this check broke down: ZeroDivisionError: oh", "report it with this line"
+        "x", "this check failed unexpectedly: ZeroDivisionError: oh", "report it with this line"
     )
     assert worst(examine("x", raises)) == fail("x", "there is no store", "make one")
 
@@ -77,7 +77,7 @@ def test_the_command_looks_at_this_machine(capsys, monkeypatch):
 
 def test_pythons_that_do_not_work_and_sqlites_with_the_bug_are_named():
     assert worst(machine.versions((3, 11))).level is Level.OK
-    assert "3.11 to 3.13 work" in worst(machine.versions((3, 14))).found
+    assert "3.11 to 3.13 are" in worst(machine.versions((3, 14))).found
     assert worst(machine.sqlite((3, 53, 0))).level is Level.OK
     assert worst(machine.sqlite((3, 40, 1))).level is Level.WARN
 
@@ -92,8 +92,8 @@ def told_by_torch(**changes):
     [
         ({}, True, Level.OK, ""),
         ({"devices": [], "cuda": None, "nccl": None}, False, Level.OK, ""),
-        ({"devices": [], "cuda": None, "nccl": None}, True, Level.FAIL, "this torch has no CUDA"),
-        ({"devices": [], "nccl": None}, True, Level.FAIL, "sees no GPU"),
+        ({"devices": [], "cuda": None, "nccl": None}, True, Level.FAIL, "torch was built without CUDA"),
+        ({"devices": [], "nccl": None}, True, Level.FAIL, "detects no GPU"),
         ({"nccl": None}, True, Level.FAIL, "built without NCCL"),
     ],
 )
@@ -145,7 +145,7 @@ class FakeRank:
 @pytest.mark.parametrize(
     ("code", "text", "says"),
     [
-        (None, "", "did not meet within"),
+        (None, "", "did not connect within"),
         (1, "a\nRuntimeError: no route", "RuntimeError: no route"),
         (3, "", "exit code 3"),
     ],
@@ -208,7 +208,7 @@ def test_a_folder_that_others_can_look_into_is_warned_of_and_one_that_they_can_w
 
 def test_another_users_folder_fails(home, monkeypatch):
     monkeypatch.setattr(folder.os, "geteuid", lambda: 4711)
-    assert "this is user 4711" in worst(folder.state(home)).found
+    assert "runs as user 4711" in worst(folder.state(home)).found
 
 
 def test_secrets_that_others_can_read_are_named_one_by_one(home, tmp_path):
@@ -248,7 +248,7 @@ def test_a_killed_controller_and_a_running_one_are_told_apart(home):
     assert f"process {os.getpid()}" in worst(folder.running(home)).found
     for text in ("not json", json.dumps({"pid": 2**22 + 1})):
         (home / "controller.json").write_text(text)
-        assert "did not end in order" in worst(folder.running(home)).found
+        assert "did not shut down cleanly" in worst(folder.running(home)).found
 
 
 def test_nothing_is_changed_by_looking(home, world, monkeypatch):
@@ -272,7 +272,7 @@ def test_a_system_that_lets_few_connections_wait_is_warned_of(tmp_path):
     assert network.backlog(limit) == [], "not a Linux"
     limit.write_text("128\n")
     found = worst(network.backlog(limit))
-    assert found.level is Level.WARN and "128 connections" in found.found
+    assert found.level is Level.WARN and "backlog to 128" in found.found
     limit.write_text("4096\n")
     assert worst(network.backlog(limit)).level is Level.OK
 
@@ -292,7 +292,7 @@ def test_a_port_in_use_fails_unless_it_is_in_use_by_whom_it_should(taken):
     def refuses(host, number):
         raise OSError(errno.EACCES, "no")
 
-    assert "needs rights" in network.port("port", "0.0.0.0", 80, binding=refuses).found
+    assert "may not listen" in network.port("port", "0.0.0.0", 80, binding=refuses).found
 
 
 def test_the_rendezvous_port_is_looked_at_where_a_site_has_several_machines(tmp_path, taken):
@@ -374,7 +374,7 @@ def test_over_tls_only_the_right_controller_under_the_right_name_is_well(answeri
     found = network.controller(answering(identity=identity), network.Trust(authority=identity.authority))
     assert worst(found).level is Level.OK and "this controller's authority" in found[1].found
     wrong = worst(network.controller(answering(identity=identity), network.Trust(authority=stranger.authority)))
-    assert wrong.check == "tls" and "cannot prove to be the controller" in wrong.found
+    assert wrong.check == "tls" and "could not be verified as the controller" in wrong.found
     named = network.Trust(authority=identity.authority, server_name="another.example")
     assert worst(network.controller(answering(identity=identity), named)).check == "tls"
 
@@ -383,9 +383,9 @@ def test_a_controller_that_cannot_be_reached_fails_with_the_reason(taken):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         refused = network.controller(f"http://127.0.0.1:{free.getsockname()[1]}", network.Trust())
-    assert "does the controller run" in worst(refused).remedy
+    assert "check that the controller runs" in worst(refused).remedy
     unknown = network.controller("https://no.such.host.invalid:8765", network.Trust())
-    assert "is not known" in worst(unknown).found
+    assert "cannot be resolved" in worst(unknown).found
 
 
 def test_https_without_anything_that_names_the_controller_is_a_warning(taken):

@@ -44,7 +44,7 @@ def test_a_token_is_made_listed_and_revoked_without_a_controller(stopped, capsys
     assert mine["expires"] - mine["created"] == 7200.0
     assert f"token {token.id} is revoked" in run(capsys, "token", "revoke", token.id, "--home", stopped)[1]
     code, out, _ = run(capsys, "token", "revoke", token.id, "--home", stopped)
-    assert code == 0 and f"token {token.id} was revoked before" in out
+    assert code == 0 and f"token {token.id} was already revoked" in out
     assert "revoked" in run(capsys, "token", "list", "--home", stopped)[1]
     code, _, err = run(capsys, "token", "revoke", "nobody", "--home", stopped)
     assert code == 3 and "token list" in err
@@ -63,7 +63,7 @@ def test_a_token_is_never_written_over_another_file_and_none_is_made_that_nobody
     kept = tmp_path / "a.token"
     kept.write_text("shown once")
     code, _, err = run(capsys, "token", "create", "--home", stopped, "--out", kept)
-    assert code == Refused.exit_code and "is there already" in err and kept.read_text() == "shown once"
+    assert code == Refused.exit_code and "already exists" in err and kept.read_text() == "shown once"
     code, _, err = run(capsys, "token", "create", "--home", stopped, "--out", tmp_path / "no" / "a.token")
     assert code == NotFound.exit_code and "create it first" in err
     assert json.loads(run(capsys, "token", "list", "--home", stopped, "--json")[1]) == before
@@ -95,7 +95,7 @@ def test_wrong_times_roles_and_folders_are_refused(stopped, capsys, tmp_path):
 
 
 def test_a_controller_that_is_just_starting_is_waited_for_by_the_person(stopped):
-    with home.lock(stopped), pytest.raises(Refused, match="starting or ending"), open_desk(stopped):
+    with home.lock(stopped), pytest.raises(Refused, match="starting or stopping"), open_desk(stopped):
         pass
 
 
@@ -134,5 +134,5 @@ def test_a_running_controller_is_asked_and_its_refusals_are_told():
     problem = wire.encode(wire.Problem("Refused", "no", "do this"))
     with pytest.raises(Refused, match="no: do this"):
         desk(lambda request: httpx.Response(409, content=problem)).nodes()
-    with pytest.raises(CurtailError, match="answered 500"):
+    with pytest.raises(CurtailError, match="answered with HTTP 500"):
         desk(lambda request: httpx.Response(500, text="<html>")).nodes()

@@ -84,22 +84,22 @@ def test_the_command_orders_lists_and_takes_back(world, home, capsys):
     assert run(["override", "A", "clear", "--home", home, "--by", "kim"]) == 0
     assert not world.beat("a").granted
     assert run(["override", "list", "--home", home]) == 0
-    assert "no order is in force" in capsys.readouterr().out
+    assert "no override is in force" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["A"], "nothing is ordered for 'A'"),
-        (["A", "dance"], "there is no order 'dance'"),
-        (["A", "train", "--reason", "x"], "an order ends by itself"),
-        (["A", "train", "--for", "never", "--reason", "x"], "an order ends by itself"),
+        (["A"], "the order for 'A' is missing"),
+        (["A", "dance"], "unknown order 'dance'"),
+        (["A", "train", "--reason", "x"], "an override needs a duration"),
+        (["A", "train", "--for", "never", "--reason", "x"], "'never' is not a duration"),
         (
             ["A", "train", "--for", "soon", "--reason", "x"],
-            "'soon' is no time: write --for as 30 min or 2 h, at most a day",
+            "'soon' is not a duration: write --for as 30 min or 2 h, at most one day",
         ),
-        (["A", "train", "--for", "1 h"], "says why"),
-        (["A/B", "pause", "--for", "1 h", "--reason", "x"], "cannot be the name of a region"),
+        (["A", "train", "--for", "1 h"], "an override needs a reason"),
+        (["A/B", "pause", "--for", "1 h", "--reason", "x"], "is not a valid name of a region"),
     ],
 )
 def test_a_command_that_orders_nothing_is_a_usage_error(home, arguments, words, capsys):
@@ -116,7 +116,7 @@ def test_what_the_controller_refuses_the_command_says(world, home, capsys):
 
 def test_a_controller_that_does_not_run_takes_no_orders(tmp_path, monkeypatch):
     monkeypatch.setattr(override, "open_desk", lambda home: contextlib.nullcontext(object()))
-    with pytest.raises(Refused, match="does not run"):
+    with pytest.raises(Refused, match="is not running"):
         override.list_orders(tmp_path, False)
 
 

@@ -199,12 +199,12 @@ def test_the_page_is_well_formed_and_has_its_pictures(worked, tmp_path):
     root = parsed(html)
     pictures = [element.attrib["aria-label"] for element in root.iter("svg")]
     assert pictures == [
-        "cumulative kgCO2", "kgCO2 of the same training otherwise", "MCI of region A",
+        "cumulative kgCO2", "kgCO2 of this run and of counterfactuals", "MCI of region A",
         "MCI of region B", "loss over time", "regime over time",
         "energy by site and phase", "tokens of each merged round", "duration of each merged round",
     ]  # fmt: skip
     headings = [element.text for element in root.iter("h2")]
-    assert headings[-1] == "What this is and is not"
+    assert headings[-1] == "How to read these figures"
     figures = look(worked.home)
     assert f"{figures.sums.kg_attributed:,.4f}" in html and f"{figures.tokens:,}" in html
     assert not re.findall(r"\b(nan|inf|None)\b", "".join(root.itertext()))
@@ -267,7 +267,7 @@ def test_the_command_writes_beside_a_running_controller(worked, tmp_path):
 def test_versions_without_a_line_in_the_log_are_no_error(worked):
     figures = look(worked.home)
     lost = replace(figures, versions=tuple(replace(version, at=None) for version in figures.versions))
-    assert "No merged version has a loss and a moment in the log" in page(lost, "1")
+    assert "No merged version has both a loss and a time in the log" in page(lost, "1")
 
 
 def test_many_rounds_are_all_in_the_json_and_the_latest_in_the_table(worked):

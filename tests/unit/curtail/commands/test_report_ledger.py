@@ -109,7 +109,7 @@ def test_the_same_training_on_one_site_at_once_is_an_integral_over_its_readings(
     assert alone["hours"] == pytest.approx(seconds / 3600, rel=1e-3)
     assert alone["kg"] == pytest.approx(grams / 1000, rel=5e-3)
     words = "".join(ET.fromstring(page(look(worked.home), "1").partition("\n")[2]).itertext())
-    assert "a alone, at once" in words and "Efficiency: the least possible is" in words
+    assert "a alone, without waiting" in words and "Efficiency: the lower bound is" in words
 
 
 def test_carbon_per_tokens_is_that_of_the_merged_tokens(worked):
@@ -225,7 +225,7 @@ def test_the_page_shows_the_latest_changes_and_the_json_all(worked):
 
 def test_without_a_settlement_the_page_says_so(worked):
     assert figures_of(worked)["carbon"]["settled"] == []
-    assert "No source has settled a row yet" in page(look(worked.home), "1")
+    assert "No row has been settled yet" in page(look(worked.home), "1")
 
 
 def test_settled_carbon_stands_beside_that_of_the_decision_for_the_same_rows(worked):
@@ -264,9 +264,9 @@ def test_a_changed_row_is_named_on_the_page(worked):
     connection.executescript("UPDATE energy SET kwh = kwh * 0.5 WHERE id = 2")
     connection.close()
     chain = figures_of(worked)["chain"]
-    assert "(energy 2) does not fit its hash" in chain["problem"]
+    assert "(energy 2) does not match its hash" in chain["problem"]
     html = page(look(worked.home), "1")
-    assert "The hash chain does not hold" in html and "energy 2" in html
+    assert "The hash chain is not valid" in html and "energy 2" in html
 
 
 # -- pictures ----------------------------------------------------------------------

@@ -181,7 +181,7 @@ def test_fetch_tells_the_kinds_of_wrong_answers_apart() -> None:
     assert fetch(answering(200, wire.encode(snapshot())), "http://x") == snapshot()
     with pytest.raises(WireError, match="HTTP 404"):
         fetch(answering(404, b"<html>"), "http://x")
-    with pytest.raises(WireError, match="in another form"):
+    with pytest.raises(WireError, match="has an unknown format"):
         fetch(answering(200, b"{}"), "http://x")
     with pytest.raises(Refused, match="closed"):
         fetch(answering(409, wire.encode(wire.Problem("Refused", "closed", "wait"))), "http://x")

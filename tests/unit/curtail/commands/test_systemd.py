@@ -159,7 +159,7 @@ def test_without_systemd_or_the_right_nothing_is_written_but_a_dry_run_prints(tm
         install(wanted(system=True), FakeMachine(tmp_path, root=lambda: False).machine)
     with pytest.raises(UsageError, match="add --system"):
         install(wanted(user="x"), FakeMachine(tmp_path).machine)
-    with pytest.raises(UsageError, match="cannot be the name"):
+    with pytest.raises(UsageError, match="is not a valid name"):
         install(wanted(name="../x"), FakeMachine(tmp_path).machine)
     assert not list(tmp_path.rglob("*.service"))
 
@@ -185,7 +185,7 @@ def test_the_command_prints_a_unit_that_starts_exactly_what_was_given(capsys, tm
         (["agent", "service", "install", "--dry-run", "--", "--site", "a"], "missing option '--region'"),
         (
             ["agent", "service", "install", "--dry-run", "--", "--site", "a", "--region", "B", "--token-file", "-"],
-            "a unit has no stdin to read a token from",
+            "a systemd unit cannot read a token from stdin",
         ),
     ],
 )

@@ -47,7 +47,7 @@ def test_what_was_imported_is_a_trace_with_all_digits(tmp_path, capsys):
     other = write(tmp_path, "SPP_TX_co2_moer_a_b.csv", LONG)
     out = tmp_path / "out.csv"
     assert import_traces([first, second, other], "lb/MWh", out, None, ["NORTH=CAISO_NORTH", "SPP_TX"]) == 0
-    assert "4 moments of 2 regions, every 300 s" in capsys.readouterr().out
+    assert "4 readings of 2 regions, every 300 s" in capsys.readouterr().out
     trace = load_trace(out, "g/kWh")
     assert trace.values["NORTH"] == tuple(v * POUNDS for v in (100.0, 200.0, 100.0, 200.0))
     assert trace.values["SPP_TX"] == (100 * POUNDS, 200 * POUNDS, None, None)
@@ -61,11 +61,11 @@ def test_what_was_imported_is_a_trace_with_all_digits(tmp_path, capsys):
         ("a.csv", "when,A\n2026-01-01 00:00+00:00,5\n2026-01-01 00:05+00:00,5\n", "neither point_time nor a number"),
         ("a.csv", "point_time,A\n2026-01-01 00:00+00:00,5\n", "fewer than two rows"),
         ("a.csv", "point_time,A,A\n1,2,3\n1,2,3\n", "no header with a name for each"),
-        ("a.csv", "point_time,A\n2026-01-01 00:05+00:00,5\n2026-01-01 00:00+00:00,5\n", "does not come after"),
+        ("a.csv", "point_time,A\n2026-01-01 00:05+00:00,5\n2026-01-01 00:00+00:00,5\n", "is not later than"),
         ("a.csv", "point_time,A\n2026-01-01 00:05+00:00,5\n2026-01-01 00:10+00:00,9999\n", "above 3000"),
-        ("a.csv", "point_time,A\n2026-01-01 00:05+00:00,5\n2026-01-01 00:10+00:00,x\n", "is no number"),
+        ("a.csv", "point_time,A\n2026-01-01 00:05+00:00,5\n2026-01-01 00:10+00:00,x\n", "is not a number"),
         ("a.csv", "point_time,A\n2026-01-01 00:05+00:00,5\n2026-01-01 00:10+00:00,5,6\n", "has 3 columns"),
-        ("X_co2_aoer_a_b.csv", LONG, "co2_aoer, which is no marginal intensity"),
+        ("X_co2_aoer_a_b.csv", LONG, "co2_aoer, which is not a marginal intensity"),
     ],
 )
 def test_a_file_that_cannot_be_understood_is_refused_by_line_and_nothing_is_written(tmp_path, name, text, words):
@@ -86,15 +86,15 @@ def test_files_that_disagree_or_do_not_fit_are_refused(tmp_path):
 
 def test_seconds_need_a_start_and_only_they_do(tmp_path):
     offset, wide = write(tmp_path, "o.csv", OFFSET), write(tmp_path, "w.csv", WIDE)
-    with pytest.raises(UsageError, match="not since when"):
+    with pytest.raises(UsageError, match="are in seconds"):
         import_traces([offset], "g/kWh", tmp_path / "out.csv", None, [])
     with pytest.raises(UsageError, match="has no time zone"):
         import_traces([offset], "g/kWh", tmp_path / "out.csv", "2026-01-01T00:00", [])
-    with pytest.raises(UsageError, match="--start is for files with seconds"):
+    with pytest.raises(UsageError, match="--start is only for files with times in seconds"):
         import_traces([wide], "g/kWh", tmp_path / "out.csv", "2026-01-01T00:00Z", [])
     with pytest.raises(UsageError, match="no region 'FR': they have CAISO, DE"):
         import_traces([wide], "g/kWh", tmp_path / "out.csv", None, ["X=FR"])
-    with pytest.raises(NotFound, match="there is no file"):
+    with pytest.raises(NotFound, match="does not exist"):
         import_traces([tmp_path / "none.csv"], "g/kWh", tmp_path / "out.csv", None, [])
     assert import_traces([offset], "g/kWh", tmp_path / "out.csv", "2026-01-01T01:00+01:00", []) == 0
     assert load_trace(tmp_path / "out.csv", "g/kWh").start == T0
@@ -189,13 +189,13 @@ def test_a_written_year_is_a_trace(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--region", "A"], "give --segment or --days, not both"),
-        (["--region", "A", "--segment", "60:", "--days", "3"], "not both"),
-        (["--region", "A", "--days", "3"], "is no region of a model"),
-        (["--region", "A:lava", "--days", "3"], "is no region of a model"),
-        (["--region", "A:wind:99", "--days", "3"], "is no region of a model"),
+        (["--region", "A"], "needs either --segment or --days: give one of them"),
+        (["--region", "A", "--segment", "60:", "--days", "3"], "give one of them"),
+        (["--region", "A", "--days", "3"], "is not valid with --days"),
+        (["--region", "A:lava", "--days", "3"], "is not valid with --days"),
+        (["--region", "A:wind:99", "--days", "3"], "is not valid with --days"),
         (["--region", "A:wind", "--region", "A:solar", "--days", "3"], "named twice"),
-        (["--region", "A:wind", "--days", "0"], "--days 0 is not possible"),
+        (["--region", "A:wind", "--days", "0"], "invalid value for --days: 0"),
         (["--region", "A:wind", "--days", "3", "--start", "2026-01-01"], "no time zone"),
     ],
 )

@@ -78,7 +78,7 @@ def status(capsys):
 def test_without_a_token_it_is_said_how_to_get_one(reached, status):
     code, out, err = status(reached.url)
     assert code != 0 and not out
-    for words in ("only to who has a token", "--role viewer", "--token-file", "--remember", "status --home HOME"):
+    for words in ("requires a token", "--role viewer", "--token-file", "--remember", "status --home HOME"):
         assert words in err
 
 
@@ -108,7 +108,7 @@ def test_a_remembered_token_is_sent_to_no_other_controller(reached, status, tmp_
 
     viewer_tokens.remember(tmp_path / "state" / "curtail", reached.url, f"{other}.{checksum(other)}")
     code, _, err = status(reached.url)
-    assert code != 0 and "is not the controller that this token is for" in err and "remembered in" in err
+    assert code != 0 and "is not the controller that this token is for" in err and "stored in" in err
 
 
 @pytest.mark.parametrize("role", ["agent", "viewer"])
@@ -132,7 +132,7 @@ def test_on_the_controllers_machine_its_folder_is_enough(reached, status):
     (home / OPERATOR).write_text(reached.token("operator"))
     code, out, _ = status("--home", home)
     assert code == 0 and json.loads(out)["state"] == "RUNNING"
-    assert "leave the others out" in status(reached.url, "--home", home)[2]
+    assert "cannot be combined with a URL" in status(reached.url, "--home", home)[2]
     assert "there is no run" in status("--home", home / "none")[2]
 
 
@@ -145,4 +145,4 @@ def test_two_addresses_have_two_files_and_nothing_in_an_address_is_a_path(tmp_pa
 
 
 def test_there_must_be_a_token_to_remember(reached, status):
-    assert "no token to remember" in status(reached.url, "--remember")[2]
+    assert "--remember needs a token" in status(reached.url, "--remember")[2]

@@ -52,15 +52,15 @@ def test_the_forecast_ends_dirty_where_the_trace_ends(tmp_path):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "is no trace"),
-        ("time,A\n", "is no trace"),
+        ("", "is not a trace"),
+        ("time,A\n", "is not a trace"),
         ("point_time,B\n", "has no column 'A'"),
         ("point_time,A\n2026-01-01 00:00:00,5\n", "has no time zone"),
-        ("point_time,A\nyesterday,5\n", "is no time"),
-        ("point_time,A\n2026-01-01 00:00+00:00,x\n", "is no number"),
+        ("point_time,A\nyesterday,5\n", "is not a time"),
+        ("point_time,A\n2026-01-01 00:00+00:00,x\n", "is not a number"),
         ("point_time,A\n2026-01-01 00:00+00:00,4000\n", "above 3000"),
         ("point_time,A\n2026-01-01 00:00+00:00,5\n", "fewer than two rows"),
-        ("point_time,A\n2026-01-01 00:05+00:00,5\n2026-01-01 00:00+00:00,5\n", "does not come after"),
+        ("point_time,A\n2026-01-01 00:05+00:00,5\n2026-01-01 00:00+00:00,5\n", "is not later than"),
         ("point_time,A\n2026-01-01 00:05+00:00,5,6\n", "has 3 columns"),
     ],
 )

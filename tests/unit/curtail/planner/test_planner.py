@@ -114,7 +114,7 @@ def test_a_forecast_from_a_file_can_err_and_the_reading_corrects_it():
     truth, wrong = trace(A=[50, 50, 400, 50, 400]), trace(A=[50, 50, 50, 50, 400])
     found, outcome = play(truth, 1e6, wrong)
     assert phases(outcome)[:2] == [(0.0, "start"), (600.0, "drain")] and found["dirty_train_s"] == 0.0
-    with pytest.raises(UsageError, match="another time"):
+    with pytest.raises(UsageError, match="does not overlap"):
         sight(truth, "A", 100.0, 0.0, Trace("old", (0.0, 300.0), {"A": (1.0, 1.0)}, 300.0))
 
 

@@ -158,7 +158,7 @@ def test_the_json_has_every_key_of_its_contract(small, capsys):
 def test_the_text_shows_the_bound_the_sites_and_every_reason_if_asked(small, capsys):
     assert run(small, "--work-site-seconds", "300", "--explain") == 0
     text = capsys.readouterr().out
-    assert "no schedule can do it below" in text and "of standing by" in text
+    assert "lower bound for any schedule" in text and "of standing energy" in text
     assert "start: MCI 50 is below 100 g/kWh" in text and "drain: the work is done" in text
 
 
@@ -179,21 +179,21 @@ def test_a_sweep_is_a_table_csv_or_json(small, capsys):
     ("flags", "kind", "words"),
     [
         (("--regions", "A,C"), DataError, "has no column 'C'"),
-        (("--regions", "A,A"), UsageError, "each named once"),
-        (("--regions", ","), UsageError, "each named once"),
-        (("--forecast", "nowhere.csv"), NotFound, "no trace file nowhere.csv"),
-        (("--deadline-h", "5", "--budget-kg", "1"), UsageError, "do not go together"),
-        (("--work-site-seconds", "0"), UsageError, "--work-site-seconds cannot be 0"),
-        (("--load-s", "nan"), UsageError, "--load-s cannot be nan"),
-        (("--sync-s", "-1"), UsageError, "--sync-s cannot be -1"),
-        (("--threshold", "nan"), UsageError, "--threshold cannot be nan"),
-        (("--safety", "0.5"), UsageError, "--safety cannot be 0.5"),
-        (("--sweep", "threshold=50"), UsageError, "is no sweep"),
+        (("--regions", "A,A"), UsageError, "each only once"),
+        (("--regions", ","), UsageError, "each only once"),
+        (("--forecast", "nowhere.csv"), NotFound, "trace file nowhere.csv does not exist"),
+        (("--deadline-h", "5", "--budget-kg", "1"), UsageError, "cannot be combined"),
+        (("--work-site-seconds", "0"), UsageError, "invalid value for --work-site-seconds: 0"),
+        (("--load-s", "nan"), UsageError, "invalid value for --load-s: nan"),
+        (("--sync-s", "-1"), UsageError, "invalid value for --sync-s: -1"),
+        (("--threshold", "nan"), UsageError, "invalid value for --threshold: nan"),
+        (("--safety", "0.5"), UsageError, "invalid value for --safety: 0.5"),
+        (("--sweep", "threshold=50"), UsageError, "is not a valid sweep"),
         (("--sweep", "colour=1:2:1"), UsageError, "cannot be swept"),
-        (("--sweep", "threshold=9:1:1"), UsageError, "sweeps nothing"),
-        (("--sweep", "threshold=1:9:0"), UsageError, "sweeps nothing"),
-        (("--sweep", "threshold=9:9:inf"), UsageError, "sweeps nothing"),
-        (("--sweep", "pue=0:1:1"), UsageError, "--pue cannot be 0"),
+        (("--sweep", "threshold=9:1:1"), UsageError, "is empty or too long"),
+        (("--sweep", "threshold=1:9:0"), UsageError, "is empty or too long"),
+        (("--sweep", "threshold=9:9:inf"), UsageError, "is empty or too long"),
+        (("--sweep", "pue=0:1:1"), UsageError, "invalid value for --pue: 0"),
         (("--json", "--csv"), UsageError, "--json and --csv"),
     ],
 )

@@ -98,7 +98,7 @@ def test_without_the_font_no_picture_without_words_is_made(monkeypatch, tmp_path
 
 
 def test_what_is_no_svg_is_refused():
-    with pytest.raises(CurtailError, match="cannot be drawn"):
+    with pytest.raises(CurtailError, match="cannot render"):
         to_png("<svg")
 
 

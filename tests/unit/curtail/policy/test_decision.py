@@ -96,7 +96,7 @@ def test_no_more_sites_than_are_of_use_and_the_cleanest_of_them():
     views = many(view("A", (0, 50)), view("B", (0, 20)), view("C", (0, 40)))
     found = decide(views, Goal(max_sites=2), 0.0)
     assert granted(found) == {"B", "C"}
-    assert found.verdicts["A"].reason == "2 cleaner sites train, more are of no use"
+    assert found.verdicts["A"].reason == "2 cleaner sites already train, the most that the run can use"
 
 
 def test_a_site_that_trains_gives_way_only_to_one_that_is_clearly_cleaner():
@@ -121,7 +121,7 @@ def test_a_second_site_stays_out_when_exchanges_cost_more_than_it_adds():
     trains, joins = slow(view("A", (0, 50), running=True)), slow(view("B", (0, 20), (2000, 400)))
     found = decide(many(trains, joins), Goal(rounds=SLOW), 0.0)
     assert granted(found) == {"A"}
-    assert found.verdicts["B"].reason == "in 2000 s it would train less than exchanges cost it and A"
+    assert found.verdicts["B"].reason == "in 2000 s it would add less training than the exchanges would cost it and A"
 
 
 def test_a_second_site_joins_when_it_adds_more_than_exchanges_cost():

@@ -69,7 +69,7 @@ def test_a_forecast_end_stops_training_before_the_window_ends():
     early = verdict(rule, reading(60.0), 1100.0, forecast)
     assert early.granted and early.until == 1180.0
     late = verdict(rule, reading(60.0), 1200.0, forecast)
-    assert not late.granted and late.curtailed and "ends in 100 s" in late.reason
+    assert not late.granted and late.curtailed and "end in 100 s" in late.reason
 
 
 def test_an_unknown_future_counts_as_dirty():
@@ -112,7 +112,7 @@ def ends(at: float, mci: float = 450.0, back: float = math.inf) -> Forecast:
 def test_no_site_starts_for_less_than_a_quarter_of_an_hour(length, granted):
     found = weigh(reading(60.0), 1000.0, OFF, ends(1000.0 + length))
     assert found.granted is granted
-    assert granted or found.reason == "the window ends in 899 s by the forecast, a start needs 900 s"
+    assert granted or found.reason == "the window is forecast to end in 899 s; a start needs 900 s"
 
 
 def test_a_slow_start_needs_a_window_five_times_as_long():
@@ -203,7 +203,7 @@ def test_a_gap_that_is_over_by_the_forecast_is_held_a_minute_more_for_the_readin
     late = reading(110.0, 1000.0)
     found = weigh(late, 1310.0, held, forecast)
     assert found.hold and not found.granted and found.until == found.hold_until == 1360.0
-    assert found.reason == "MCI 110 is not below 100 g/kWh; the gap is over by the forecast"
+    assert found.reason == "MCI 110 is not below 100 g/kWh; the gap is over according to the forecast"
     assert not weigh(late, 1360.0, held, forecast).hold, "it does not come"
     assert not weigh(reading(110.0, 1305.0), 1310.0, held, forecast).hold, "the reading is newer than the forecast"
     assert weigh(reading(60.0, 1300.0), 1310.0, held, forecast).granted

@@ -61,7 +61,7 @@ def test_a_header_of_another_form_is_refused(header):
 def test_a_key_survives_its_file_and_other_files_are_refused():
     assert AgentKey(KEY.pem).public == KEY.public
     for wrong in (b"", b"no key", KEY.pem[:60]):
-        with pytest.raises(AuthError, match="no key of an agent"):
+        with pytest.raises(AuthError, match="does not hold an agent's key"):
             AgentKey(wrong)
 
 

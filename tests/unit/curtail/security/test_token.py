@@ -28,7 +28,7 @@ def test_any_single_wrong_character_is_noticed(place, character):
 
 
 def test_a_token_that_was_cut_says_how_many_characters_are_missing():
-    with pytest.raises(AuthError, match="has 100 characters of 151"):
+    with pytest.raises(AuthError, match="has 100 characters instead of 151"):
         parse_token(str(PINNED)[:100])
 
 
