@@ -42,13 +42,7 @@ LeaveLead = Annotated[
 ]
 MaxSites = Annotated[
     int | None,
-    typer.Option(
-        "--max-sites",
-        "--most-sites",
-        min=1,
-        help="Train at most this many sites at once (default: no limit).",
-        show_default=False,
-    ),
+    typer.Option("--max-sites", "--most-sites", min=1, help="Train at most this many sites at once (default: no limit).", show_default=False),
 ]
 Sweep = Annotated[
     str | None,
