@@ -24,7 +24,6 @@ EVERY_S = 30.0
 LOG_ALARM_BYTES = 1024 * 1024 * 1024
 """A write-ahead log of this size is reported; a few seconds of writing do not reach it."""
 
-
 CHECKED = "the previous controller did not shut down cleanly; the whole store was checked and is sound"
 
 

@@ -187,7 +187,7 @@ def test_a_recorded_course_is_shares_of_the_peak_and_nothing_beyond_its_ends(tmp
         ("point_time,A\n2026-01-01 00:00Z,0.5\n2026-01-01 01:00Z,-0.1\n", "not a share of the peak"),
         ("point_time,A\n2026-01-01 00:00Z,0.5\n2026-01-01 01:00Z,nan\n", "not a share of the peak"),
         ("point_time,A\n2026-01-01 00:00Z,0.5\n2026-01-01 01:00Z,much\n", "is not a number"),
-        ("point_time,A\n2026-01-01 00:00Z,0.5\n2026-01-01 00:00Z,0.5\n", "does not come after"),
+        ("point_time,A\n2026-01-01 00:00Z,0.5\n2026-01-01 00:00Z,0.5\n", "is not later than"),
         ("point_time,A\n2026-01-01 00:00,0.5\n", "no time zone"),
         ("point_time,A\n2026-01-01 00:00Z,0.5\n", "fewer than two rows"),
         ("point_time,B\n", "name the other one with `column`"),

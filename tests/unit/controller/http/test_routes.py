@@ -80,7 +80,7 @@ def test_a_signed_route_refuses_what_is_unsigned_signed_by_another_or_sent_again
         once = {HEADER: besieged.signer.header(route.method, path, body)}
         assert ask(route, role, body=body, **once).status_code != 401
         again = ask(route, role, body=body, **once)
-        assert again.status_code == 401 and "came before" in problem(again).message
+        assert again.status_code == 401 and "was seen before" in problem(again).message
 
 
 @pytest.mark.parametrize("route", [p for p, r in zip(ALL, ROUTES, strict=True) if not r.signed and r.roles])

@@ -55,7 +55,7 @@ def test_a_job_is_told_every_number_of_the_recipe_of_the_run_file(training, want
     ("training", "says"),
     [
         ({"recipe": "fast"}, r"\[training\]: there is no recipe 'fast': use one of reference, best"),
-        ({"overrides": ["tilt=1"]}, r"\[training\]: 'tilt=1' sets nothing of a recipe: write KEY=VALUE"),
+        ({"overrides": ["tilt=1"]}, r"\[training\]: 'tilt=1' is not a setting of a recipe: write KEY=VALUE"),
         ({"overrides": ["final_lr=2"]}, "final_lr is 2.0: give a number from 0 to 1"),
         (
             {"overrides": ["warmdown_fraction=0.1"], "warmdown_fraction": 0.2},
@@ -86,7 +86,7 @@ def test_a_run_begun_before_recipes_could_be_chosen_goes_on(data):
     run = begun_with(json.dumps(values))
     homes._check_same(Path("home"), config_with(), data, run)
     homes._check_same(Path("home"), config_with(warmdown_fraction=0.4, device_batch_samples="auto"), data, run)
-    with pytest.raises(ConfigError, match=r"\[training\] warmdown_fraction = 0.4, the run file says 0.65"):
+    with pytest.raises(ConfigError, match=r"\[training\] warmdown_fraction = 0.4, but the run file has 0.65"):
         homes._check_same(Path("home"), config_with(warmdown_fraction=0.65), data, run)
 
 
@@ -95,5 +95,5 @@ def test_a_run_does_not_go_on_with_another_recipe(data):
     homes._check_same(Path("home"), config_with(recipe="best", overrides=["final_lr=0.1"]), data, run)
     with pytest.raises(ConfigError, match=r"\[training\] overrides = "):
         homes._check_same(Path("home"), config_with(recipe="best"), data, run)
-    with pytest.raises(ConfigError, match=r"\[training\] recipe = 'best', the run file says 'reference'"):
+    with pytest.raises(ConfigError, match=r"\[training\] recipe = 'best', but the run file has 'reference'"):
         homes._check_same(Path("home"), config_with(overrides=["final_lr=0.1"], warmdown_fraction=0.65), data, run)
