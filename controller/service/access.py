@@ -38,7 +38,7 @@ class Access:
         return Caller(Role.AGENT, machine.site, machine)
 
     def signed(self, tx: Transaction, who: MachineRow, stamp: Stamp) -> None:
-        """A signed request of this machine, whose signature was checked, counts once, and only with the current fencing token.
+        """Record a verified signed request: it counts once, and only with the current fencing token.
 
         Raises: AuthError, Refused.
         """
@@ -50,7 +50,10 @@ class Access:
         credentials.first_time(tx, who.key, stamp, self._clock.wall())
 
     def renew(self, tx: Transaction, row: MachineRow, stamp: Stamp) -> wire.JoinReply:
-        """A new credential for a machine that proved its key; its fencing token stays. Raises: AuthError: it came before."""
+        """A new credential for a machine that proved its key; its fencing token stays.
+
+        Raises: AuthError: the request came before.
+        """
         now = self._clock.wall()
         credentials.first_time(tx, row.key, stamp, now)
         run = tx.run()

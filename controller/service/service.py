@@ -369,7 +369,8 @@ class Service:
             raise Forbidden(f"this credential belongs to site {who.site!r}, not to {site!r}")
         if fence != who.fence:
             raise Refused(
-                f"fencing token {fence} of site {site} is out of date, {who.fence} is current", "another agent of this site joined"
+                f"fencing token {fence} of site {site} is out of date, {who.fence} is current",
+                "another agent of this site joined",
             )
 
     def _run(self, tx: Transaction) -> RunRow:
