@@ -292,7 +292,7 @@ def test_the_home_of_another_run_is_left_alone(start, home, tmp_path, module_fle
     run_file, before = tmp_path / "run.toml", contents(home)
     run_file.write_text(module_fleet.run_file.read_text().replace("seed = 7", "seed = 8"))
     line = complaint(start(home=home, run_file=run_file), USAGE)
-    assert "[run] seed = 7, the run file says 8" in line
+    assert "[run] seed = 7, but the run file has 8" in line
     assert contents(home) == before
 
 

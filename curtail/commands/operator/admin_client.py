@@ -149,8 +149,8 @@ def open_admin_client(home: Path) -> Iterator[AdminClient]:
     try:
         held = lock(home)
     except Refused:
-        with _running(home) as desk:
-            yield desk
+        with _running(home) as admin:
+            yield admin
         return
     with held:
         store = Store(home / STORE)
@@ -189,8 +189,8 @@ def create(home: Path, request: TokenRequest, out: Path | None, as_json: bool) -
     """Run `curtail token create`; returns the exit code. Raises: CurtailError; then no token was created."""
     if out is not None:
         _check_new(out)
-    with open_admin_client(home) as desk:
-        made = desk.create(request)
+    with open_admin_client(home) as admin:
+        made = admin.create(request)
     if out is not None:
         from controller.auth.token_files import write_token_file
 
@@ -218,21 +218,21 @@ def rotate(home: Path) -> int:
     """Run `curtail token rotate`: write a new HOME/join-token and revoke the old token."""
     from controller.auth.token_files import JOIN, read_token_file, write_token_file
 
-    with open_admin_client(home) as desk:
+    with open_admin_client(home) as admin:
         before = read_token_file(home / JOIN)
-        made = desk.create(TokenRequest("agent", "", "", None, None, JOIN))
+        made = admin.create(TokenRequest("agent", "", "", None, None, JOIN))
         write_token_file(home / JOIN, made.token, SystemDisk())
         if before is not None:
             with contextlib.suppress(NotFound, Refused):  # it may belong to an earlier run in this folder
-                desk.revoke(before.id)
+                admin.revoke(before.id)
     print(f"{home / JOIN} holds the new token {made.id}; machines that have joined remain members")
     return 0
 
 
 def list_tokens(home: Path, as_json: bool) -> int:
     """Run `curtail token list`."""
-    with open_admin_client(home) as desk:
-        found = desk.tokens().tokens
+    with open_admin_client(home) as admin:
+        found = admin.tokens().tokens
     if as_json:
         print(json.dumps([dataclasses.asdict(token) for token in found]))
         return 0
@@ -244,8 +244,8 @@ def list_tokens(home: Path, as_json: bool) -> int:
 
 def revoke(home: Path, token_id: str) -> int:
     """Run `curtail token revoke`."""
-    with open_admin_client(home) as desk:
-        revoked = desk.revoke(token_id)
+    with open_admin_client(home) as admin:
+        revoked = admin.revoke(token_id)
     how = "is revoked" if revoked else "was already revoked"
     print(f"token {token_id} {how}; machines that joined with it remain members, `curtail node rm` removes them")
     return 0
@@ -253,8 +253,8 @@ def revoke(home: Path, token_id: str) -> int:
 
 def list_nodes(home: Path, as_json: bool) -> int:
     """Run `curtail node list`."""
-    with open_admin_client(home) as desk:
-        found = desk.nodes().nodes
+    with open_admin_client(home) as admin:
+        found = admin.nodes().nodes
     if as_json:
         print(json.dumps([dataclasses.asdict(node) for node in found]))
         return 0
@@ -268,8 +268,8 @@ def list_nodes(home: Path, as_json: bool) -> int:
 
 def remove_node(home: Path, site: str, agent: str | None) -> int:
     """Run `curtail node rm`."""
-    with open_admin_client(home) as desk:
-        count = desk.remove(NodeRemove(site, agent)).count
+    with open_admin_client(home) as admin:
+        count = admin.remove(NodeRemove(site, agent)).count
     print(f"{count} machines of {site} removed; to keep them from rejoining, revoke the tokens that they may hold")
     return 0
 

@@ -18,8 +18,8 @@ from curtail.errors import Refused
 
 def order(home: Path, request: wire.OverrideRequest) -> int:
     """Run `curtail override REGION train|pause|clear`; returns the exit code. Raises: CurtailError."""
-    with open_admin_client(home) as desk:
-        _running(desk, home).order(request)
+    with open_admin_client(home) as admin:
+        _running(admin, home).order(request)
     if request.action == "clear":
         print(f"{request.region}: the override is cleared")
     else:
@@ -29,8 +29,8 @@ def order(home: Path, request: wire.OverrideRequest) -> int:
 
 def list_orders(home: Path, as_json: bool) -> int:
     """Run `curtail override list`."""
-    with open_admin_client(home) as desk:
-        status = _running(desk, home).status()
+    with open_admin_client(home) as admin:
+        status = _running(admin, home).status()
     found = [(region.region, region.override) for region in status.regions if region.override is not None]
     if as_json:
         print(json.dumps([{"region": name, **dataclasses.asdict(one)} for name, one in found]))
@@ -41,7 +41,7 @@ def list_orders(home: Path, as_json: bool) -> int:
     return 0
 
 
-def _running(desk: object, home: Path) -> HttpAdminClient:
-    if not isinstance(desk, HttpAdminClient):
+def _running(admin: object, home: Path) -> HttpAdminClient:
+    if not isinstance(admin, HttpAdminClient):
         raise Refused(f"the controller of {home} is not running", "start it; overrides need a running controller")
-    return desk
+    return admin

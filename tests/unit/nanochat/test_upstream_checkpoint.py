@@ -426,7 +426,9 @@ def test_a_tokenizer_goes_with_the_weights_if_it_fits(tmp_path, tokenizer, capsy
     assert Tokenizer.load(tmp_path / "in" / "tokenizer.json").digest == made.digest
 
 
-@pytest.mark.parametrize(("vocab", "says"), [(299, "has 299 token ids, the tokenizer has 300"), (300, "was trained with")])
+@pytest.mark.parametrize(
+    ("vocab", "says"), [(299, "has 299 token ids, the tokenizer has 300"), (300, "was trained with")]
+)
 def test_a_tokenizer_of_another_model_is_refused(vocab, says, tmp_path, tokenizer, capsys):
     written = ours(tmp_path / "ours", replace(TINY, vocab_size=vocab))
     write_nanochat(tmp_path, written, read_checkpoint(tmp_path / "ours")[1], DISK)

@@ -64,7 +64,7 @@ def home(shown, monkeypatch, tmp_path):
     def desk(folder):
         yield HttpAdminClient(shown("operator"))
 
-    monkeypatch.setattr(override, "open_desk", desk)
+    monkeypatch.setattr(override, "open_admin_client", desk)
     return str(tmp_path)
 
 
@@ -115,7 +115,7 @@ def test_what_the_controller_refuses_the_command_says(world, home, capsys):
 
 
 def test_a_controller_that_does_not_run_takes_no_orders(tmp_path, monkeypatch):
-    monkeypatch.setattr(override, "open_desk", lambda home: contextlib.nullcontext(object()))
+    monkeypatch.setattr(override, "open_admin_client", lambda home: contextlib.nullcontext(object()))
     with pytest.raises(Refused, match="is not running"):
         override.list_orders(tmp_path, False)
 
