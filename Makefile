@@ -35,8 +35,9 @@ fuzz: setup ## the random tests, with many more examples (FUZZ=1000)
 	OMP_NUM_THREADS=1 CURTAIL_EXAMPLES=$(or $(FUZZ),1000) CURTAIL_FUZZ=$(or $(FUZZ),1000) CURTAIL_SCHEDULES=10000 \
 	    .venv/bin/pytest -q -n auto --dist worksteal tests/property $$(grep -rlE '^from hypothesis|^import schemathesis' tests/unit)
 
-docs: setup ## the pages that are made from the sources
+docs: setup ## write docs/layout.md from the sources, and test the documentation
 	$(PYTHON) docs/make_layout.py
+	.venv/bin/pytest -q tests/unit/test_docs.py
 
 demo: ## install, then show everything at work on this machine
 	./install.sh demo

@@ -53,7 +53,7 @@ def create_app(
     uploads: Uploads,
     run_info: wire.RunInfo,
     healthy: Callable[[], str | None],
-    door: ServerIdentity | None = None,
+    identity: ServerIdentity | None = None,
     clock: Clock | None = None,
 ) -> FastAPI:
     """The application.
@@ -69,17 +69,17 @@ def create_app(
     app.add_exception_handler(CurtailError, _problem)
     app.add_exception_handler(HTTPException, _no_such_path)
     app.add_exception_handler(Exception, _broken)
-    backend = AppContext(service, uploads, run_info, healthy, door or ServerIdentity())
+    context = AppContext(service, uploads, run_info, healthy, identity or ServerIdentity())
     for route in ROUTES:
-        app.add_api_route(route.path, _endpoint(backend, route), methods=[route.method], response_model=None)
+        app.add_api_route(route.path, _endpoint(context, route), methods=[route.method], response_model=None)
     return app
 
 
-def _endpoint(backend: AppContext, route: Route) -> Callable[[Request], Awaitable[Response]]:
-    roles = () if route.status_view and backend.door.open_status else route.roles
+def _endpoint(context: AppContext, route: Route) -> Callable[[Request], Awaitable[Response]]:
+    roles = () if route.status_view and context.identity.open_status else route.roles
 
     async def endpoint(request: Request) -> Response:
-        answer = await route.call(backend, await admit(backend, request, roles, route.signed, route.takes))
+        answer = await route.call(context, await admit(context, request, roles, route.signed, route.takes))
         return answer if isinstance(answer, Response) else _json(answer)
 
     return endpoint

@@ -47,7 +47,7 @@ class NoJson(WireError):
 
 @dataclass(frozen=True, slots=True)
 class ServerIdentity:
-    """Who the controller is to strangers, and what they may see."""
+    """How the controller identifies itself, and what it shows without a token."""
 
     authority: str = ""  # certificate in PEM
     pin: str | None = None  # hash of its public key; goes into every new token
@@ -62,7 +62,7 @@ class AppContext:
     uploads: Uploads
     run_info: wire.RunInfo
     healthy: Callable[[], str | None]  # None, or why the controller cannot do its work
-    door: ServerIdentity
+    identity: ServerIdentity
     writing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(WRITERS))
     nonces: NonceCache = field(default_factory=NonceCache)
 
@@ -110,7 +110,7 @@ class Incoming:
 
 
 async def admit(
-    backend: AppContext, request: Request, roles: tuple[Role, ...], signed: Signed | None, takes: type | None
+    context: AppContext, request: Request, roles: tuple[Role, ...], signed: Signed | None, takes: type | None
 ) -> Incoming:
     """Check a request and decode its body.
 
@@ -125,31 +125,31 @@ async def admit(
     if signed is Signed.NONCE_IN_STORE:
         # The body comes first: it may take half a minute, and the machine's fence must be that of the present moment.
         raw = b"" if message is None else await read_body(request)
-        caller = await identify(backend, request, roles)
-        await _take_once(backend, Incoming(request, raw, None, caller))
+        caller = await identify(context, request, roles)
+        await _take_once(context, Incoming(request, raw, None, caller))
     else:
         if roles:
-            caller = await identify(backend, request, roles)
+            caller = await identify(context, request, roles)
         raw = b"" if message is None else await read_body(request)
         if signed is Signed.NONCE_IN_MEMORY:
-            sent, now = Incoming(request, raw, None, caller), backend.now()
-            backend.nonces.consume(sent.machine.key, sent.stamp(sent.machine.key, now), now)
+            sent, now = Incoming(request, raw, None, caller), context.now()
+            context.nonces.consume(sent.machine.key, sent.stamp(sent.machine.key, now), now)
     return Incoming(request, raw, None if message is None else wire.decode(message, raw), caller)
 
 
-async def _take_once(backend: AppContext, sent: Incoming) -> None:
+async def _take_once(context: AppContext, sent: Incoming) -> None:
     """Raises: AuthError, Refused: not signed, sent before (also before a restart), or of another fence."""
     who = sent.machine
-    stamp = sent.stamp(who.key, backend.now())
-    await backend.transact(lambda tx: backend.service.access.signed(tx, who, stamp))
+    stamp = sent.stamp(who.key, context.now())
+    await context.transact(lambda tx: context.service.access.signed(tx, who, stamp))
 
 
-async def identify(backend: AppContext, request: Request, roles: tuple[Role, ...]) -> Caller:
+async def identify(context: AppContext, request: Request, roles: tuple[Role, ...]) -> Caller:
     """Whose credential the request shows. Raises: AuthError: nobody's. Forbidden: none of `roles`."""
     scheme, _, shown = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not shown:
         raise AuthError("this request needs a credential", "agents join with a join token, others show a token")
-    found = await backend.transact(lambda tx: backend.service.access.caller(tx, shown.strip()))
+    found = await context.transact(lambda tx: context.service.access.caller(tx, shown.strip()))
     found.need(*roles)
     return found
 

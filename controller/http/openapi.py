@@ -1,4 +1,4 @@
-"""The document at /openapi.json: every path with its bodies, answers, limits and who may ask. OpenAPI 3.1.
+"""The OpenAPI 3.1 document at /openapi.json: every path with its bodies, responses, limits and roles.
 
 Made of the table that the application is made of (`controller.http.routes`), and of the
 dataclasses and bounds that decode the messages, so that it cannot say anything else. Nothing
@@ -22,20 +22,20 @@ from curtail.wire.bounds import Bound, Real, Text, Whole
 PRINTABLE = r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]*$"
 
 MEANING = {
-    400: "A body, parameter or header is not of the contract's form; the message names the field.",
-    401: "No good credential, token or signature.",
-    403: "The credential is good, but not for this.",
-    404: "There is no such thing here.",
+    400: "A body, parameter or header is malformed; the message names the field.",
+    401: "The credential, token or signature is missing or invalid.",
+    403: "The credential is valid, but not for this.",
+    404: "No such resource.",
     408: "The body came too slowly.",
-    409: "It conflicts with what is true here: an old fencing token, another round, a quota.",
+    409: "It conflicts with the present state: an old fencing token, another round, a quota.",
     413: "The body is too large.",
     414: "The path and query are too long.",
     415: "Not JSON, or a body with a Content-Encoding.",
     416: "The range lies outside of the file.",
-    429: "Too many requests; Retry-After says when to come again.",
+    429: "Too many requests; Retry-After says when to retry.",
     431: "The header is too large.",
-    500: "The controller failed inside.",
-    507: "The controller's disk has no room.",
+    500: "Internal error of the controller.",
+    507: "The controller's disk is full.",
 }
 
 

@@ -60,37 +60,37 @@ class Route:
 def in_store(use_case: Callable[[AppContext, Transaction, Incoming], object]) -> Call:
     """The call that is one transaction on the store's thread."""
 
-    async def call(backend: AppContext, sent: Incoming) -> object:
-        return await backend.transact(lambda tx: use_case(backend, tx, sent))
+    async def call(context: AppContext, sent: Incoming) -> object:
+        return await context.transact(lambda tx: use_case(context, tx, sent))
 
     return call
 
 
-async def _join(backend: AppContext, sent: Incoming) -> wire.JoinReply:
-    stamp = sent.stamp(sent.body.key, backend.now())
-    return await backend.transact(lambda tx: backend.service.join(tx, sent.body, stamp))
+async def _join(context: AppContext, sent: Incoming) -> wire.JoinReply:
+    stamp = sent.stamp(sent.body.key, context.now())
+    return await context.transact(lambda tx: context.service.join(tx, sent.body, stamp))
 
 
-async def _renew(backend: AppContext, sent: Incoming) -> wire.JoinReply:
-    row = await backend.transact(lambda tx: tx.machine(sent.body.site, sent.body.agent))
+async def _renew(context: AppContext, sent: Incoming) -> wire.JoinReply:
+    row = await context.transact(lambda tx: tx.machine(sent.body.site, sent.body.agent))
     if row is None or not row.key:
         raise AuthError("no machine with this key joined here", "join with a join token")
-    stamp = sent.stamp(row.key, backend.now())
-    return await backend.transact(lambda tx: backend.service.access.renew(tx, row, stamp))
+    stamp = sent.stamp(row.key, context.now())
+    return await context.transact(lambda tx: context.service.access.renew(tx, row, stamp))
 
 
-async def _ca_certs(backend: AppContext, sent: Incoming) -> wire.CaCerts:
-    if not backend.door.authority:
+async def _ca_certs(context: AppContext, sent: Incoming) -> wire.CaCerts:
+    if not context.identity.authority:
         raise NotFound("this controller has no authority")
-    return wire.CaCerts(backend.door.authority)
+    return wire.CaCerts(context.identity.authority)
 
 
-async def _run(backend: AppContext, sent: Incoming) -> wire.RunInfo:
-    return backend.run_info
+async def _run(context: AppContext, sent: Incoming) -> wire.RunInfo:
+    return context.run_info
 
 
-async def _health(backend: AppContext, sent: Incoming) -> Response:
-    reason = backend.healthy()
+async def _health(context: AppContext, sent: Incoming) -> Response:
+    reason = context.healthy()
     text = "ok\n" if reason is None else f"{reason}\n"
     return Response(text, 200 if reason is None else 503, media_type="text/plain")
 
@@ -102,61 +102,61 @@ IF_RANGE = Header("If-Range", f'"{EXAMPLE_HASH}"')
 
 ROUTES = (
     # -- machines ----------------------------------------------------------------
-    Route("POST", wire.JOIN, "Be admitted with a join token.", _join,
+    Route("POST", wire.JOIN, "Join the run with a join token.", _join,
           takes=wire.JoinRequest, gives=wire.JoinReply, signed=Signed.KEY_OF_MESSAGE,
           refusals=(401, 403, 404, 409, 507)),
-    Route("POST", wire.CREDENTIAL, "A new credential by the machine's key alone.", _renew,
+    Route("POST", wire.CREDENTIAL, "Renew a credential with the machine's key alone.", _renew,
           takes=wire.RenewRequest, gives=wire.JoinReply, signed=Signed.KEY_OF_MESSAGE, refusals=(401, 409, 507)),
-    Route("GET", wire.CACERTS, "The certificate of the controller's authority.", _ca_certs,
+    Route("GET", wire.CACERTS, "Get the certificate of the controller's authority.", _ca_certs,
           gives=wire.CaCerts, refusals=(404,)),
-    Route("POST", wire.HEARTBEAT, "Say what the machine does; hear whether it may train.",
-          in_store(lambda backend, tx, sent: backend.service.heartbeat(tx, sent.machine, sent.body)),
+    Route("POST", wire.HEARTBEAT, "Report the machine's state; the answer holds its permit.",
+          in_store(lambda context, tx, sent: context.service.heartbeat(tx, sent.machine, sent.body)),
           AGENT, wire.Heartbeat, wire.HeartbeatReply, Signed.NONCE_IN_MEMORY, (409, 507)),
-    Route("POST", wire.LEAVE, "Stop for good.",
-          in_store(lambda backend, tx, sent: backend.service.leave(tx, sent.machine, sent.body)),
+    Route("POST", wire.LEAVE, "Leave the run.",
+          in_store(lambda context, tx, sent: context.service.leave(tx, sent.machine, sent.body)),
           AGENT, wire.LeaveRequest, wire.Ack, Signed.NONCE_IN_MEMORY, (409, 507)),
     # -- jobs --------------------------------------------------------------------
-    Route("GET", wire.RUN, "What is fixed for the whole run.", _run, AGENT, gives=wire.RunInfo),
+    Route("GET", wire.RUN, "Get what is fixed for the whole run.", _run, AGENT, gives=wire.RunInfo),
     Route("POST", wire.CHECKOUT, "Ask for work.",
-          in_store(lambda backend, tx, sent: backend.service.checkout(tx, sent.machine, sent.body)),
+          in_store(lambda context, tx, sent: context.service.checkout(tx, sent.machine, sent.body)),
           AGENT, wire.CheckoutRequest, wire.CheckoutReply, Signed.NONCE_IN_MEMORY, (409, 507)),
-    Route("POST", wire.PROGRESS, "Tell how far the round is.",
-          in_store(lambda backend, tx, sent: backend.service.progress(tx, sent.machine, sent.body)),
+    Route("POST", wire.PROGRESS, "Report the progress of a round.",
+          in_store(lambda context, tx, sent: context.service.progress(tx, sent.machine, sent.body)),
           AGENT, wire.Progress, wire.ProgressReply, Signed.NONCE_IN_MEMORY, (409, 507)),
-    Route("POST", wire.COMMIT, "Hand in a contribution; a repeat gets the first receipt.",
-          in_store(lambda backend, tx, sent: backend.service.commit(tx, sent.machine, sent.body)),
+    Route("POST", wire.COMMIT, "Commit a contribution; a repeated request gets the first receipt.",
+          in_store(lambda context, tx, sent: context.service.commit(tx, sent.machine, sent.body)),
           AGENT, wire.CommitRequest, wire.Receipt, Signed.NONCE_IN_STORE, (409, 507)),
     # -- files -------------------------------------------------------------------
-    Route("POST", wire.BLOBS, "Reserve room for a file; hear which parts are missing.", transfers.offer,
+    Route("POST", wire.BLOBS, "Reserve space for a file; the answer lists the missing parts.", transfers.offer,
           AGENT, wire.BlobOffer, wire.BlobStatus, refusals=(409, 507)),
-    Route("PUT", wire.PART, "Send one part of a reserved file.", transfers.part,
+    Route("PUT", wire.PART, "Upload one part of a reserved file.", transfers.part,
           AGENT, bytes, wire.Ack, refusals=(404, 507), headers=(DIGEST,), rate_limited=False),
-    Route("POST", wire.BLOB_COMMIT, "All parts are there: check the whole and keep it.", transfers.finish,
+    Route("POST", wire.BLOB_COMMIT, "Complete an upload: verify the whole file and keep it.", transfers.finish,
           AGENT, None, wire.BlobStatus, Signed.NONCE_IN_STORE, (404, 409, 507)),
-    Route("GET", wire.BLOB, "A file, or the rest of it.", transfers.download,
+    Route("GET", wire.BLOB, "Download a file, or the rest of it.", transfers.download,
           AGENT, None, bytes, refusals=(404, 416), headers=(RANGE, IF_RANGE), rate_limited=False),
     # -- people ------------------------------------------------------------------
-    Route("GET", wire.STATUS, "The snapshot that every view is made of.",
-          in_store(lambda backend, tx, sent: snapshot.make(tx, backend.service)),
+    Route("GET", wire.STATUS, "Get the status snapshot.",
+          in_store(lambda context, tx, sent: snapshot.make(tx, context.service)),
           VIEWER, gives=wire.Status, status_view=True),
-    Route("GET", wire.TOKENS, "All tokens, without their secrets.",
-          in_store(lambda backend, tx, sent: tokens.listing(tx, backend.now())),
+    Route("GET", wire.TOKENS, "List all tokens, without their secrets.",
+          in_store(lambda context, tx, sent: tokens.listing(tx, context.now())),
           OPERATOR, gives=wire.TokenList),
-    Route("POST", wire.TOKENS, "Make a token.",
-          in_store(lambda backend, tx, sent: backend.service.access.create_token(
-              tx, sent.body, backend.door.pin, sent.sender)),
+    Route("POST", wire.TOKENS, "Create a token.",
+          in_store(lambda context, tx, sent: context.service.access.create_token(
+              tx, sent.body, context.identity.pin, sent.sender)),
           OPERATOR, wire.TokenRequest, wire.TokenReply, refusals=(404, 409, 507)),
-    Route("POST", wire.TOKEN_REVOKE, "Nobody gets in with this token any more.",
-          in_store(lambda backend, tx, sent: backend.service.access.revoke_token(tx, sent.body.id, sent.sender)),
+    Route("POST", wire.TOKEN_REVOKE, "Revoke a token.",
+          in_store(lambda context, tx, sent: context.service.access.revoke_token(tx, sent.body.id, sent.sender)),
           OPERATOR, wire.TokenRevoke, wire.Ack, refusals=(404, 507)),
-    Route("GET", wire.NODES, "All machines that joined.",
-          in_store(lambda backend, tx, sent: backend.service.access.nodes(tx)),
+    Route("GET", wire.NODES, "List all machines that joined.",
+          in_store(lambda context, tx, sent: context.service.access.nodes(tx)),
           OPERATOR, gives=wire.NodeList),
     Route("POST", wire.NODE_REMOVE, "Forget a machine, or all of a site.",
-          in_store(lambda backend, tx, sent: backend.service.access.remove_node(tx, sent.body, sent.sender)),
+          in_store(lambda context, tx, sent: context.service.access.remove_node(tx, sent.body, sent.sender)),
           OPERATOR, wire.NodeRemove, wire.NodeRemoved, refusals=(404, 507)),
-    Route("POST", wire.OVERRIDE, "Order all sites of a region to train or to pause, for a time.",
-          in_store(lambda backend, tx, sent: backend.service.override(tx, sent.body)),
+    Route("POST", wire.OVERRIDE, "Make all sites of a region train or pause for a limited time.",
+          in_store(lambda context, tx, sent: context.service.override(tx, sent.body)),
           OPERATOR, wire.OverrideRequest, wire.Ack, refusals=(404, 409, 507)),
-    Route("GET", wire.HEALTH, "Can the controller do its work?", _health, gives=str, rate_limited=False),
+    Route("GET", wire.HEALTH, "Check the controller's health.", _health, gives=str, rate_limited=False),
 )  # fmt: skip

@@ -24,29 +24,29 @@ from curtail import wire
 from curtail.errors import NotFound, WireError
 
 
-async def offer(backend: AppContext, sent: Incoming) -> wire.BlobStatus:
+async def offer(context: AppContext, sent: Incoming) -> wire.BlobStatus:
     """Reserve room for a file; which parts are missing."""
-    who, body, uploads = sent.machine, sent.body, backend.uploads
-    await run_in_threadpool(uploads.tidy, backend.now())
+    who, body, uploads = sent.machine, sent.body, context.uploads
+    await run_in_threadpool(uploads.tidy, context.now())
     # Size, quota and room first: what is refused leaves no trace.
-    others = await backend.transact(lambda tx: [name for name in tx.uploads_of(who.site) if name != body.sha256])
-    gone = await run_in_threadpool(uploads.make_way, body.size, others, backend.now())
+    others = await context.transact(lambda tx: [name for name in tx.uploads_of(who.site) if name != body.sha256])
+    gone = await run_in_threadpool(uploads.make_way, body.size, others, context.now())
     for name in gone:
-        await backend.transact(lambda tx, name=name: tx.end_upload(name))  # type: ignore[misc]
+        await context.transact(lambda tx, name=name: tx.end_upload(name))  # type: ignore[misc]
     await run_in_threadpool(uploads.check, body.sha256, body.size, [o for o in others if o not in gone])
-    known = await backend.transact(lambda tx: backend.service.access.offered(tx, who, check_name(body.sha256)))
+    known = await context.transact(lambda tx: context.service.access.offered(tx, who, check_name(body.sha256)))
     if known is not None:
         return wire.BlobStatus(known.sha256, known.size, uploads.part_bytes, (), complete=True)
     return await run_in_threadpool(uploads.reserve, body.sha256, body.size)
 
 
-async def part(backend: AppContext, sent: Incoming) -> wire.Ack:
+async def part(context: AppContext, sent: Incoming) -> wire.Ack:
     """Write one part of a reserved file while it arrives."""
-    request, who, writing = sent.request, sent.machine, backend.writing
+    request, who, writing = sent.request, sent.machine, context.writing
     sha256, number = request.path_params["sha256"], int(request.path_params["number"])
-    await backend.transact(lambda tx: backend.service.access.check_upload(tx, who, check_name(sha256)))
+    await context.transact(lambda tx: context.service.access.check_upload(tx, who, check_name(sha256)))
     digest = request.headers.get("content-digest", "")
-    with await to_thread.run_sync(backend.uploads.begin_part, sha256, number, digest, limiter=writing) as arriving:
+    with await to_thread.run_sync(context.uploads.begin_part, sha256, number, digest, limiter=writing) as arriving:
         _check_length(request, arriving.size)
         async for block in _blocks(request):
             await to_thread.run_sync(arriving.write, block, limiter=writing)
@@ -54,21 +54,21 @@ async def part(backend: AppContext, sent: Incoming) -> wire.Ack:
     return wire.Ack(True)
 
 
-async def finish(backend: AppContext, sent: Incoming) -> wire.BlobStatus:
+async def finish(context: AppContext, sent: Incoming) -> wire.BlobStatus:
     """Check a file of which all parts are there, and keep it."""
     who, sha256 = sent.machine, sent.request.path_params["sha256"]
-    known = await backend.transact(lambda tx: backend.service.access.check_upload(tx, who, check_name(sha256)))
+    known = await context.transact(lambda tx: context.service.access.check_upload(tx, who, check_name(sha256)))
     if known is None:
-        path, size = await to_thread.run_sync(backend.uploads.finish, sha256, limiter=backend.writing)
+        path, size = await to_thread.run_sync(context.uploads.finish, sha256, limiter=context.writing)
         known = BlobRow(sha256, str(path), size, "contribution", who.site)
-        await backend.transact(lambda tx: backend.service.access.uploaded(tx, known))
-    return wire.BlobStatus(sha256, known.size, backend.uploads.part_bytes, (), complete=True)
+        await context.transact(lambda tx: context.service.access.uploaded(tx, known))
+    return wire.BlobStatus(sha256, known.size, context.uploads.part_bytes, (), complete=True)
 
 
-async def download(backend: AppContext, sent: Incoming) -> Response:
+async def download(context: AppContext, sent: Incoming) -> Response:
     """A file, or the range of it that the request names."""
     request, who, sha256 = sent.request, sent.machine, sent.request.path_params["sha256"]
-    known = await backend.transact(lambda tx: backend.service.access.readable(tx, who, check_name(sha256)))
+    known = await context.transact(lambda tx: context.service.access.readable(tx, who, check_name(sha256)))
     if known is None:
         raise NotFound("there is no such blob", "it may belong to an old version; check out again")
     same = request.headers.get("if-range") in (None, f'"{sha256}"')
@@ -83,7 +83,7 @@ async def download(backend: AppContext, sent: Incoming) -> Response:
     if partial:
         headers["content-range"] = f"bytes {first}-{stop - 1}/{known.size}"
     pieces = _pieces(known, first, stop)
-    await backend.transact(lambda tx: backend.service.energy_ledger.carried(who.site, stop - first))
+    await context.transact(lambda tx: context.service.energy_ledger.carried(who.site, stop - first))
     return StreamingResponse(pieces, 206 if partial else 200, headers=headers, media_type="application/octet-stream")
 
 

@@ -82,7 +82,7 @@ def test_a_killed_agent_takes_its_job_along_and_the_round_ends_without_it(pair, 
     pair.wait_for("no process of its job is left", lambda: not alive(job), 10)
     after = pair.until("a version without it", lambda s: s.version > before.version and site(s, "b").state == "SILENT")
     number = before.round.round
-    assert any(e.text.startswith(f"round {number}: b contributes nothing, silent") for e in after.events)
+    assert any(e.text.startswith(f"round {number}: b contributes nothing: silent") for e in after.events)
     assert contributors(after)[number] == {"a"}
     assert after.regime == "LOCAL" and after.reason == "curtailed: a"
 
