@@ -60,7 +60,7 @@ PERIOD_S = 60.0
 
 START = datetime(2026, 3, 1, 10, tzinfo=UTC).timestamp()
 CLEAN, DIRTY = 40.0, 450.0
-PACE_S = 0.05
+PACE_S = 0.1
 """Of an inner step, where a test is about anything but training: jobs then leave the cores to the other tests."""
 
 PACER = Path(__file__).resolve().parents[1] / "benchmarks" / "chaos_clock"

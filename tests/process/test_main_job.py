@@ -48,6 +48,7 @@ def assert_books_balance(fleet, status):
 
 
 def test_a_run_follows_its_signal_through_all_regimes_and_back(fleet, site, slowness):
+    fleet.pace_s = fleet.PACE_S
     fleet.write_run(policy={"leave_lead": "180 s"})
     # A job needs about 10 s to start; the rest of a phase is training.
     course = [(8, ""), (26, "A"), (32, "AB"), (10, "B")]
@@ -116,6 +117,7 @@ def test_a_local_run_ends_at_its_budget_bit_equal_to_a_plain_loop(fleet):
 
 def test_a_sole_site_stays_bit_equal_across_drain_pause_restart_and_kill_9(fleet, site):
     """And what it trained while its commits travelled is part of it."""
+    fleet.pace_s = fleet.PACE_S
     fleet.write_run(
         rounds={"length": "10 s", "inner_steps": 8}, policy={"permit": "40 s"}, fleet={"lost_after": "20 s"}
     )

@@ -7,13 +7,14 @@ on disk is where the next agent starts. It gets no token any more once the
 controller had let the machine in.
 """
 
-import asyncio
+import contextlib
 import importlib.util
 import signal
 from pathlib import Path
 
 import httpx
 import pytest
+from asgi import AsgiTransport
 
 from agent import controller_trust, job_files
 from agent.controller_trust import ControllerTrust, known_authority
@@ -128,16 +129,6 @@ class Site:
         self.trained += 1
         return FakeJob(cwd)
 
-    def handle(self, request):
-        async def send():
-            async with httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url=URL) as http:
-                reply = await http.request(
-                    request.method, request.url.path, content=request.content, headers=request.headers
-                )
-                return httpx.Response(reply.status_code, content=reply.content, headers=reply.headers)
-
-        return asyncio.run(send())
-
     def run(self, home, token, *plan):
         """The exit code of an agent during which things happen at these seconds from now; then it is stopped."""
         now = self.monotonic()
@@ -146,7 +137,7 @@ class Site:
         self.plan = [(now + after, what) for after, what in plan]
         stop = Stop()
         self.plan.append((self.plan[-1][0] + 2.0, lambda: stop.ask(signal.SIGTERM)))
-        http = httpx.Client(transport=httpx.MockTransport(self.handle), base_url=URL)
+        http = httpx.Client(transport=AsgiTransport(self.app), base_url=URL)
 
         def opened(url, given):
             known_authority(url, given)
@@ -156,7 +147,8 @@ class Site:
             clock=self, spawn=self.spawn, open_control=opened, environment={}, say=self.lines.append, chance=float
         )
         options = JoinOptions(URL, "a", "A", home, token, ranks=1, threads=1, hooks=Commands("pause", "resume"))
-        return run(options, edges, stop)
+        with contextlib.closing(http):  # a machine without power closes its connections, too
+            return run(options, edges, stop)
 
     def life(self, home):
         """Join, train, be paused; come again long after; be forgotten and join anew."""

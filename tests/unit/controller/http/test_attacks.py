@@ -5,7 +5,6 @@ The network's part (another authority, somebody in between) is in test_connect.p
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import dataclasses
 import hashlib
@@ -13,6 +12,7 @@ import logging
 
 import httpx
 import pytest
+from asgi import AsgiTransport
 
 from controller.auth import tokens
 from controller.auth.credentials import LIFE_S
@@ -100,11 +100,10 @@ class Net:
         self.world, self.answers = world, []
         app = create_app(world.service, world.uploads, INFO, lambda: None, ServerIdentity("PEM", "ab" * 32))
         self.routes = {(m, r.path) for r in app.routes for m in getattr(r, "methods", ()) if m != "HEAD"}
-        self._loop = asyncio.new_event_loop()
-        self._http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1")
+        self._http = httpx.Client(transport=AsgiTransport(app), base_url="http://127.0.0.1")
 
     def ask(self, method, path, **options):
-        reply = self._loop.run_until_complete(self._http.request(method, path, **options))
+        reply = self._http.request(method, path, **options)
         self.answers.append(reply)
         return reply
 
@@ -119,9 +118,7 @@ class Net:
         return self.world.store.call(lambda tx: tokens.create(tx, TokenRequest(**values), "ab" * 32, now)).token
 
     def close(self):
-        self._loop.run_until_complete(self._http.aclose())
-        self._loop.run_until_complete(self._loop.shutdown_default_executor())
-        self._loop.close()
+        self._http.close()
 
 
 @pytest.fixture

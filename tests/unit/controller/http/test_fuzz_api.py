@@ -10,7 +10,6 @@ What is made from the document at /openapi.json alone is in test_schemathesis.py
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import dataclasses
 import hashlib
@@ -20,6 +19,7 @@ import typing
 
 import httpx
 import pytest
+from asgi import AsgiTransport
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -111,9 +111,8 @@ def bodies(draw, kind, known):
 @pytest.fixture(scope="module")
 def ask(besieged):
     """ask(method, path, headers, content): one request in this process."""
-    loop = asyncio.new_event_loop()
-    transport = httpx.ASGITransport(besieged.app, raise_app_exceptions=False)
-    http = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
+    transport = AsgiTransport(besieged.app, raise_app_exceptions=False)
+    http = httpx.Client(transport=transport, base_url="http://127.0.0.1")
     assert besieged.world.upload(BLOB) == SHA
     base = besieged.world.store.call(lambda tx: tx.latest_version()).digest
     KNOWN["base_digest"] = KNOWN["held_digest"] = [base]
@@ -122,12 +121,10 @@ def ask(besieged):
 
     def send(method, path, headers=None, content=b""):
         encoded = [(name, value.encode("latin-1", "replace")) for name, value in (headers or {}).items()]
-        return loop.run_until_complete(http.request(method.upper(), path, headers=encoded, content=content))
+        return http.request(method.upper(), path, headers=encoded, content=content)
 
     yield send
-    loop.run_until_complete(http.aclose())
-    loop.run_until_complete(loop.shutdown_default_executor())
-    loop.close()
+    http.close()
 
 
 def check(route, allowed, reply):

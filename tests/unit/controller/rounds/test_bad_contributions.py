@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import itertools
@@ -11,6 +10,7 @@ from dataclasses import replace
 import httpx
 import numpy as np
 import pytest
+from asgi import AsgiTransport
 
 from controller.http.app import create_app
 from curtail import wire
@@ -27,8 +27,7 @@ class Round:
     def __init__(self, world, tmp_path):
         self.world, self.path = world, tmp_path / "made"
         app = create_app(world.service, world.uploads, INFO, lambda: None)
-        self.loop = asyncio.new_event_loop()
-        self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1")
+        self.http = httpx.Client(transport=AsgiTransport(app), base_url="http://127.0.0.1")
         self.credentials, self.work, self.key = {}, {}, AgentKey()
         for site in ("good", "bad"):
             join = wire.JoinRequest(wire.PROTOCOL, f"agent-{site}", site, "A", "host", 1, "ct0.abc.secret")
@@ -46,7 +45,7 @@ class Round:
         if site:
             headers["authorization"] = f"Bearer {self.credentials[site]}"
         headers[HEADER] = self.key.header(method, path, content, 1, self.world.clock.wall())
-        return self.loop.run_until_complete(self.http.request(method, path, content=content, headers=headers))
+        return self.http.request(method, path, content=content, headers=headers)
 
     def ask(self, site, method, path, kind, message):
         reply = self.send(site, method, path, wire.encode(message))
@@ -114,9 +113,7 @@ class Round:
 def round_of_two(world, tmp_path):
     made = Round(world, tmp_path)
     yield made
-    made.loop.run_until_complete(made.http.aclose())
-    made.loop.run_until_complete(made.loop.shutdown_default_executor())
-    made.loop.close()
+    made.http.close()
 
 
 def problem(reply, status):

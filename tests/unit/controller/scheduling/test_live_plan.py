@@ -8,7 +8,6 @@ the next moment at which something can happen, so a run of 14 hours takes second
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import shutil
 from bisect import bisect_right
@@ -20,6 +19,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from asgi import AsgiTransport
 from doubles import FakeClock, TickingClock
 
 from agent.http.client import Control
@@ -58,27 +58,13 @@ LOAD_S, STOP_S, SYNC_S, ROUND_S = 100.0, 15.0, 30.0, 600.0
 TRAIN_W, IDLE_W = 2024.0, 468.0
 
 
-class Asgi(httpx.BaseTransport):
-    """Requests of a plain HTTP library to an application in this process."""
-
-    def __init__(self, app) -> None:
-        self._inner = httpx.ASGITransport(app)
-        self.loop = asyncio.new_event_loop()
+class UndatedTransport(AsgiTransport):
+    """Drops the Date of each response: it is the time of the machine, and not that of the trace."""
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        async def ask() -> httpx.Response:
-            given = httpx.Request(request.method, request.url, headers=request.headers, content=request.read())
-            answer = await self._inner.handle_async_request(given)
-            content = await answer.aread()
-            # the date says which time it is there, and time stands still here
-            headers = [(name, value) for name, value in answer.headers.raw if name.lower() != b"date"]
-            return httpx.Response(answer.status_code, headers=headers, content=content)
-
-        return self.loop.run_until_complete(ask())
-
-    def close(self) -> None:
-        self.loop.run_until_complete(self.loop.shutdown_default_executor())
-        self.loop.close()
+        response = super().handle_request(request)
+        response.headers.pop("date", None)
+        return response
 
 
 class PublishingMerger:
@@ -283,7 +269,7 @@ class Replay:
         app = create_app(
             self.service, self.uploads, INFO, lambda: None, ServerIdentity(open_status=True), TickingClock()
         )
-        self.wire = Asgi(app)
+        self.wire = UndatedTransport(app)
         self.sites = [self._site(region) for region in trace.values]
 
     def _begin(self, work: int) -> None:

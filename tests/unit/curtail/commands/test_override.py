@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 
 import httpx
 import pytest
+from asgi import AsgiTransport
 
 from controller.auth.credentials import Caller, Role
 from controller.http.app import create_app
@@ -17,24 +17,6 @@ from curtail.commands.operator import override
 from curtail.commands.operator.admin_client import HttpAdminClient
 from curtail.errors import Refused
 from curtail.wire import TokenRequest
-
-
-class Bridge(httpx.BaseTransport):
-    """Requests of a plain HTTP library to an application in this process."""
-
-    def __init__(self, app) -> None:
-        self._inner, self._loop = httpx.ASGITransport(app), asyncio.new_event_loop()
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        async def ask() -> httpx.Response:
-            given = httpx.Request(request.method, request.url, headers=request.headers, content=request.read())
-            answer = await self._inner.handle_async_request(given)
-            return httpx.Response(answer.status_code, headers=answer.headers, content=await answer.aread())
-
-        return self._loop.run_until_complete(ask())
-
-    def close(self) -> None:
-        self._loop.close()
 
 
 @pytest.fixture
@@ -48,7 +30,7 @@ def shown(world):
         token = world.store.call(lambda tx: world.service.access.create_token(tx, request, None, by)).token
         app = create_app(world.service, world.uploads, None, lambda: None)  # type: ignore[arg-type]
         headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-        made.append(httpx.Client(transport=Bridge(app), base_url="http://127.0.0.1", headers=headers))
+        made.append(httpx.Client(transport=AsgiTransport(app), base_url="http://127.0.0.1", headers=headers))
         return made[-1]
 
     yield show
