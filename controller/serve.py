@@ -1,8 +1,8 @@
-"""`curtail controller start`: wires the parts together, and nothing else.
+"""`curtail controller start`: creates the parts of the controller and connects them.
 
-Order matters: everything that can be wrong (run file, signal, data, folder,
-port) is checked before anything is started; the port is bound before the run
-is touched; the clock of the replay starts when all else is ready.
+The order matters. Run file, signal, data, folder and port are checked before
+anything starts; the port is bound before the run's folder is opened; the replay
+clock starts when all else is ready.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ from nanochat import presets
 log = logging.getLogger("curtail.controller")
 
 SMALL_FILES = 64 * 1024 * 1024
-"""Bytes of a contribution beside the arrays of its weights, at most."""
+"""Largest size of a contribution beyond the arrays of its weights, bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class StartOptions:
-    """What the command line says."""
+    """Options of the command line."""
 
     home: Path
     run_file: Path
@@ -63,16 +63,16 @@ class StartOptions:
     host: str = "127.0.0.1"
     port: int = 8765
     announce: bool = True
-    tls: bool | None = None  # None: as the host needs it
+    tls: bool | None = None  # None: decided by the host
     insecure: bool = False  # plain HTTP beyond loopback
-    advertise: tuple[str, ...] = ()  # further names and addresses at which it is reached
+    advertise: tuple[str, ...] = ()  # further names and addresses of the controller
     open_status: bool = False  # the status needs no token
-    address_share: float = ADDRESS_SHARE  # of all connections, what one address beyond loopback may hold
+    address_share: float = ADDRESS_SHARE  # largest share of all connections for one address that is not loopback
 
 
 @dataclass(frozen=True, slots=True)
 class RunInputs:
-    """What was read and checked before anything is started."""
+    """Inputs, read and checked before anything starts."""
 
     options: StartOptions
     config: RunConfig
@@ -87,7 +87,7 @@ class RunInputs:
 
 @dataclass(frozen=True, slots=True)
 class OpenRun:
-    """The run's folder, opened, and who the controller is in it."""
+    """The run's opened folder, and the controller's TLS identity."""
 
     store: Store
     merger: MergeProcess
@@ -97,9 +97,9 @@ class OpenRun:
 
 
 def start(options: StartOptions) -> int:
-    """Run the controller until it is told to stop; returns the exit code.
+    """Run the controller until it is stopped; returns the exit code.
 
-    Raises: CurtailError: it cannot start; says why and what to do.
+    Raises: CurtailError: it cannot start.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -111,7 +111,7 @@ def start(options: StartOptions) -> int:
 
 
 def _check(options: StartOptions) -> RunInputs:
-    """Raises: CurtailError: something is wrong with options, run file, signal or data."""
+    """Check options, run file, signal and data. Raises: CurtailError."""
     face = choose(options.host, options.tls, options.insecure, options.open_status)
     config = load_config(options.run_file)
     clock = SystemClock()
@@ -125,7 +125,7 @@ def _check(options: StartOptions) -> RunInputs:
 
 
 def _run(inputs: RunInputs, listener: socket.socket, stack: contextlib.ExitStack) -> int:
-    """Start everything, serve, and stop it in the reverse order."""
+    """Start all parts, serve, and stop the parts in reverse order."""
     from controller.http.app import ServerIdentity, create_app
 
     options, config, clock = inputs.options, inputs.config, inputs.clock
@@ -162,14 +162,14 @@ def _run(inputs: RunInputs, listener: socket.socket, stack: contextlib.ExitStack
 
 
 def _identity(inputs: RunInputs) -> TlsIdentity:
-    """The controller's keys and certificates: made, read, or with a new certificate if it is time."""
+    """The controller's keys and certificates: created, loaded, or with a renewed certificate."""
     return ensure(inputs.options.home, inputs.names, inputs.clock.wall(), inputs.disk)
 
 
 def _open(inputs: RunInputs, killed: bool, stack: contextlib.ExitStack) -> OpenRun:
     """Open the run's folder, or begin the run in it. Raises: CurtailError.
 
-    Args: killed: the controller before did not end in order, so the store is checked as a whole.
+    Args: killed: the last controller was killed, so the whole store is checked.
     """
     home, clock = inputs.options.home, inputs.clock
     clear_holding(home)
@@ -208,7 +208,7 @@ def _make_service(inputs: RunInputs, opened: OpenRun, uploads: Uploads, replay: 
 def _start_threads(
     inputs: RunInputs, store: Store, service: Service, energy: EnergySimulation, stack: contextlib.ExitStack
 ) -> None:
-    """Start what runs beside the server; `stack` stops it, and takes the address away when all has stopped."""
+    """Start the background threads; `stack` stops them and then deletes the address file."""
     home = inputs.options.home
     settler = live_settler(store.call, inputs.config, inputs.signal, Surroundings(inputs.clock, os.environ))
     upkeep = Upkeep(store, home / STORE, service.tell)

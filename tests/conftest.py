@@ -69,7 +69,11 @@ PACER = Path(__file__).resolve().parents[1] / "benchmarks" / "chaos_clock"
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Tests that share a fleet stay together in one worker, in their order (pytest-xdist, `--dist loadgroup`)."""
+    """Tests that share a fleet stay together in one worker, in their order (pytest-xdist, `--dist loadgroup`).
+
+    Of the others the long ones come first: a long one that starts last would keep one core busy alone.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
     for item in items:
         if "module_fleet" in item.fixturenames:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))

@@ -1,8 +1,8 @@
-"""What the controller knows of each site at this moment; soft state, rebuilt from heartbeats.
+"""The live state of each site: soft state, rebuilt from heartbeats.
 
-Nothing here is durable: after a restart every site is unheard-of until it
-reports, and holds no permit until then. A site shows what its lead reports: the
-machine that speaks for the site's job (`controller.fleet.crew`). Times are monotonic
+Nothing here is durable. After a restart no site has a permit until it
+reports. A site's state is that of its lead, the machine that communicates for
+the site's job (`controller.fleet.crew`). Times are monotonic
 seconds.
 """
 
@@ -20,22 +20,22 @@ from curtail.carbon.accounting import RUNNING
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """May a site train, until when, and why. `controller.scheduling.permits` alone decides it.
+    """Whether a site may train, until when, and why. Only `controller.scheduling.permits` decides it.
 
-    Times are monotonic seconds; -inf: not at all.
+    Times are monotonic seconds; -inf: never.
     """
 
     granted: bool
-    until: float  # the site's job trains up to then, also after its grant was taken back
-    hold_until: float  # its weights may stay on idle GPUs up to then
+    until: float  # the site's job trains until then, even if `granted` is withdrawn
+    hold_until: float  # its weights may stay on idle GPUs until then
     reason: str
 
     def is_live(self, now: float) -> bool:
-        """May the site's job still train, by what its agent was told?"""
+        """Whether the site's job may still train, by the last reply to its agent."""
         return self.until > now
 
     def holds(self, now: float) -> bool:
-        """May its weights stay on its GPUs?"""
+        """Whether its weights may stay on its GPUs."""
         return self.hold_until > now
 
     def valid_s(self, now: float) -> float:
@@ -48,12 +48,12 @@ class Permit:
 
 
 UNHEARD = Permit(granted=False, until=-inf, hold_until=-inf, reason="not heard from yet")
-"""Of a site whose agent has not reported since the controller's start."""
+"""Permit of a site whose agent has not reported since the controller's start."""
 
 
 @dataclass(slots=True)
 class LiveMachine:
-    """One machine of a site as its last messages describe it."""
+    """One machine of a site, by its last messages."""
 
     agent: str
     address: str = ""
@@ -67,16 +67,16 @@ class LiveMachine:
     crew: str = ""  # of its latest job
     rank: int = 0
     size: int = 1
-    power: wire.Power | None = None  # what its meter has counted; None: it has none
+    power: wire.Power | None = None  # counts of its meter; None: it has no meter
     seen: float | None = None
 
     @classmethod
     def of(cls, row: MachineRow) -> LiveMachine:
-        """A machine that the store knows and that was not heard from yet."""
+        """A machine from the store that has not reported yet."""
         return cls(row.agent, row.address, row.port, row.place)
 
     def take(self, beat: wire.Heartbeat, now: float) -> None:
-        """What it says."""
+        """Take over a heartbeat."""
         self.seen = now
         self.state, self.phase, self.job, self.watts, self.note = (
             beat.state,
@@ -89,15 +89,15 @@ class LiveMachine:
         self.power = beat.power
 
     def heard(self, now: float, lost_after: float) -> bool:
-        """Did it report within `lost_after` seconds?"""
+        """Whether it reported within `lost_after` seconds."""
         return self.seen is not None and now - self.seen <= lost_after
 
     def runs(self, crew: str) -> bool:
-        """Is it in the job of that crew, by its last word?"""
+        """Whether it runs the job of that crew, by its last report."""
         return self.job is not None and self.crew == crew
 
     def described(self) -> CrewMachine:
-        """What the choice of a crew depends on."""
+        """The inputs for the choice of a crew."""
         return CrewMachine(
             self.agent, self.address, self.port, self.place, self.crew, self.job is not None, self.rank, self.size
         )
@@ -105,7 +105,7 @@ class LiveMachine:
 
 @dataclass(slots=True)
 class LiveSite:
-    """One site as the last messages of its machines describe it."""
+    """One site, by the last messages of its machines."""
 
     site: str
     region: str
@@ -122,44 +122,44 @@ class LiveSite:
     seen: float | None = None
     permit: Permit = UNHEARD
     held_since: float | None = None  # controller's clock; since when it holds
-    promised: float | None = None  # since when it is told that it may train
-    checked_out_job: str | None = None  # the job that asked for work
-    working_on: int | None = None  # the round of which its job reported last
+    promised: float | None = None  # since when its replies grant a permit
+    checked_out_job: str | None = None  # the job that checked out work
+    working_on: int | None = None  # the round of its job's last report
     round_tokens: int = 0  # trained in it
     step: int = 0
     loss: float | None = None
     tokens_per_s: float = 0.0
 
     def heard(self, now: float, lost_after: float) -> bool:
-        """Did it report within `lost_after` seconds?"""
+        """Whether it reported within `lost_after` seconds."""
         return self.seen is not None and now - self.seen <= lost_after
 
     def running(self, now: float, lost_after: float) -> bool:
-        """Are its weights on its GPUs, or on their way? Also for a moment after it was told that it may train."""
+        """Whether its weights are on its GPUs or loading; also for `lost_after` seconds after a permit was granted."""
         if self.phase in RUNNING:
             return True
         return self.phase == "paused" and self.promised is not None and now - self.promised <= lost_after
 
     def ready(self, now: float, lost_after: float) -> bool:
-        """May it train, and has its job asked for work?"""
+        """Whether it may train and its job has asked for work."""
         return self.permit.granted and self.heard(now, lost_after) and self.job_asked()
 
     def job_asked(self) -> bool:
-        """Has the job that is alive asked for work? The first request may come before the heartbeat."""
+        """Whether its running job has asked for work. The first request may precede the heartbeat."""
         return self.checked_out_job is not None and self.job in (None, self.checked_out_job)
 
     # -- machines --------------------------------------------------------------
 
     @property
     def lead(self) -> LiveMachine | None:
-        """The machine whose reports are the site's; without a crew the first that has a job or was heard from."""
+        """The machine whose reports stand for the site; without a crew the first with a job, or that has reported."""
         if self.crew_state.crew is not None and self.crew_state.crew.lead in self.machines:
             return self.machines[self.crew_state.crew.lead]
         machines = self.machines.values()
         return min(machines, key=lambda m: (m.job is None, m.seen is None, m.place), default=None)
 
     def show(self) -> None:
-        """Take over what the lead reports, and the sum of what the machines measure."""
+        """Take over the lead's report, and sum the measured power of all machines."""
         lead = self.lead
         if lead is None:
             return
@@ -173,13 +173,13 @@ class LiveSite:
             self.checked_out_job = None
 
     def led(self, agent: str) -> bool:
-        """Does this machine speak for the site, as far as is known?"""
+        """Whether this machine is the lead, or no crew is known."""
         return self.crew_state.crew is None or self.crew_state.crew.lead == agent
 
     def gather(self, now: float, lost_after: float, new_id: Callable[[], str]) -> CrewRoster | None:
-        """Look which machines are here; the crew that has to be formed anew, None if nothing changed.
+        """A new crew if the present machines have changed, else None.
 
-        Args: new_id: makes its name; not asked at a site of one machine, where there is none.
+        Args: new_id: makes the crew's id; not called at a site of one machine, which has no crew.
         """
         if self.expected == 1:
             return None
@@ -193,17 +193,17 @@ class LiveSite:
         return crew
 
     def _going(self, machine: LiveMachine) -> bool:
-        """Does it leave the job while its lead trains on? Then the job shall end in order, while all can still step."""
+        """Whether it drains while its lead trains on. Then the job must end while all machines can still step."""
         crew, lead = self.crew_state.crew, self.lead
         if crew is None or lead is None or lead is machine or not machine.runs(crew.id) or not lead.runs(crew.id):
             return False
         return self.permit.granted and machine.phase == "drain" and lead.phase != "drain"
 
     def waits(self, machine: LiveMachine, now: float, lost_after: float) -> str:
-        """Why this machine must not train although its region may; "" if it may."""
+        """Why this machine must wait although its region may train; "": it need not."""
         crew = self.crew_state.crew
         if self.expected == 1 or (crew is None and machine.job is not None):
-            return ""  # after a restart of the controller a job goes on until all have reported
+            return ""  # after a restart of the controller a job continues until all machines have reported
         if crew is None or machine.agent not in crew.agents:
             count = sum(m.heard(now, lost_after) for m in self.machines.values())
             return f"waiting for the site's other machines: {count} of {self.expected} here"
@@ -214,7 +214,7 @@ class LiveSite:
         return ""
 
     def crew_of(self, machine: LiveMachine, now: float, lost_after: float) -> wire.Crew | None:
-        """What the machine is told of its crew."""
+        """The crew as it is reported to the machine."""
         crew = self.crew_state.crew
         rank = None if crew is None else crew.rank(machine.agent)
         if crew is None or rank is None:
@@ -223,7 +223,7 @@ class LiveSite:
         return wire.Crew(crew.id, rank, len(crew.agents), crew.endpoint, broken)
 
     def _intact(self, crew: str, now: float, lost_after: float) -> bool:
-        """Can the job of that crew make another step, as far as is known?"""
+        """Whether the job of that crew can make another step, by the last reports."""
         old = self.former
         if old is None or old.id != crew:
             return False
@@ -239,28 +239,28 @@ class Fleet:
 
     def __init__(self) -> None:
         self._sites: dict[str, LiveSite] = {}
-        self._sorted: tuple[LiveSite, ...] | None = None  # None: sites came or went
+        self._sorted: tuple[LiveSite, ...] | None = None  # None: sites were added or dropped
 
     def __len__(self) -> int:
         return len(self._sites)
 
     def add(self, site: str, region: str, expected: int = 1, machines: Iterable[LiveMachine] = ()) -> LiveSite:
-        """A site that joined anew."""
+        """Add a site."""
         self._sites[site] = LiveSite(site, region, expected, {machine.agent: machine for machine in machines})
         self._sorted = None
         return self._sites[site]
 
     def find(self, site: str) -> LiveSite | None:
-        """The site, None if it is not here."""
+        """The site; None: it is not live."""
         return self._sites.get(site)
 
     def drop(self, site: str) -> None:
-        """The site left."""
+        """Remove a site that left."""
         self._sites.pop(site, None)
         self._sorted = None
 
     def __iter__(self) -> Iterator[LiveSite]:
-        """By name. Sites that come or go meanwhile change nothing of it."""
+        """By name; changes during the iteration do not affect it."""
         if self._sorted is None:
             self._sorted = tuple(sorted(self._sites.values(), key=lambda live: live.site))
         return iter(self._sorted)

@@ -1,6 +1,6 @@
 """The controller's listener: addresses, TLS or plain HTTP, and certificates that are renewed while it runs.
 
-Nothing secret crosses a network in clear unless the operator insists: plain HTTP is for
+No secret crosses a network unencrypted unless the operator asks for it: plain HTTP is for
 loopback, everything else uses TLS. The status needs no token only where all who can reach it
 are users of this machine.
 """
@@ -84,7 +84,7 @@ def choose(host: str, tls: bool | None, insecure: bool, open_status: bool) -> Li
     wanted = tls if tls is not None else not inside and not insecure
     if not wanted and not inside and not insecure:
         raise UsageError(
-            f"--no-tls at {host} would send credentials in clear",
+            f"--no-tls at {host} would send credentials unencrypted",
             "leave --no-tls out; or, in a network that is trusted as a whole, add --insecure",
         )
     return ListenAddress(host, wanted, open_status or inside, not wanted and not inside)

@@ -1,10 +1,9 @@
-"""Keeps the energy ledger: turns what sites report into rows, inside transactions.
+"""Writes the energy ledger: turns the reports of sites into rows, inside transactions.
 
-The arithmetic is in `curtail.carbon.accounting`, what meters say in `controller.ledger.metering`;
-this module remembers the open interval of each site, closes it whenever phase,
-reading, PUE, method or flags change, and keeps the running totals. Open intervals are
-saved at every step, so that a killed controller loses no more than it can estimate:
-what was drawn until it is back is booked when it is back.
+The arithmetic is in `curtail.carbon.accounting`, meters are in `controller.ledger.metering`.
+This module keeps the open interval of each site, closes it when phase, reading, PUE,
+method or flags change, and keeps the totals. Open intervals are saved at every step.
+A controller that was killed books the time until its restart as an estimate.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ ESTIMATED, STALE, SUSPECT = "estimated", "stale", "suspect zero"
 
 
 class EnergyLedger:
-    """The ledger's open end. Its methods run inside a transaction on the store's thread.
+    """The open intervals and totals of the ledger. Methods run inside a transaction on the store's thread.
 
     Args: speed: seconds of the controller's clock in a real one.
     """
@@ -39,11 +38,11 @@ class EnergyLedger:
         self._speed = speed
         self._open: dict[str, Interval] = {}
         self._meters: dict[str, SiteMeter] = {}
-        self._trained: dict[str, dict[str, JobProgress]] = {}  # of each site, the latest job alone
-        self._until: dict[str, float] = {}  # of sites without an open interval: up to when they are booked
+        self._trained: dict[str, dict[str, JobProgress]] = {}  # per site; the latest job only
+        self._until: dict[str, float] = {}  # end of the last row of sites without an open interval
         self._silent: set[str] = set()
         self._saved: dict[str, tuple[Interval, dict[str, list[int]]]] = {}
-        self._always_on: AlwaysOn | None = None  # from the first time somebody asks
+        self._always_on: AlwaysOn | None = None  # created at the first request
         self.drawn = Drawn()
         self.totals = Totals()
         self.by_site: dict[str, Totals] = {}
@@ -51,8 +50,8 @@ class EnergyLedger:
     def restore(self, tx: Transaction, now: float | None = None) -> None:
         """Continue after a restart: close what was open, and estimate what was drawn since, up to `now`.
 
-        A site may have gone on as it was until its permit ended; then it stood by. The MCI of that
-        time was not read, so it is unknown until it is settled.
+        A site may have trained until its permit ended; after that it drew standing power. The MCI of that
+        time was not read and is unknown until it is settled.
         """
         self._count(entry for _, entry in tx.entries_after(0))
         for interval, seen, marks in tx.open_with_marks():
@@ -65,7 +64,7 @@ class EnergyLedger:
             tx.drop_open(interval.site)
 
     def _meanwhile(self, last: Interval, seen: float, now: float) -> list[LedgerEntry]:
-        """Estimated rows of [seen, now), in which there was no controller."""
+        """Estimated rows for [seen, now), while no controller ran."""
         permit = min(now, seen + self._config.policy.permit * self._speed)
         if last.phase in accounting.STANDING:
             permit = seen
@@ -94,7 +93,7 @@ class EnergyLedger:
         verdict: Callable[[LiveSite], Verdict | None],
         supply: Supply | None,
     ) -> None:
-        """Note what `live` draws from `now` on, and its region's other sites where that changes their power's origin.
+        """Record the power of `live` from `now` on, and of other sites if that changes their power's origin.
 
         Args:
             mono: the same moment in monotonic seconds.
@@ -105,7 +104,7 @@ class EnergyLedger:
         before = self.drawn.of(live.region)
         drawn = self.draws(live)
         share = 1.0 if supply is None else supply.grid_share(drawn)
-        # What one site draws more, own power does not give: then the others get less of it, too.
+        # If one site draws more, the others get a smaller share of the region's own power.
         shared = supply is not None and share != supply.grid_share(before)
         for site in [other for other in fleet if other.region == live.region] if shared else [live]:
             heard = site.heard(mono, self._config.fleet.lost_after)
@@ -121,9 +120,9 @@ class EnergyLedger:
         grid_share: float,
         heard: bool = True,
     ) -> None:
-        """Note what `live` draws from `now` on.
+        """Record the power of `live` from `now` on.
 
-        Args: heard: is it heard from? If not, its power and its phase are estimated.
+        Args: heard: whether it reports. If not, its power and phase are estimated.
         """
         self._undoable(tx, live.site)
         (self._silent.discard if heard else self._silent.add)(live.site)
@@ -143,19 +142,19 @@ class EnergyLedger:
         self._save(tx, live.site, start)
 
     def _talks(self, live: LiveSite, agent: str) -> bool:
-        """Does this machine report while others of its site do? If not, what it drew last says nothing."""
+        """Whether this machine reports; if it does not while others of its site do, its last power is not used."""
         seen = live.machines[agent].seen
         return seen is None or live.seen is None or live.seen - seen <= self._config.fleet.lost_after
 
     def trained(self, site: str, job: str, number: int, steps: int, tokens: int, committed: bool = False) -> None:
-        """Count what a job says of its round `number`, or has committed of it: since the round began."""
+        """Count a job's progress in round `number`, reported or committed, since the round began."""
         known = self._trained.get(site, {}).get(job) or JobProgress()
         self._trained[site] = {job: known}
         more = known.committed(number, steps, tokens) if committed else known.said(number, steps, tokens)
         self._add(site, steps=more[0], tokens=more[1])
 
     def carried(self, site: str, size: int) -> None:
-        """Count bytes that went to or came from the site."""
+        """Count bytes sent to or received from the site."""
         self._add(site, network_bytes=size)
 
     def _add(self, site: str, **counts: int) -> None:
@@ -167,7 +166,7 @@ class EnergyLedger:
         self._open[site] = replace(interval, grown=replace(grown, **sums))
 
     def finish(self, tx: Transaction, site: str, now: float, again: bool = False) -> None:
-        """The site left: close its interval. Again: it joins anew at once, so what follows begins here."""
+        """The site left: close its interval. Again: it rejoins at once, so the next interval begins here."""
         self._undoable(tx, site)
         interval = self._open.pop(site, None)
         self._meters.pop(site, None)
@@ -183,7 +182,7 @@ class EnergyLedger:
                 self._until[site] = max(now, interval.t0)
 
     def _undoable(self, tx: Transaction, site: str) -> None:
-        """If this change of the store fails, as on a full disk, what is remembered of the site is as before."""
+        """Restore the site's state in memory if the transaction fails, for example on a full disk."""
         tables: tuple[dict[str, Any], ...] = (
             self._open, self._saved, self._trained, self._until, self.by_site, self._meters,
         )  # fmt: skip
@@ -213,9 +212,9 @@ class EnergyLedger:
         return total, sites
 
     def draws(self, live: LiveSite) -> float:
-        """Note what the site draws now; W of its whole region, PUE included.
+        """The site's power now, W, PUE included.
 
-        It is what the site measures, if it does and is heard from; else what the run's model says.
+        Measured if the site has a meter and reports; else the run file's figure.
         """
         watts = live.watts
         if watts is None or live.site in self._silent:
@@ -230,7 +229,7 @@ class EnergyLedger:
         sites: Mapping[str, str],
         readings: Mapping[str, Sequence[tuple[float, float | None]]],
     ) -> float | None:
-        """kgCO2 of the same training without waiting, on the sites given as name -> region; from all readings."""
+        """kgCO2 of the same training without pauses, for sites given as name -> region; from all readings."""
         known = {
             region: [(point, mci) for point, mci in readings.get(region, ()) if mci is not None]
             for region in set(sites.values())
@@ -239,9 +238,9 @@ class EnergyLedger:
         return accounting.always_on_kg(totals.train_seconds, started, rows)
 
     def always_on_now(self, tx: Transaction, totals: Totals, started: float, regions: Iterable[str]) -> float | None:
-        """The same from what was summed before, and the readings since; for a run that goes on.
+        """The same, incrementally from the readings since the last call; for a live run.
 
-        Args: regions: of each site. Returns: None also if the run file knows one of them no more.
+        Args: regions: of each site. Returns: None if the run file no longer has one of them.
         """
         counts = Counter(regions)
         if any(region not in self._config.regions for region in counts):
@@ -251,7 +250,7 @@ class EnergyLedger:
         return self._always_on.kg(tx, totals.train_seconds, groups)
 
     def _train_w(self, region: str) -> float:
-        """Power of one site that trains, by the run file, with PUE."""
+        """Power of one site that trains, by the run file, W, PUE included."""
         return self._config.watts(region, "train") * self._config.regions[region].pue
 
     def _interval(
@@ -298,7 +297,7 @@ class EnergyLedger:
         )
 
     def _save(self, tx: Transaction, site: str, now: float) -> None:
-        """Keep what is open; but not at every step, when only time has passed: the store knows the run's clock."""
+        """Save the open intervals; not at every step if only time has passed, because the store has the run's clock."""
         interval = self._open[site]
         marks = {job: trained.kept() for job, trained in self._trained.get(site, {}).items()}
         if self._saved.get(site) != (interval, marks):
@@ -317,7 +316,7 @@ class EnergyLedger:
 
 
 def _corrected(interval: Interval, now: float, flow: Flow) -> Interval:
-    """The interval, with what its meters say of the time before `now` instead of what was assumed."""
+    """The interval with metered instead of assumed power up to `now`."""
     if flow == Flow():
         return interval
     sums = accounting.grow(interval, now)

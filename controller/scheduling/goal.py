@@ -1,9 +1,9 @@
-"""What the run is still to do, and by when: the goal that the policy gets.
+"""The run's goal for the policy: remaining work, deadline or carbon budget.
 
-Work is counted in seconds of training of one site, on the controller's clock: the
-tokens that nobody has trained yet, divided by how fast a site trains. That is
-measured by commits, before the first one by what jobs report, before that it is
-what the run file says; with none of these no price can be set. Pure.
+Work is the training time of one site, in seconds of the controller's clock: the
+tokens left, divided by a site's speed. The speed comes from commits; before the
+first commit from what jobs report; before that from the run file. Without any of
+these no price can be set. Pure.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from curtail.policy.decision import Goal
 from curtail.policy.price import Rounds, safety_factor
 
 COMMITS = 20
-"""Recent contributions from which the speed of a site is taken."""
+"""Number of recent contributions from which a site's speed is computed."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunProgress:
-    """What is known of the work; tokens, seconds, kg."""
+    """Progress of the run; tokens, seconds, kg."""
 
-    left: int  # tokens of the budget that nobody has trained yet
+    left: int  # tokens of the budget that are not trained yet
     commits: Sequence[tuple[int, float]]  # tokens and wall seconds of training of recent contributions
     reported: Sequence[float]  # tokens per wall second that jobs which train report
     spent_kg: float  # attributed so far
@@ -33,12 +33,12 @@ class RunProgress:
 
 @dataclass(frozen=True, slots=True)
 class RunGoal:
-    """The goal, and what it is made of."""
+    """The goal, and what it was computed from."""
 
     goal: Goal
     tokens_per_s: float | None  # of one site that trains, per second of the controller's clock
-    known_by: str  # how: "measured", "reported", "assumed", or ""
-    problem: str  # why no price can be set although one is wanted; "" if one can
+    known_by: str  # source of the speed: "measured", "reported", "assumed", or ""
+    problem: str  # why no price can be set although a deadline or budget is; "": it can
 
 
 def make_goal(config: RunConfig, run: RunRow, speed: float, progress: RunProgress, perfect: bool) -> RunGoal:
@@ -68,7 +68,7 @@ def make_goal(config: RunConfig, run: RunRow, speed: float, progress: RunProgres
 
 
 def _rate(progress: RunProgress, assumed: float | None) -> tuple[float | None, str]:
-    """Tokens per wall second of one site, and how that is known."""
+    """Tokens per wall second of one site, and the source of that figure."""
     tokens, seconds = sum(t for t, _ in progress.commits), sum(s for _, s in progress.commits)
     if tokens > 0 and seconds > 0:
         return tokens / seconds, "measured"
@@ -79,7 +79,7 @@ def _rate(progress: RunProgress, assumed: float | None) -> tuple[float | None, s
 
 
 def _round_s(config: RunConfig, sequence_len: int, speed: float, rate: float | None) -> float:
-    """Seconds of training in a round: its length, or less where its steps are done sooner."""
+    """Seconds of training in a round: its length, or less if its steps take less."""
     length = config.rounds.length * speed
     if rate is None:
         return length

@@ -1,8 +1,8 @@
-"""Orders of a person: train, or pause, whatever the grid of a region emits.
+"""Overrides by an operator: train or pause in a region, whatever its signal says.
 
-An order is limited in time, durable, an event, and in force for one region at a
-time; a newer one takes the place of an older one. It decides when a site trained, so
-it and its end are records of the hash chain (`curtail.carbon.hash_chain`). What is trained
+An override is durable, limited in time, and written as an event. A region has at most
+one; a newer one replaces it. Because it decides when a site trains, its begin and end
+are records of the hash chain (`curtail.carbon.hash_chain`). Training
 under it is booked as not curtailed (`curtail.policy.override`). Methods run inside one
 transaction on the store's thread; times are the controller's clock, wall Unix seconds.
 """
@@ -21,11 +21,11 @@ from curtail.policy.override import LONGEST_S, Override
 ACTIONS = ("train", "pause", "clear")
 
 LONGEST_TEXT = 200
-"""Characters of a reason, or of a name."""
+"""Longest reason or name, in characters."""
 
 
 class Overrides:
-    """The orders in force."""
+    """The overrides in force."""
 
     def __init__(self, regions: Iterable[str], event: Event) -> None:
         self._regions = tuple(regions)
@@ -33,18 +33,18 @@ class Overrides:
         self._standing: dict[str, tuple[int, Override]] = {}  # region -> id of the row, and the order
 
     def restore(self, tx: Transaction) -> None:
-        """Take up what had not ended when the controller stopped; what ran out since then, `expire` says."""
+        """Load the overrides that had not ended when the controller stopped; `expire` ends those that have run out."""
         self._standing = {row.region: (number, _override(row)) for number, row in tx.open_orders()}
 
     def of(self, region: str, now: float) -> Override | None:
-        """The order that holds for `region` at `now`."""
+        """The override in force for `region` at `now`; None: there is none."""
         _, order = self._standing.get(region, (0, None))
         return order if order is not None and order.holds(now) else None
 
     def place(self, tx: Transaction, request: wire.OverrideRequest, now: float, wall: float) -> None:
-        """Carry out what a person orders.
+        """Apply an operator's request.
 
-        Raises: NotFound: no such region. WireError: no such action, no name or reason, too long a time.
+        Raises: NotFound: no such region. WireError: unknown action, name or reason missing, time too long.
         """
         if request.region not in self._regions:
             raise NotFound(f"the run has no region {request.region!r}", f"use one of {', '.join(self._regions)}")
@@ -76,7 +76,7 @@ class Overrides:
         self._event(tx, "order", f"{region}: {by} took the order back")
 
     def expire(self, tx: Transaction, now: float, wall: float) -> None:
-        """Say it when an order has run out."""
+        """End the overrides that have run out, with an event each."""
         for region, (_, order) in list(self._standing.items()):
             if now >= order.until:
                 self._end(tx, region, "expired", order.until, "", wall)
@@ -84,14 +84,14 @@ class Overrides:
                 self._event(tx, "order", f"{region}: the order of {order.by} to {what} has run out")
 
     def _end(self, tx: Transaction, region: str, act: str, at: float, by: str, wall: float) -> None:
-        """Note the end of the region's order, if it has one."""
+        """Record the end of the region's override, if it has one."""
         if region in self._standing:
             number, _ = self._standing[region]
             tx.add_order(OrderRow(number, act, region, at, None, by, "", wall))
             self._set(tx, region, None)
 
     def _set(self, tx: Transaction, region: str, standing: tuple[int, Override] | None) -> None:
-        """Remember the region's order; as before, if the transaction fails."""
+        """Set the region's override in memory; undone if the transaction fails."""
         before = dict(self._standing)
 
         def undo() -> None:

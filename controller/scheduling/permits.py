@@ -1,7 +1,7 @@
 """May a site train now, until when, and why: no job trains without a live permit.
 
-Pure functions: values in, a `Permit` out. Each function lists its reasons in the order in which they count; people
-read the first one that holds.
+Pure functions: values in, a `Permit` out. Each function checks its reasons in order of
+precedence; the status shows the first that applies.
 
 - `grant_permit` answers a heartbeat. Only this function gives a permit or lengthens one.
 - `withdraw_permit` runs at each step of the energy simulation. It may take a grant back. It never shortens `until`,
@@ -137,6 +137,6 @@ def _hold_until(verdict: Verdict, facts: PermitFacts) -> float:
     """Until when the weights may stay on idle GPUs, monotonic seconds; -inf: not at all."""
     if verdict.hold_until == -inf:
         return -inf
-    # A permit's length more than the gap, or the site would leave just before it hears that it may go on.
+    # One permit longer than the gap; else the site would leave just before its next heartbeat lets it go on.
     gap_s = (verdict.hold_until - facts.clock) / facts.speed
     return facts.now + max(0.0, gap_s) + facts.permit_s

@@ -1,11 +1,10 @@
-"""What is decided at each step: readings and sites in, a verdict for every site and region out.
+"""The decision at each step: from readings and sites to a verdict for each site and region.
 
-Gathers what `curtail.policy.decision.decide` asks for, keeps its memory, and books what
-has to be known later: readings, and when a region opens or closes. The planner
-calls the same function, so that a plan is what would happen. Nothing here is
-durable but orders; after a restart the costs of sites are learned again from the
-ledger's rows. Methods run inside one transaction on the store's thread; times are
-the controller's clock.
+Collects the inputs of `curtail.policy.decision.decide`, keeps its state, and records
+readings and the opening and closing of regions. The planner calls the same function,
+so a plan shows what would happen. Only overrides are durable; after a restart the
+costs of sites are learned again from the ledger's rows. Methods run inside one
+transaction on the store's thread; times are the controller's clock.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from curtail.system.clock import Clock
 
 
 def rules(config: RunConfig) -> dict[str, RegionRule]:
-    """What each region must fulfil, by the run file."""
+    """The rules of each region, from the run file."""
     policy = config.policy
     return {
         region: RegionRule(
@@ -58,7 +57,7 @@ class Scheduler:
     """The verdicts in force.
 
     Args:
-        away: are the machines of the site switched off, so that its silence says nothing?
+        away: whether the site's machines are switched off, so that its silence is no fault.
         perfect: the forecast is the signal's own future.
     """
 
@@ -80,22 +79,22 @@ class Scheduler:
         self._rules = rules(config)
         self._windows: dict[str, Window] = {}
         self._learned: dict[str, Learned] = {}
-        self._costs: dict[tuple[str, str], SiteCosts] = {}  # of a site in a region, until it teaches more
+        self._costs: dict[tuple[str, str], SiteCosts] = {}  # of a site in a region, until its own are measured
         self._last_row = 0
         self.orders = Overrides(config.regions, event)
         self.readings: dict[str, Reading] = {}
-        self.regions: dict[str, Verdict] = {}  # for people: the best of its sites, or what one would hear
-        self.sites: dict[str, Verdict] = {}  # of those that are here, or could be switched on
+        self.regions: dict[str, Verdict] = {}  # for display: the best verdict of its sites, or a site's there
+        self.sites: dict[str, Verdict] = {}  # of sites that are present, or could be switched on
         self.price: Price | None = None
         self.aim: RunGoal | None = None
 
     def restore(self, tx: Transaction) -> None:
-        """Continue after a restart: orders, and what the sites cost. No verdict is trusted."""
+        """Continue after a restart: load overrides, learn the costs of sites. No old verdict is kept."""
         self.orders.restore(tx)
         self._learn(tx)
 
     def step(self, tx: Transaction, run: RunRow, now: float) -> None:
-        """Read, and decide anew on all sites together."""
+        """Read the signal and decide on all sites together."""
         for region in self._rules:
             self._read(tx, region, now)
         self.orders.expire(tx, now, self._clock.wall())
@@ -103,7 +102,7 @@ class Scheduler:
         mono, lost_after = self._clock.monotonic(), self._config.fleet.lost_after
         here = [live for live in self._fleet if live.heard(mono, lost_after) or self._away(live.site)]
         views = {live.site: self._view(live.region, now, live) for live in here}
-        # a region without a site is judged all the same: people want to know, and a zero there is a witness
+        # A region without a site gets a verdict, too: it is displayed, and its zeros help to detect a broken signal.
         empty = {region: f"region {region}" for region in self._rules if region not in {live.region for live in here}}
         views |= {name: self._view(region, now, None) for region, name in empty.items()}
         self.aim = self._aim(tx, run, now)
@@ -119,18 +118,18 @@ class Scheduler:
             self._tell(tx, region, max(verdicts, key=lambda verdict: (verdict.granted, verdict.hold)))
 
     def verdict(self, live: LiveSite) -> Verdict | None:
-        """The site's own verdict, or its region's where it is silent; None before the first step."""
+        """The site's own verdict, or its region's if it is silent; None before the first step."""
         return self.sites.get(live.site) or self.regions.get(live.region)
 
     def costs(self, live: LiveSite) -> SiteCosts:
-        """What a start, a stop and an exchange cost the site, as far as is known."""
+        """Costs of a start, a stop and an exchange at the site, measured or assumed."""
         key = (live.site, live.region)
         if key not in self._costs:
             self._costs[key] = costs(self.learned(live.site), self._config.costs(live.region))
         return self._costs[key]
 
     def learned(self, site: str) -> Learned:
-        """What its ledger has taught of a site."""
+        """The costs measured from a site's ledger rows."""
         return self._learned.get(site, Learned())
 
     def _read(self, tx: Transaction, region: str, now: float) -> None:
@@ -143,7 +142,7 @@ class Scheduler:
         if last is not None and (last.point_time, last.mci, last.reason) == said:
             return
         known_before = last is None or last.mci is not None
-        if reading.mci is not None or known_before:  # one row at the start of an unknown spell
+        if reading.mci is not None or known_before:  # write one row when a period without readings begins
             tx.add_reading(region, reading.point_time, reading.mci, reading.source, reading.reason)
         if reading.mci is None and known_before:
             self._event(tx, "signal", f"{region}: {reading.reason}")

@@ -1,10 +1,10 @@
-"""What a site's starts, stops and exchanges have cost so far, learned from the rows of its ledger.
+"""Costs of a site's starts, stops and exchanges, measured from its ledger rows.
 
-A fold over closed rows, so that the same rows give the same costs after a restart.
-A start is a `start` spell that ends in training, a stop a `drain` spell that ends in
-standing by, an exchange a `sync` spell between two spells of training. Medians of
-the last few; while there are fewer than three, what the run file assumes counts as
-one more. Power is learned from rows that were measured. Units: seconds of the
+A fold over closed rows, so the same rows give the same costs after a restart.
+A start is a `start` spell followed by training; a stop is a `drain` spell followed by
+`paused`; an exchange is a `sync` spell between two spells of training. Costs are medians
+of the last few; with fewer than three, the run file's figure counts as one more
+measurement. Power is learned from measured rows only. Units: seconds of the
 controller's clock, W.
 """
 
@@ -19,16 +19,16 @@ from curtail.carbon.accounting import LedgerEntry
 from curtail.policy.costs import SiteCosts
 
 LAST = 5
-"""Measurements of a kind that count."""
+"""Number of latest measurements that count, per kind."""
 
 ENOUGH = 3
-"""Measurements from which on nothing is assumed any more."""
+"""Number of measurements from which on the run file's figure is not used."""
 
 TOUCH_S = 1e-3
-"""Rows closer than this follow upon each other."""
+"""Rows with a smaller gap are consecutive; seconds."""
 
 ASSUMED = ("modelled", "constant")
-"""Methods of rows whose watts are the run file's."""
+"""Methods of rows whose power is the run file's figure."""
 
 Seconds = tuple[float, ...]
 NOTHING: Mapping[str, Seconds] = MappingProxyType({})
@@ -36,32 +36,32 @@ NOTHING: Mapping[str, Seconds] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class Spell:
-    """Rows of one phase on end."""
+    """Consecutive rows of one phase."""
 
     phase: str
     t0: float
     t1: float
     joules: float  # of the measured part
     measured_s: float
-    after: str  # the phase before it, "" if that is not known
+    after: str  # the phase before it; "": unknown
 
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """What is known of one site."""
+    """What was measured at one site."""
 
-    spell: Spell | None = None  # that still grows
+    spell: Spell | None = None  # the latest, not ended yet
     seconds: Mapping[str, Seconds] = field(default_factory=lambda: NOTHING)  # start, stop, sync -> the last few
     watts: Mapping[str, Seconds] = field(default_factory=lambda: NOTHING)  # phase -> means of the last few spells
 
     @property
     def starts(self) -> int:
-        """How many starts were measured, of the last few."""
+        """Number of measured starts, of the last few."""
         return len(self.seconds.get("start", ()))
 
 
 def note(learned: Learned, entry: LedgerEntry) -> Learned:
-    """What is known after one more row of the same site."""
+    """The measurements after one more row of the same site."""
     spell = learned.spell
     follows = spell is not None and abs(entry.t0 - spell.t1) <= TOUCH_S
     seconds = entry.t1 - entry.t0
@@ -82,7 +82,7 @@ def note(learned: Learned, entry: LedgerEntry) -> Learned:
 
 
 def _ended(learned: Learned, spell: Spell, then: str) -> Learned:
-    """A spell is over, and `then` follows ("": nobody knows what)."""
+    """A spell has ended, and phase `then` follows ("": unknown)."""
     kind = {
         ("start", "train"): "start",
         ("drain", "paused"): "stop",
@@ -101,7 +101,7 @@ def _with(known: Mapping[str, Seconds], kind: str, value: float) -> Mapping[str,
 
 
 def learn(entries: Iterable[LedgerEntry], known: Mapping[str, Learned] | None = None) -> dict[str, Learned]:
-    """What is known of each site, from rows in the order in which they were written."""
+    """The measurements of each site, from rows in the order in which they were written."""
     found = dict(known or {})
     for entry in entries:
         found[entry.site] = note(found.get(entry.site, Learned()), entry)
@@ -109,7 +109,7 @@ def learn(entries: Iterable[LedgerEntry], known: Mapping[str, Learned] | None = 
 
 
 def costs(learned: Learned, assumed: SiteCosts) -> SiteCosts:
-    """The costs of a site: measured where they were, else `assumed`."""
+    """The costs of a site: measured values where there are any, else `assumed`."""
 
     def seconds(kind: str, prior: float) -> float:
         values = learned.seconds.get(kind, ())

@@ -1,4 +1,4 @@
-"""Use cases of access: who asks, what an operator does about it, and whose upload a file is.
+"""Use cases of access control: identify callers, manage tokens and machines, check who owns an upload.
 
 Methods run inside one transaction on the store's thread.
 """
@@ -21,16 +21,16 @@ from curtail.wire import NodeList, NodeRemove, NodeRemoved, TokenReply, TokenReq
 
 
 class Access:
-    """Who may do what.
+    """Access control of the service.
 
-    Args: event: writes a line of the log.
+    Args: event: writes an event.
     """
 
     def __init__(self, config: RunConfig, clock: Clock, sites: Sites, event: Event) -> None:
         self._config, self._clock, self._sites, self._event = config, clock, sites, event
 
     def caller(self, tx: Transaction, shown: str) -> Caller:
-        """Who shows this credential or token. Raises: AuthError, Forbidden."""
+        """The caller that a credential or token belongs to. Raises: AuthError, Forbidden."""
         now = self._clock.wall()
         if shown.startswith("ct"):
             return tokens.caller(tx, shown, now)
@@ -38,7 +38,7 @@ class Access:
         return Caller(Role.AGENT, machine.site, machine)
 
     def signed(self, tx: Transaction, who: MachineRow, stamp: Stamp) -> None:
-        """Record a verified signed request: it counts once, and only with the current fencing token.
+        """Record a verified signed request. It is accepted once, and only with the current fencing token.
 
         Raises: AuthError, Refused.
         """
@@ -50,21 +50,21 @@ class Access:
         credentials.first_time(tx, who.key, stamp, self._clock.wall())
 
     def renew(self, tx: Transaction, row: MachineRow, stamp: Stamp) -> wire.JoinReply:
-        """A new credential for a machine that proved its key; its fencing token stays.
+        """A new credential for a machine that proved its key; its fencing token does not change.
 
-        Raises: AuthError: the request came before.
+        Raises: AuthError: the request is a replay.
         """
         now = self._clock.wall()
         credentials.first_time(tx, row.key, stamp, now)
         run = tx.run()
-        assert run is not None, "the run is created before anybody joins"
+        assert run is not None, "the run is created before any machine joins"
         credential = credentials.fresh_credential(tx, row, now)
         return wire.JoinReply(credential, row.fence, self._config.fleet.heartbeat, run.id)
 
-    # -- what operators do -------------------------------------------------------
+    # -- operators -------------------------------------------------------
 
     def create_token(self, tx: Transaction, request: TokenRequest, pin: str | None, by: Caller) -> TokenReply:
-        """A new token. Raises: UsageError, NotFound: the run has no such region."""
+        """Create a token. Raises: UsageError; NotFound: the run has no such region."""
         if request.region and request.region not in self._config.regions:
             known = ", ".join(sorted(self._config.regions))
             raise NotFound(f"the run has no region {request.region!r}", f"use one of {known}")
@@ -74,7 +74,7 @@ class Access:
         return made
 
     def revoke_token(self, tx: Transaction, token_id: str, by: Caller) -> wire.Ack:
-        """Nobody gets in with that token any more; not ok: it was revoked before. Raises: NotFound."""
+        """Revoke a token. The answer is not `ok` if it was revoked before. Raises: NotFound."""
         revoked = tokens.revoke(tx, token_id, self._clock.wall())
         if revoked:
             self._event(tx, "access", f"{by.name} revoked token {token_id}")
@@ -85,25 +85,25 @@ class Access:
         return self._sites.nodes(tx)
 
     def remove_node(self, tx: Transaction, request: NodeRemove, by: Caller) -> NodeRemoved:
-        """Forget a machine, or all of a site: key and credential, and what it holds goes back. Raises: NotFound."""
+        """Remove a machine, or all of a site: delete keys and credentials, return leased samples. Raises: NotFound."""
         count = self._sites.remove(tx, request.site, request.agent)
         machines = "1 machine" if count == 1 else f"{count} machines"
         self._event(tx, "access", f"{by.name} removed {machines} of {request.site}")
         return NodeRemoved(count)
 
-    # -- whose file it is --------------------------------------------------------
+    # -- uploads --------------------------------------------------------
 
     def offered(self, tx: Transaction, who: MachineRow, sha256: str) -> BlobRow | None:
-        """A site wants to upload a file; what is here already under that name. Raises: Forbidden: another site's."""
+        """Begin or continue an upload; the file if it is complete already. Raises: Forbidden: another site's."""
         if tx.blob(sha256) is None:
             now = self._clock.wall()
             tx.begin_upload(sha256, who.site, now, now - ABANDONED_S)
         return self.check_upload(tx, who, sha256)
 
     def check_upload(self, tx: Transaction, who: MachineRow, sha256: str) -> BlobRow | None:
-        """What is here under that name, if the site may upload it.
+        """The file if it is complete, None if the site may upload it.
 
-        Raises: Forbidden: it is another site's upload. NotFound: nobody offered it.
+        Raises: Forbidden: it is another site's upload. NotFound: it was not offered.
         """
         known = tx.blob(sha256)
         if known is not None:
@@ -118,16 +118,16 @@ class Access:
         return None
 
     def uploaded(self, tx: Transaction, blob: BlobRow) -> None:
-        """All of an upload is here and was checked."""
+        """Record an upload that is complete and verified."""
         tx.put_blob(blob)
         tx.end_upload(blob.sha256)
 
     def readable(self, tx: Transaction, who: MachineRow, sha256: str) -> BlobRow | None:
-        """A file that the site may read: data, versions, its own contributions. None: there is none for it."""
+        """A file that the site may read: data, versions, its own contributions. None: no such file."""
         known = tx.blob(sha256)
         return known if known is not None and readable_by(known, who.site) else None
 
 
 def readable_by(blob: BlobRow, site: str) -> bool:
-    """May this site read the file, and commit it? Contributions are for the site that sent them."""
+    """Whether the site may read and commit the file. Only the site that sent a contribution may."""
     return blob.kind != "contribution" or blob.site in ("", site)

@@ -1,7 +1,7 @@
-"""Which place an agent takes among its site's machines, or why it gets none. Pure.
+"""Admits an agent as one of its site's machines, or refuses it. Pure.
 
-A site has as many machines as its agents say, all the same number. One agent
-speaks for each; another takes a place only when its agent is silent or left.
+All agents of a site report the same number of machines. Each machine has one
+agent; another agent replaces it only after it left or became silent.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ MOST_MACHINES = 64
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What a join changes among a site's machines."""
+    """The result of a join for the site's machines."""
 
     place: int  # in the order of joining
-    stay: tuple[MachineRow, ...]  # the site's other machines
-    gone: tuple[MachineRow, ...]  # those whose place is taken: their credentials end
+    stay: tuple[MachineRow, ...]  # the site's other machines, which remain
+    gone: tuple[MachineRow, ...]  # replaced machines; their credentials become invalid
 
 
 def check_admission(request: JoinRequest) -> None:
-    """Raises: WireError: the request cannot be meant."""
+    """Check the fields of a join request. Raises: WireError."""
     for text, what in ((request.site, "site"), (request.agent, "agent")):
         if not text or len(text) > 64:
             raise WireError(f"the {what}'s name must have 1 to 64 characters")
     if not 1 <= request.machines <= MOST_MACHINES:
         raise WireError(f"a site has 1 to {MOST_MACHINES} machines, not {request.machines}")
     if request.machines > 1 and not (0 < len(request.address) <= 255 and 0 < request.port < 65536):
-        raise WireError("a machine of several must say at which address and port the others reach it")
+        raise WireError("at a site of several machines, each must report the address and port that the others use")
 
 
 def admit(
     request: JoinRequest, site: SiteRow | None, rows: Sequence[MachineRow], here: Callable[[MachineRow], bool]
 ) -> Admission:
-    """The agent's place.
+    """Assign a place to the agent.
 
     Args:
         rows: the site's machines that ever joined and were not replaced, in the order of joining.
-        here: whether a machine has not left and was heard from lately.
-    Raises: Refused: the others say something else about the site, or all of its machines are here.
+        here: whether a machine has not left and sent a heartbeat recently.
+    Raises: Refused: its statement about the site differs from that of the others, or all machines are present.
     """
     others = [row for row in rows if row.agent != request.agent]
     present = [row for row in others if here(row)]
@@ -62,7 +62,7 @@ def admit(
             f"the site {request.site!r} is already served by {len(present)} agents, on {hosts}",
             "choose another --site, stop one of those agents first, or give a larger --machines at each",
         )
-    # The places of those who left are taken first, then those that were not heard from, the oldest first.
+    # Replace machines that left first, then silent ones; in each group the oldest first.
     absent = sorted((row for row in others if not here(row)), key=lambda row: (not row.left_run, row.joined_wall))
     gone = absent[: max(0, len(others) - (request.machines - 1))]
     mine = next((row.place for row in rows if row.agent == request.agent), None)
@@ -71,14 +71,16 @@ def admit(
 
 
 def check_owner(request: JoinRequest, site: SiteRow | None, rows: Sequence[MachineRow], token: TokenRow) -> None:
-    """Who may be a machine of a site that others joined before: whoever has the key of one of them, whoever takes a
-    place that never was taken, and whoever the operator sends: with a token for this site, or their own.
+    """Check that the agent may join a site that already has machines.
 
-    Raises: Refused: this agent is none of them.
+    It needs the key of one of these machines, a place that was never taken, a token for this site, or an operator's
+    token with `replace`.
+
+    Raises: Refused: none of these holds.
     """
     own = next((row for row in rows if row.agent == request.agent), None)
     same_key = any(row.key == request.key for row in rows if row.key)
-    # A row without a key is of a machine that joined before keys were kept.
+    # A row without a key belongs to a machine that joined before keys existed.
     if same_key or (own is not None and not own.key) or not rows:
         return
     free = site is not None and site.machines == request.machines and len(rows) < site.machines
@@ -95,7 +97,7 @@ def check_owner(request: JoinRequest, site: SiteRow | None, rows: Sequence[Machi
 
 
 def _agree(request: JoinRequest, site: SiteRow, present: Sequence[MachineRow]) -> None:
-    """Raises: Refused: what this agent says of the site is not what the others say."""
+    """Raises: Refused: this agent's statement about the site differs from that of the others."""
     hosts = ", ".join(row.machine for row in present)
     if request.machines != site.machines:
         raise Refused(

@@ -1,13 +1,13 @@
 """The use cases: join, leave, heartbeat, rounds, tick, override.
 
-One object holds the soft state (what sites last said, the latest verdicts) and
-changes it only on the store's thread, inside the transaction that makes the
-durable part true; so there are no locks and no half-done request. Decisions
+One object holds the soft state: the last report of each site, the latest
+verdicts. It changes only on the store's thread, in the transaction that writes
+the durable part, so no locks are needed and no request is applied partly. Decisions
 are in curtail.policy, controller.scheduling.permits, controller.scheduling.regime,
 controller.rounds.lifecycle, controller.store.sample_pool, curtail.carbon.accounting,
 controller.service.admission and controller.fleet.crew.
-Two clocks: the controller's clock (`replay`), in which readings, regimes and
-energy live, and real time for permits and deadlines.
+Two clocks: the controller's clock (`replay`) for readings, regimes and energy;
+real time for permits and deadlines.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ log = logging.getLogger("curtail.service")
 
 @dataclass(frozen=True, slots=True)
 class ServiceDeps:
-    """What the service is made of."""
+    """Dependencies of the service."""
 
     store: Store
     config: RunConfig
@@ -78,7 +78,7 @@ class Service:
         self.source = parts.source
         self.replay = parts.replay
         self.room = parts.room
-        self._short = ""  # what the disk's room was when an event last told of it
+        self._short = ""  # the disk's state at the last event about it
         self.clock = parts.clock
         self.even = EvenClock(parts.clock)  # of rounds: their deadlines are stored
         self.versions = parts.versions
@@ -105,7 +105,7 @@ class Service:
         self._resumed = parts.clock.monotonic()
 
     def resume(self, tx: Transaction) -> None:
-        """Continue from what the store holds; to be called once before anything else."""
+        """Continue from the store; called once, before any other method."""
         run = self._run(tx)
         tx.begin_chain()
         self.energy_ledger.restore(tx, self.replay.now())
@@ -123,12 +123,12 @@ class Service:
     # -- agents ----------------------------------------------------------------
 
     def join(self, tx: Transaction, request: wire.JoinRequest, stamp: Stamp | None = None) -> wire.JoinReply:
-        """Admit an agent: a new epoch of its machine begins, older ones are refused from now on.
+        """Admit an agent. Its machine gets a new fencing token; requests with older ones are refused from now on.
 
         Args: stamp: of the request, whose signature with `request.key` was checked.
-        Raises: AuthError: wrong token, or a request that came before. Refused: another protocol, a site that is
-        somebody else's, or of which the others say something else. NotFound: no region. WireError: no name, no
-        number of machines.
+        Raises: AuthError: wrong token, or a replayed request. Refused: another protocol, a site that belongs to
+        another key, or that the other machines describe differently. NotFound: no such region. WireError: no name,
+        or an invalid number of machines.
         """
         now = self.clock.wall()
         before = tx.machine(request.site, request.agent)
@@ -152,14 +152,14 @@ class Service:
         self._check_fence(who, request.site, request.fence)
         live = self.fleet.find(who.site)
         if live is not None and self.switches.left(live, who.agent):
-            return wire.Ack(True)  # its machine goes down; the site stays, to be switched on again
+            return wire.Ack(True)  # its machine is switched off; the site stays, to be switched on again
         self.sites.leave(tx, who, request.reason)
         if self.fleet.find(who.site) is None:
             self.switches.forget(tx, who.site)
         return wire.Ack(True)
 
     def heartbeat(self, tx: Transaction, who: MachineRow, beat: wire.Heartbeat) -> wire.HeartbeatReply:
-        """Note what the machine does and say whether it may train, for how long, and with which others."""
+        """Record a machine's report. The reply says whether it may train, until when, and in which crew."""
         self._check_fence(who, beat.site, beat.fence)
         if beat.phase not in (*ATTRIBUTED, "paused"):
             raise WireError(f"there is no energy phase {beat.phase!r}")
@@ -172,7 +172,7 @@ class Service:
         live = self.sites.live(tx, who)
         machine = self.sites.heard(tx, live, who, beat)
         if self._last_tick is not None and live.site not in self.scheduler.sites:
-            self.scheduler.step(tx, run, self.replay.now())  # it was silent, or has just come
+            self.scheduler.step(tx, run, self.replay.now())  # it was silent, or has just joined
         facts, lost_after = self._permit_facts(run, live, now), self.config.fleet.lost_after
         lead = live.lead
         live.permit = permits.grant_permit(facts, "" if lead is None else live.waits(lead, now, lost_after))
@@ -208,7 +208,7 @@ class Service:
     # -- rounds ------------------------------------------------------------------
 
     def checkout(self, tx: Transaction, who: MachineRow, request: wire.CheckoutRequest) -> wire.CheckoutReply:
-        """Work for a job whose site holds a permit, and whose machine leads the site."""
+        """Assign work to the job of a site with a permit; only the site's lead may ask."""
         self._check_fence(who, request.site, request.fence)
         run = self._run(tx)
         now = self.clock.monotonic()
@@ -234,7 +234,7 @@ class Service:
         return self.rounds.checkout(tx, request, self.even.wall(), frozenset(ready))
 
     def progress(self, tx: Transaction, who: MachineRow, progress: wire.Progress) -> wire.ProgressReply:
-        """Note how far the site is."""
+        """Record a job's progress in its round."""
         self._check_fence(who, progress.site, progress.fence)
         live = self.sites.live(tx, who)
         if not live.led(who.agent):
@@ -267,7 +267,7 @@ class Service:
     # -- time --------------------------------------------------------------------
 
     def tick(self, now: float, supplies: Mapping[str, Supply]) -> None:
-        """One step of the energy simulation: read, decide, book, end rounds. Called in its thread."""
+        """One step of the energy simulation: read the signal, decide, book energy, end rounds. Runs in its thread."""
         self.room.measure(len(self.fleet))
         self.store.call(lambda tx: self._tick(tx, now, supplies))
 
@@ -290,7 +290,7 @@ class Service:
                 disk=self.room.reason,
             )
             if not heard and not live.permit.is_live(mono):
-                live.phase = "paused"  # its permit has lapsed, so its job has drained: it draws standing power
+                live.phase = "paused"  # its permit has expired, so its job has drained and it draws standing power
             self._switch(tx, live, run)
             self._book(tx, live, now)
         self._tell_room(tx)
@@ -298,7 +298,7 @@ class Service:
         self.rounds.sweep(tx, self.even.wall(), self._gone)
 
     def _tell_room(self, tx: Transaction) -> None:
-        """An event when the disk runs short, and when it has room again; not at every megabyte."""
+        """Write an event when the disk runs short and when it has room again, and none in between."""
         if bool(self.room.reason) != bool(self._short):
             self._event(tx, "disk", self.room.reason or "the controller's disk has room again, training goes on")
 
@@ -323,7 +323,7 @@ class Service:
         return None
 
     def _switch(self, tx: Transaction, live: LiveSite, run: RunRow) -> None:
-        """Switch the site's machines off or on, if its region stops or may start."""
+        """Switch the site's machines off or on when its region stops or may start."""
         now, horizon = self._moment(run), self.switches.horizon(live.site)
         forecast = self.source.forecast(live.region, now.clock, horizon) if horizon > 0 else None
         price, verdict = self.scheduler.price, self.scheduler.verdict(live)
@@ -336,7 +336,7 @@ class Service:
     # -- energy ------------------------------------------------------------------
 
     def power(self, region: str) -> float:
-        """W the region's sites draw now, PUE included; for the energy simulation, any thread."""
+        """Power that the region's sites draw now, W, PUE included; for the energy simulation. Any thread."""
         return self.energy_ledger.drawn.of(region)
 
     def _book(self, tx: Transaction, live: LiveSite, now: float) -> None:
@@ -345,10 +345,10 @@ class Service:
             self.supplies.get(live.region),
         )  # fmt: skip
 
-    # -- people ------------------------------------------------------------------
+    # -- operators ------------------------------------------------------------------
 
     def override(self, tx: Transaction, request: wire.OverrideRequest) -> wire.Ack:
-        """Carry out a person's order for a region, from now on.
+        """Apply an operator's override for a region from now on.
 
         Raises: NotFound, WireError: as `controller.scheduling.overrides`.
         """
@@ -358,7 +358,7 @@ class Service:
             self.scheduler.step(tx, self._run(tx), now)
         return wire.Ack(True)
 
-    # -- the rest ----------------------------------------------------------------
+    # -- health and events ----------------------------------------------------------------
 
     def seconds_since_tick(self) -> float:
         """Real seconds since the last step of the energy simulation; any thread."""
@@ -379,7 +379,7 @@ class Service:
         return run
 
     def tell(self, kind: str, text: str) -> None:
-        """Note one line in the event log; any thread."""
+        """Write an event; any thread."""
         self.store.submit(lambda tx: self._event(tx, kind, text)).add_done_callback(_log_failure)
 
     def _event(self, tx: Transaction, kind: str, text: str) -> None:
@@ -390,4 +390,4 @@ class Service:
 def _log_failure(future: Future[None]) -> None:
     error = future.exception()
     if error is not None:
-        log.error("what was to be noted in the store failed: %s", error)
+        log.error("writing an event to the store failed: %s", error)

@@ -1,10 +1,10 @@
 """The machines of each site: joins, leaves, reports, and the crew that runs the site's job.
 
-Books what `controller.service.admission` and `controller.fleet.crew` decide. Fencing tokens: every join
-of a machine takes the site's next number, its fence, and the machine's older ones
-are refused from then on. What a site holds is leased under the fence of the
-machine that leads it, and goes back when that one joins anew or leaves, or when
-another one leads. Methods run inside one transaction on the store's thread.
+Records what `controller.service.admission` and `controller.fleet.crew` decide. Each join
+of a machine takes the site's next fencing token; the machine's older tokens are
+refused from then on. A site's samples are leased under the fencing token of its
+lead. They return to the pool when the lead joins again or leaves, or when another
+machine becomes the lead. Methods run inside one transaction on the store's thread.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from curtail.system.clock import Clock
 from curtail.wire import NodeInfo, NodeList
 
 Release = Callable[[Transaction, str, float, str], None]
-"""Gives back what a site holds: (transaction, site, Unix time, reason)."""
+"""Returns a site's leased samples to the pool: (transaction, site, Unix time, reason)."""
 
 
 class Sites:
-    """Who speaks for which machine of which site."""
+    """The machines of all sites, and which of them leads its site."""
 
     def __init__(
         self,
@@ -47,10 +47,10 @@ class Sites:
         self._fleet, self._energy_ledger, self._release, self._event = fleet, energy_ledger, release, event
 
     def join(self, tx: Transaction, request: wire.JoinRequest, token: TokenRow) -> tuple[int, str]:
-        """Admit an agent that showed this token; fence and credential of its machine.
+        """Admit an agent with this token. Returns: its machine's fencing token and credential.
 
-        Raises: Refused: the site is somebody else's, or the others say something else of it. WireError: no name,
-        no number of machines.
+        Raises: Refused: the site belongs to another key, or the other machines describe it differently. WireError: no
+        name, or an invalid number of machines.
         """
         admission.check_admission(request)
         before, rows, now = tx.site(request.site), tx.machines(request.site), self._clock.monotonic()
@@ -106,7 +106,7 @@ class Sites:
         return site.fence, credential
 
     def leave(self, tx: Transaction, who: MachineRow, reason: str) -> None:
-        """A machine stops for good; with the last one the site draws nothing any more that we know of."""
+        """A machine leaves for good. After the last one, no energy is booked for the site any more."""
         tx.set_machine(who.site, who.agent, left_run=1)
         others = [row for row in tx.machines(who.site) if not row.left_run]
         if not self._holds(tx, who.site, others):
@@ -124,9 +124,9 @@ class Sites:
         self._event(tx, "site", f"{who.site} left: {reason}")
 
     def remove(self, tx: Transaction, site: str, agent: str | None) -> int:
-        """Forget a machine of a site, or all of them: they leave, and their keys and credentials are gone.
+        """Remove a machine of a site, or all: they leave, and their keys and credentials are deleted.
 
-        Returns: how many. Raises: NotFound: there is none.
+        Returns: the number removed. Raises: NotFound: there is none.
         """
         for row in chosen(tx, site, agent):
             if not row.left_run:
@@ -134,7 +134,7 @@ class Sites:
         return forget(tx, site, agent)
 
     def nodes(self, tx: Transaction) -> NodeList:
-        """All machines that joined, and when they were heard from."""
+        """All machines that joined, with the age of their last heartbeat."""
         found, now = [], self._clock.monotonic()
         for site in tx.sites():
             live = self._fleet.find(site.site)
@@ -144,7 +144,7 @@ class Sites:
         return NodeList(tuple(found))
 
     def heard(self, tx: Transaction, live: LiveSite, who: MachineRow, beat: wire.Heartbeat) -> LiveMachine:
-        """Note what a machine reports, also one that had left."""
+        """Record a machine's report. One that had left is back."""
         machine = live.machines.get(who.agent)
         if machine is None:
             machine = live.machines[who.agent] = LiveMachine.of(who)
@@ -160,12 +160,12 @@ class Sites:
         return machine
 
     def enter(self, tx: Transaction, site: SiteRow) -> LiveSite:
-        """The site with its machines, none of them heard from yet."""
+        """Add the site with its machines, of which none has reported yet."""
         machines = [LiveMachine.of(row) for row in tx.machines(site.site) if not row.left_run]
         return self._fleet.add(site.site, site.region, site.machines, machines)
 
     def live(self, tx: Transaction, who: MachineRow) -> LiveSite:
-        """The site of a machine that speaks, known or first heard of now."""
+        """The live site of a machine that reports; added if this is its first report."""
         live = self._fleet.find(who.site)
         if live is not None:
             return live
@@ -174,7 +174,7 @@ class Sites:
         return self.enter(tx, site)
 
     def gather(self, tx: Transaction, live: LiveSite) -> None:
-        """Look which machines of the site are here, and form a new crew if need be."""
+        """Form a new crew if the machines that are present have changed."""
         crew = live.gather(self._clock.monotonic(), self._lost_after, credentials.new_id)
         if crew is None:
             return
@@ -187,13 +187,13 @@ class Sites:
         self._event(tx, "site", f"{live.site}: {len(crew.agents)} of {live.expected} machines form one job: {text}")
 
     def _holds(self, tx: Transaction, site: str, machines: Sequence[MachineRow]) -> bool:
-        """Is it one of these machines whose job took the site's newest lease?"""
+        """Whether the job of one of these machines took the site's newest lease."""
         newest = tx.newest_part(site)
         return newest is not None and newest.fence in {row.fence for row in machines}
 
 
 def chosen(tx: Transaction, site: str, agent: str | None) -> list[MachineRow]:
-    """The machines of a site that are meant: the one whose agent begins so, or all. Raises: NotFound: there is none."""
+    """The machines of a site whose agent id begins with `agent`, or all. Raises: NotFound: there is none."""
     rows = [row for row in tx.machines(site) if agent is None or (agent and row.agent.startswith(agent))]
     if not rows:
         which = "" if agent is None else f" {agent!r}"
@@ -202,8 +202,9 @@ def chosen(tx: Transaction, site: str, agent: str | None) -> list[MachineRow]:
 
 
 def forget(tx: Transaction, site: str, agent: str | None) -> int:
-    """Delete every trace of the machines' keys and credentials; how many. What a site holds goes back at the
-    controller's next step, as when an agent left. Raises: NotFound."""
+    """Delete keys, credentials and nonces of the machines. Returns: the number of machines.
+
+    The controller's next step returns the site's leased samples, as when an agent left. Raises: NotFound."""
     rows = chosen(tx, site, agent)
     for row in rows:
         tx.drop_machine(row.site, row.agent)
@@ -214,7 +215,7 @@ def forget(tx: Transaction, site: str, agent: str | None) -> int:
 
 
 def node(row: MachineRow, region: str, seen_s: float | None) -> NodeInfo:
-    """What is told of a machine."""
+    """A machine as `curtail node list` shows it."""
     return NodeInfo(
         row.site, region, row.agent, row.machine, row.devices, fingerprint(row.key), row.fence, bool(row.left_run),
         row.joined_wall, seen_s,
@@ -222,5 +223,5 @@ def node(row: MachineRow, region: str, seen_s: float | None) -> NodeInfo:
 
 
 def _tells_of_a_hook(note: str) -> bool:
-    """Does a machine report that one of its commands failed?"""
+    """Whether a machine reports that one of its commands failed."""
     return note.startswith(("on_pause ", "on_resume ")) and not note.endswith(" runs")

@@ -1,7 +1,7 @@
-"""The status snapshot: one picture of the run for the TUI, `--json` and tests.
+"""The status snapshot of a run, for the TUI, `--json` and tests.
 
-Read-only; runs inside a transaction on the store's thread, so that all its
-parts belong to the same moment.
+Read-only. It is made in one transaction on the store's thread, so all its parts
+belong to the same moment.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def make(tx: Transaction, service: Service) -> wire.Status:
         tokens=run.tokens,
         token_budget=run.sample_limit * run.sequence_len,
         version=latest.version,
-        rounds=latest.version,  # each merged round made one; to count rounds would take longer with every one
+        rounds=latest.version,  # each merged round makes one version; counting rows would take longer with every round
         round=_round(tx, service),
         loss_first=run.loss_first,
         loss_last=run.loss_last,
@@ -62,7 +62,7 @@ def make(tx: Transaction, service: Service) -> wire.Status:
 
 
 def _plan(service: Service, now: float) -> wire.PlanStatus | None:
-    """The price in force and what it rests on; None before the first step."""
+    """The carbon price in force and what it is based on; None before the first step."""
     aim, price, budget = service.scheduler.aim, service.scheduler.price, service.config.policy.budget_kg
     if aim is None:
         return None
@@ -100,7 +100,7 @@ def _round(tx: Transaction, service: Service) -> wire.RoundStatus | None:
 
 
 def _late(tx: Transaction) -> tuple[wire.LateStatus, ...]:
-    """Parts in rounds that went on without their site, whether they are trained still or have arrived."""
+    """Contributions that missed their round: still in training, or waiting for the next merge."""
     live = tx.live_round()
     current = None if live is None else live.round
     late = tx.waiting(Member.LATE.value)
@@ -205,12 +205,12 @@ def _sites(
 
 
 def _waiting(service: Service, live: LiveSite) -> str:
-    """Why a site waits: what its machine says if the controller would let it, else the controller's reason."""
+    """Why a site waits: the machine's reason if it has a permit, else the controller's."""
     reason = live.permit.reason
     if live.job is None and live.note and live.permit.granted:
         reason = live.note
     elif live.job is None and live.note.startswith(HOOKS):
-        # The machine pauses for the controller's reason, and a command of its own failed or runs.
+        # The machine is paused by the controller, and one of its own commands runs or has failed.
         reason = f"{reason}; {live.note}"
     verdict = service.verdicts.get(live.region)
     return service.switches.reason(

@@ -3,10 +3,10 @@
 An unknown key, a missing key, a wrong type or a quantity without its unit is a
 `ConfigError` that names the key and says what to write instead. Quantities
 carry their unit in the file ("100 g/kWh", "2.024 kW", "60 s") and are plain
-numbers in one unit afterwards: gCO2/kWh, W, s. What each key means is in
-docs/reference/run-file.md. A new key is a field of its section in `schema`, with its
-bound in its annotation, as `curtail.wire.bounds` and `quantities` have them;
-what several keys must fulfil together goes into `runfile`.
+numbers in one unit afterwards: gCO2/kWh, W, s. docs/reference/run-file.md
+describes every key. A new key is a field of its section in `schema`, with its
+bound as an annotation from `curtail.wire.bounds` or `quantities`; checks across
+several keys go into `runfile`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Quantities with their units, and the bounds that only the run file has: a quantity, one of some texts, a word.
+"""Quantities with units, and the bounds that only the run file uses.
 
-They are annotated on the fields of sections like those of messages (`curtail.wire.bounds`):
+They are annotations on the fields of sections, like those of messages (`curtail.wire.bounds`):
 `length: Annotated[float, quantity("duration", low=0.1)] = 300.0`.
 """
 
@@ -29,27 +29,27 @@ BOUNDS: dict[str, tuple[float, str]] = {
     "duration": (262_980 * 3600.0, "262980 h, 30 years"),
     "energy": (1e15, "1e9 MWh"),
 }
-"""Kind -> the largest number, either side of zero, and how to write it: it still fits the messages to the agents."""
+"""Kind -> the largest absolute value, and its text for error messages. Larger values would not fit the messages."""
 
 EXAMPLES = {"intensity": "100 g/kWh", "power": "2.024 kW", "duration": "60 s", "energy": "10 kWh"}
 
 
 @dataclass(frozen=True, slots=True)
 class Quantity(Real):
-    """A number that stands in the file with its unit; `low` and `high` in the unit that it is kept in."""
+    """A number that is written with its unit; `low` and `high` are in the unit with factor 1."""
 
     kind: str = ""
 
 
 def quantity(kind: str, *, low: float | None = 0.0, high: float | None = None) -> Quantity:
-    """The bound of a quantity of a kind in `QUANTITIES`; None: as far as the kind goes."""
+    """The bound of a quantity of a kind in `QUANTITIES`; None: the limit of the kind."""
     largest, _ = BOUNDS[kind]
     return Quantity(-largest if low is None else low, largest if high is None else high, kind)
 
 
 @dataclass(frozen=True, slots=True)
 class OneOf(Bound):
-    """One of some texts."""
+    """One of the given texts."""
 
     choices: tuple[str, ...]
 
@@ -59,7 +59,7 @@ class OneOf(Bound):
 
 @dataclass(frozen=True, slots=True)
 class WholeOrWord(Whole):
-    """A whole number, or in the file the `word` that stands for one."""
+    """A whole number, or in the file a `word` that stands for one."""
 
     word: str = ""
     stands_for: int = 0
@@ -74,9 +74,9 @@ Positive = Annotated[int, Whole(1)]
 
 
 def parse_quantity(kind: str, value: Any, where: str) -> float:
-    """`value`, such as "2.024 kW", in the unit of its `kind` that has the factor 1.
+    """Convert `value`, such as "2.024 kW", to the unit of its `kind` with factor 1.
 
-    Raises: ConfigError: names `where`, and what to write instead.
+    Raises: ConfigError: names `where` and what to write instead.
     """
     units = QUANTITIES[kind]
     listed = ", ".join(units)

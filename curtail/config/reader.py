@@ -1,4 +1,4 @@
-"""A section of the file's parsed TOML made into its dataclass: every key known, there, and of its type and range."""
+"""Reads a section of parsed TOML into its dataclass; checks that keys are known, present, typed and in bounds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger("curtail.config")
 _SECRET = re.compile(r"passw|secret|token|credential|api_?key", re.IGNORECASE)
 
 LARGEST_REAL = 1e15
-"""Of a number without a unit, either side of zero, where its field says nothing else."""
+"""Largest absolute value of a number without a unit and without a bound of its own."""
 
 
 def section(kind: Any, value: Any, where: str) -> Any:
@@ -92,7 +92,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
 
 
 def _present(hint: Any) -> Any:
-    """The type of a key that is there: TOML has no null, so that None stands for a key that is left out."""
+    """The type of a present key: TOML has no null, so None means that the key is absent."""
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return next(option for option in typing.get_args(hint) if option is not type(None))
     return hint
@@ -119,7 +119,7 @@ def _whole(bound: Whole, value: Any, where: str) -> int:
 
 
 def _options(value: Any, where: str) -> Mapping[str, Any]:
-    """A plug-in's own table: no secrets, and nothing but what JSON can keep."""
+    """A plug-in's own table: no secrets, and only values that JSON can represent."""
     if not isinstance(value, Mapping):
         raise ConfigError(f"{where} = {value!r}: a table is needed", 'write for example {zone = "north"}')
     for key, inner in value.items():
@@ -160,11 +160,11 @@ def _outer(value: Any, where: str) -> tuple[OuterStep, ...]:
 
 
 def _within(number: Any, bound: Whole | Real, where: str, largest: float = LARGEST_REAL) -> Any:
-    """`number` within its bound, and in any case not farther than `largest` from zero."""
+    """Check `number` against its bound and against the largest absolute value `largest`."""
     low, high = max(bound.low, -largest), min(bound.high, largest)
     if number != number:
         raise ConfigError(f"{where} is NaN", "write a number")
-    if abs(number) > largest:  # which is not shown: a whole number may have thousands of digits
+    if abs(number) > largest:  # not shown: an integer may have thousands of digits
         if number > 0:
             raise ConfigError(f"{where} is too large", f"at most {_said(high)} is allowed")
         raise ConfigError(f"{where} is too small", f"at least {_said(low)} is needed")
@@ -180,7 +180,7 @@ def _said(bound: float) -> str:
 
 
 def refuse_unknown(value: Mapping[str, Any], known: list[str], where: str, what: str) -> None:
-    """Raises: ConfigError: `value` has a name that is not `known`; `what` says of what kind, a key or a section."""
+    """Raises: ConfigError: `value` has a name that is not `known`. Args: what: "key" or "section"."""
     for name in value:
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)

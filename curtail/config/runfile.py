@@ -1,4 +1,4 @@
-"""From the run file's text to its sections, checked one by one and together."""
+"""Reads the run file: parses TOML, reads its sections, and checks them together."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def load_config(path: Path) -> RunConfig:
         ) from error
     try:
         table = tomllib.loads(text)
-    except ValueError as error:  # also a number of more digits than Python reads
+    except ValueError as error:  # also raised for integers with too many digits
         raise ConfigError(f"{path} is no valid TOML: {error}") from error
     except RecursionError as error:
         raise ConfigError(f"{path} is no valid TOML: its lists or tables are nested too deep") from error
@@ -113,14 +113,14 @@ def parse_config(table: Mapping[str, Any], where: str = "run file") -> RunConfig
 
 
 def _check_names(what: str, names: Iterable[str], where: str) -> None:
-    """Agents, traces and files must be able to say them: the rule is that of the messages."""
+    """Names of regions and sites follow the same rule as in messages, because agents send them."""
     for name in names:
         if NAMED.fault(name) is not None:
             raise ConfigError(f"{where}: {name!r} cannot be the name of a {what}", f"use {NAMED.said}")
 
 
 def check_sections(config: RunConfig, where: str) -> None:
-    """What no section can say of itself alone. Raises: ConfigError: names `where`, and what to write instead."""
+    """Checks across sections. Raises: ConfigError: names `where` and what to write instead."""
     _check_together(config, where)
     for name, region in config.regions.items():
         _check_microgrid(region, f"{where}: [regions.{name}")
@@ -149,7 +149,7 @@ def _check_together(config: RunConfig, where: str) -> None:
         if policy.leave_above is not None and policy.leave_above < config.threshold(region):
             raise ConfigError(
                 f"{where}: [policy] leave_above is below the threshold of region {region}",
-                "it is a band above the threshold, in which what trains goes on; raise it, or leave it out",
+                "sites that train go on up to leave_above; raise it to at least the threshold, or leave it out",
             )
     if config.training.device_batch_samples > config.training.batch_samples:
         raise ConfigError(f"{where}: [training] device_batch_samples is larger than batch_samples")
@@ -161,14 +161,14 @@ def _check_microgrid(region: RegionSection, where: str) -> None:
         placed = solar.latitude is not None and solar.longitude is not None
         if bool(solar.path) == placed or (solar.latitude is None) != (solar.longitude is None):
             raise ConfigError(
-                f"{where}.solar] says no course of the power, or two",
+                f"{where}.solar] needs exactly one source of the panels' output",
                 "give path, a CSV with shares of the peak, or both latitude and longitude for a sky without clouds",
             )
     if battery is None:
         return
     if solar is None:
         raise ConfigError(
-            f"{where}.battery] has nothing that charges it",
+            f"{where}.battery] has no panels to charge it",
             f"it is charged by the region's own panels only: add {where.rpartition(' ')[2]}.solar]",
         )
     if battery.initial_soc is not None and battery.initial_soc < battery.min_soc:

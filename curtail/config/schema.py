@@ -91,13 +91,13 @@ class RoundsSection:
 
     inner_steps: Positive = 100  # most steps of a site in one round, not counting overlapped steps
     length: Annotated[float, quantity("duration", low=0.1)] = 300.0  # wall time after which a site commits
-    grace: Duration = 30.0  # most wall time that a round waits for commits after that
-    quorum: Positive = 1  # contributions without which a round waits longer than the grace
+    grace: Duration = 30.0  # wall time that a round waits for late commits
+    quorum: Positive = 1  # contributions that a round waits for beyond the grace
     codec: Annotated[str, OneOf(CODECS)] = "int8"  # of deltas
     broadcast: Annotated[str, OneOf(CODECS)] = ""  # of updates; default: as codec
-    overlap: bool = False  # FEDERATED sites train on while their contribution travels and is merged
+    overlap: bool = False  # FEDERATED sites train on while their contribution is uploaded and merged
     ahead_steps: Count | None = None  # steps a lease exceeds a round by; default: see `ahead`
-    rewarm_steps: Count = 20  # over which a site without inner state raises its learning rate
+    rewarm_steps: Count = 20  # learning-rate warm-up of a site without optimizer state
     upload_timeout: Duration = 600.0  # how long a contribution waits for an unreachable controller
     staleness_discount: Share = 0.0  # per version of staleness; 0: late ones are refused
     outer: tuple[OuterStep, ...] = (OuterStep(2, 1.0, 0.0),)  # ascending by sites; chosen in docs/guides/federated.md
@@ -150,8 +150,8 @@ class PolicySection:
     leave_above: SignedIntensity | None = None  # default: at the threshold
     deadline: String = ""  # a moment with its zone, or a duration from the run's start; `deadline_at`
     budget_kg: Annotated[float, Real(0.0)] | None = None  # most kgCO2 attributed to the run
-    safety: Annotated[float, Real(1.0)] | None = None  # factor on the work; default: by how sure the forecast is
-    max_sites: Positive | None = None  # more than these are of no use
+    safety: Annotated[float, Real(1.0)] | None = None  # factor on the remaining work; default: by the forecast
+    max_sites: Positive | None = None  # train at most this many sites at once
     start: Duration = 100.0  # controller clock; permit to first step, until it is measured
     stop: Duration = 15.0  # controller clock; end of the permit to released GPUs
     sync: Duration = 30.0  # controller clock; of a federated round without training
@@ -190,7 +190,7 @@ class SignalSection:
     source: String = "trace"  # trace, constant, watttime, or a plug-in's name; `controller.signals.select` knows which
     path: String = ""  # of the trace; relative to the run file
     unit: Annotated[str, OneOf(UNITS)] = ""  # of the trace
-    forecast: bool = False  # the trace's own future is the forecast
+    forecast: bool = False  # use the trace's own future as the forecast
     value: SignedIntensity | None = None  # of the constant
     poll: Annotated[float, quantity("duration", low=1.0)] = 30.0  # wall time between two answers of a live source
     horizon: Duration = 86400.0  # of a live source's forecast
@@ -316,7 +316,7 @@ class RunConfig:
         )
 
     def to_json(self) -> str:
-        """Canonical JSON, the form kept in the store."""
+        """Canonical JSON, as the store keeps it."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
 
@@ -344,7 +344,7 @@ def config_from_json(text: str) -> RunConfig:
 
 
 def _stored(kind: Any, value: Mapping[str, Any]) -> Any:
-    """A section in its stored form; keys that an older version had are passed over. JSON knows no tuples."""
+    """A section from its stored form. Keys of older releases are ignored; lists become tuples."""
     value = {RENAMED.get(kind, {}).get(name, name): held for name, held in value.items()}
     known = {f.name: value[f.name] for f in dataclasses.fields(kind) if f.name in value}
     if kind is TrainingSection and "overrides" in known:
@@ -352,7 +352,7 @@ def _stored(kind: Any, value: Mapping[str, Any]) -> Any:
     if kind is RoundsSection:
         if "outer" in known:
             known["outer"] = tuple(OuterStep(**row) for row in known["outer"])
-        # a run from before these could be chosen goes on as it began
+        # a run from before these keys existed keeps its behaviour
         known = {"lr_scaling": 0.0, "momentum_scaling": 0.0} | known
     for name, inner in (("solar", SolarSection), ("battery", BatterySection)):
         if kind is RegionSection and known.get(name) is not None:

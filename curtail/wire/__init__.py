@@ -1,11 +1,11 @@
-"""Every path and body of the HTTP contract between agents, jobs and the controller.
+"""All paths and message bodies of the HTTP API between agents, jobs and the controller.
 
 Bodies are JSON objects of frozen dataclasses, one module for each area of the
 contract; `encode` and `decode` are strict in both directions. Weights and token
 files travel as raw bytes named by their SHA-256, never as JSON. Nothing here
-opens a connection. Durations are in seconds, so that the two ends need not
-agree on the time of day. A new field carries its bound in its annotation, as
-`curtail.wire.bounds` has them; without one its message cannot be decoded.
+opens a connection. Times to come are sent as durations in seconds, so the clocks of
+both ends need not agree. A new field carries its bound as an annotation,
+see `curtail.wire.bounds`; without one its message cannot be decoded.
 """
 
 from __future__ import annotations

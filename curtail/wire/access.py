@@ -1,4 +1,4 @@
-"""Access: the controller's authority, credentials, tokens and nodes. Times are Unix seconds."""
+"""Messages of access control: the controller's authority, credentials, tokens and nodes. Times are Unix seconds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from curtail.wire.bounds import Integer, Name, NameOrEmpty, Number, Real, String
 
 @dataclass(frozen=True, slots=True)
 class CaCerts:
-    """Controller -> anyone, GET /v1/cacerts: the certificate of its authority. Worth nothing without a token's pin."""
+    """Controller -> anyone, GET /v1/cacerts: the certificate of its authority. Trust it only if a pin matches."""
 
     pem: String
 
@@ -31,13 +31,13 @@ class TokenRequest:
     site: NameOrEmpty  # an agent may join with it as this site only; "": any
     region: NameOrEmpty  # ... in this region only; "": any
     uses: Annotated[int, Whole(1, 1_000_000)] | None  # machines that may join with it; None: no limit
-    expires_s: Annotated[float, Real(0.0, 1e10)] | None  # from now; None: never
-    note: Annotated[str, Text(256)]  # for people
+    expires_s: Annotated[float, Real(0.0, 1e10)] | None  # seconds from now; None: never
+    note: Annotated[str, Text(256)]  # free text
 
 
 @dataclass(frozen=True, slots=True)
 class TokenReply:
-    """Controller -> operator: the token, this once."""
+    """Controller -> operator: the new token. It is shown only here."""
 
     id: String
     token: String
@@ -45,7 +45,7 @@ class TokenReply:
 
 @dataclass(frozen=True, slots=True)
 class TokenInfo:
-    """What is known of a token; never its secret."""
+    """A token without its secret."""
 
     id: String
     role: String
@@ -69,7 +69,7 @@ class TokenList:
 
 @dataclass(frozen=True, slots=True)
 class TokenRevoke:
-    """Operator -> controller, POST /v1/tokens/revoke: nobody gets in with it any more. Who is in stays.
+    """Operator -> controller, POST /v1/tokens/revoke: refuse further joins with it. Machines that joined stay.
 
     The answer is an `Ack`, not ok if the token was revoked before.
     """
@@ -90,7 +90,7 @@ class NodeInfo:
     fence: Integer
     left: bool
     joined: Number
-    seen_s: Number | None  # since it was heard from; None: not since the controller's start
+    seen_s: Number | None  # since its last heartbeat; None: none since the controller's start
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class NodeList:
 
 @dataclass(frozen=True, slots=True)
 class NodeRemove:
-    """Operator -> controller, POST /v1/nodes/remove: forget a machine's key and credential, or those of all."""
+    """Operator -> controller, POST /v1/nodes/remove: delete key and credential of a machine, or of all of a site."""
 
     site: Name
     agent: Name | None  # None: all machines of the site
@@ -110,6 +110,6 @@ class NodeRemove:
 
 @dataclass(frozen=True, slots=True)
 class NodeRemoved:
-    """Controller -> operator: how many machines were forgotten."""
+    """Controller -> operator: the number of machines removed."""
 
     count: Integer

@@ -1,9 +1,9 @@
-"""What a number or a text may hold, said on its own field: `devices: Annotated[int, Whole(1, 4096)]`.
+"""Bounds of message fields, as annotations: `devices: Annotated[int, Whole(1, 4096)]`.
 
 Messages and the run file's sections are plain dataclasses whose annotations carry the bounds. The codec, the run
-file's reader and the document at /openapi.json read them there; no table elsewhere repeats them. A bound that
-several fields share has a name here (`Name`, `Count`, `Seconds`). Every number and text needs a bound: a field
-that may hold whatever its type can says so with `Integer`, `Number` or `String`.
+file's reader and the document at /openapi.json read them there; no other table repeats them. Bounds that several
+fields share are named here (`Name`, `Count`, `Seconds`). Every number and text needs a bound; `Integer`, `Number`
+and `String` allow every value of their type.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from typing import Annotated, Any
 from curtail.errors import WireError
 
 LARGEST = 2**53 - 1
-"""The largest whole number that every JSON library reads exactly; a store's column holds more."""
+"""The largest integer that every JSON library reads exactly."""
 
 MAX_NOTE = 4096
 """Characters of a free text in a request; `limits.clean` cuts a longer one before it is sent."""
 
 UNPRINTABLE = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
-"""Control characters but tab and line feed, marks that turn the direction of writing, and halves of characters."""
+"""Control characters except tab and line feed, bidirectional controls, and lone surrogates."""
 
 _SURROGATE = re.compile("[\\ud800-\\udfff]")
 
 
 class Bound(ABC):
-    """What an annotation allows of a value that has the right type."""
+    """The constraint of an annotation on a value of the right type."""
 
     __slots__ = ()
 
     @abstractmethod
     def fault(self, value: Any) -> str | None:
-        """What is wrong with `value`, None if nothing is. The value itself is not repeated."""
+        """What is wrong with `value`; None if nothing is. The text does not repeat the value."""
 
     def check(self, value: Any, where: str) -> None:
         """Raises: WireError: `value` is not allowed; the message names the field `where`."""
@@ -76,8 +76,8 @@ class Real(Bound):
 class Text(Bound):
     """A text of at most `longest` characters.
 
-    `form` is a pattern that all of it must match, and `said` says it in words. Without one it is free text,
-    whose characters must be good to print on a terminal.
+    The whole text must match the pattern `form`, which `said` describes in words. Without `form` it is free text,
+    whose characters must be printable.
     """
 
     longest: int
@@ -96,7 +96,7 @@ class Text(Bound):
 
 @dataclass(frozen=True, slots=True)
 class Utf8(Bound):
-    """Any text that UTF-8 can hold: half of a surrogate pair could not be written to the store or a file."""
+    """Any text that UTF-8 can encode: a lone surrogate cannot be written to the store or a file."""
 
     def fault(self, value: str) -> str | None:
         return "the text holds half of a character" if _SURROGATE.search(value) else None
@@ -126,12 +126,12 @@ Sha256 = Annotated[str, HASHED]
 Sha256OrEmpty = Annotated[str, Text(64, rf"({HASH})?", "empty, or 64 lower-case hex digits, a SHA-256")]
 Word = Annotated[str, Text(32, r"[A-Za-z][A-Za-z0-9_\-]{0,31}", "one word")]
 Note = Annotated[str, Text(MAX_NOTE)]
-Key = Annotated[str, Text(256)]  # of an object whose keys the contract does not name
+Key = Annotated[str, Text(256)]  # key of an object whose keys are not fixed
 
 
 @functools.cache
 def annotations_of(kind: Any) -> dict[str, Any]:
-    """The fields of a dataclass, in order, each with its type and what is annotated on it."""
+    """The fields of a dataclass, in order, each with its annotated type."""
     hints = typing.get_type_hints(kind, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
@@ -144,7 +144,7 @@ def hints_of(kind: Any) -> dict[str, Any]:
 
 
 def split(hint: Any) -> tuple[Any, Bound | None]:
-    """An annotated type as the bare type and its bound; without an annotation there is none."""
+    """Split an annotated type into the bare type and its bound; None if it has none."""
     if typing.get_origin(hint) is not Annotated:
         return hint, None
     kind, *notes = typing.get_args(hint)
@@ -152,7 +152,7 @@ def split(hint: Any) -> tuple[Any, Bound | None]:
 
 
 def leaves(hint: Any) -> Iterator[tuple[Any, Bound | None]]:
-    """Every type that a value, or an entry of a list or an object, may have, each with its bound."""
+    """All types that a value, or an entry of a list or an object, may have, each with its bound."""
     kind, bound = split(hint)
     inner = typing.get_args(kind)
     if not inner:

@@ -1,7 +1,7 @@
 """Messages as JSON, strict in both directions.
 
 An unknown, missing or mistyped field, a number that is not finite, or a value outside of its field's bound is a
-`WireError` that names the field. Each type is turned into a function that reads it, once (`_reader`).
+`WireError` that names the field. A reader function is built for each type once (`_reader`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from curtail.wire import bounds, limits
 Message = TypeVar("Message")
 
 Reader = Callable[[Any], Any]
-"""From a value as JSON has it to the value of a field. Raises: _Refused."""
+"""Converts a JSON value to the value of a field. Raises: _Refused."""
 
 
 def encode(message: Any) -> bytes:
@@ -36,12 +36,12 @@ def encode(message: Any) -> bytes:
 
 
 def decode(kind: type[Message], body: bytes | str) -> Message:
-    """The `kind` that `body` holds.
+    """Decode `body` as a message of type `kind`.
 
-    Raises: WireError: no JSON object, a field is unknown, missing, given twice, mistyped, or outside of its bound.
+    Raises: WireError: no JSON object; a field is unknown, missing, duplicate, mistyped, or out of bounds.
     """
     try:
-        # As text: JSON in bytes might also be UTF-16 or UTF-32.
+        # Decode first: json.loads would also accept UTF-16 and UTF-32 bytes.
         text = body if isinstance(body, str) else bytes(body).decode("utf-8")
         value = _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
@@ -73,7 +73,7 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_
 
 
 class _Refused(Exception):
-    """What is wrong with a value; the readers around it put its place in the message before `path`."""
+    """A value was refused; each outer reader prepends its field to `path`."""
 
     def __init__(self, fault: str) -> None:
         super().__init__(fault)
@@ -108,9 +108,9 @@ def _readers(kind: Any) -> dict[str, Reader]:
 
 
 def _reader(hint: Any, where: str) -> Reader:
-    """What reads a value of an annotated type, that of the field `where`.
+    """The reader function for the annotated type of the field `where`.
 
-    Raises: TypeError: a number or text has no bound, or the type has no form in JSON.
+    Raises: TypeError: a number or text has no bound, or JSON cannot represent the type.
     """
     kind, bound = bounds.split(hint)
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
@@ -141,7 +141,7 @@ def _scalar_reader(kind: type, fault_of: Callable[[Any], str | None]) -> Reader:
 
 
 def _float_reader(bound: bounds.Bound) -> Reader:
-    """JSON has one kind of number: a whole one may stand where a float is due."""
+    """Read a float; JSON has one number type, so an integer is accepted."""
 
     def read(value: Any) -> float:
         if type(value) is not float and type(value) is not int:
@@ -160,9 +160,9 @@ def _float_reader(bound: bounds.Bound) -> Reader:
 
 
 def _union_reader(readers: dict[Any, Reader]) -> Reader:
-    """Reads null, if it is one of the options; else the only option, or of several the one of the value's type.
+    """Read a union: null if allowed; else the only option, or the option of the value's type.
 
-    Args: readers: of each option, by its bare type.
+    Args: readers: the reader of each option, by its bare type.
     """
     concrete = [kind for kind in readers if kind is not type(None)]
     only = readers[concrete[0]] if len(concrete) == 1 else None

@@ -1,4 +1,4 @@
-"""Between an agent and the controller: joining, heartbeats and leaving."""
+"""Messages between an agent and the controller: join, heartbeat, leave."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ Methods = Annotated[str, Text(128, r"[A-Za-z0-9_.+\-]*", "names of methods with 
 
 @dataclass(frozen=True, slots=True)
 class JoinRequest:
-    """Agent -> controller, POST /v1/join. `token` admits; everything later uses the credential."""
+    """Agent -> controller, POST /v1/join, with a join token; all later requests use the credential."""
 
     protocol: Annotated[int, Whole(0, 10_000)]
     agent: Name  # stable identity of this agent's folder, 32 hex digits
     site: Name
     region: Name
-    machine: Annotated[str, Text(255)]  # host name, for people
+    machine: Annotated[str, Text(255)]  # host name, for display
     devices: Annotated[int, Whole(1, 4096)]  # GPUs, or CPU ranks
     token: Annotated[str, Text(4096)]
-    machines: Machines = 1  # how many machines the site has, this one among them; all of them say the same
-    address: Address = ""  # where the site's other machines reach this one; "" if there are none
-    port: Annotated[int, Whole(0, 65535)] = 0  # free on this machine for the rendezvous of the site's job
+    machines: Machines = 1  # number of machines of the site, including this one; all of them must report the same
+    address: Address = ""  # address at which the site's other machines reach this one; "" if there are none
+    port: Annotated[int, Whole(0, 65535)] = 0  # free port for the rendezvous of the site's job
     key: PublicKey = ""  # this agent's public key; the request is signed with it (`curtail.security.signing`)
-    replace: bool = False  # with an operator's token: take the place of a machine that has another key
+    replace: bool = False  # with an operator's token: replace a machine that has another key
 
 
 @dataclass(frozen=True, slots=True)
 class JoinReply:
-    """Controller -> agent. `fence` is the epoch of the site: older ones are refused from now on."""
+    """Controller -> agent. `fence` is the site's fencing token: requests with older ones are refused from now on."""
 
     credential: String
     fence: Count
@@ -45,18 +45,18 @@ class JoinReply:
 
 @dataclass(frozen=True, slots=True)
 class Power:
-    """What a machine's meter has counted since the meter was begun; a lost report loses nothing."""
+    """Counters of a machine's meter since they began. They are cumulative, so a lost heartbeat loses nothing."""
 
-    meter: NameOrEmpty  # names the beginning: with another name the counts began anew
+    meter: NameOrEmpty  # id of the counters: a new id means that they began again at zero
     method: Methods  # nvml-total-energy, nvml-power-integrated, rapl, meter, constant; several with +
-    seconds: Seconds  # of real time for which there are samples
-    joules: Joules | None  # of the whole machine; None: a part of it is not measured
-    gpu_joules: Joules | None  # of the GPUs; None: not known apart
-    host_joules: Joules | None  # of the rest
+    seconds: Seconds  # real time covered by samples
+    joules: Joules | None  # J of the whole machine; None: a part of it is not measured
+    gpu_joules: Joules | None  # J of the GPUs; None: not measured separately
+    host_joules: Joules | None  # J of the rest
 
 
 def counts(power: Power) -> tuple[float | None, ...]:
-    """All that it has counted: seconds, and J of the machine, of its GPUs and of the rest."""
+    """All counters: seconds, and J of the machine, of its GPUs and of the rest."""
     return power.seconds, power.joules, power.gpu_joules, power.host_joules
 
 
@@ -69,24 +69,24 @@ class Heartbeat:
     fence: Count
     state: Word  # agent.lifecycle.State value
     phase: Word  # energy phase: paused, start, train, sync, hold, drain
-    job: Name | None  # the job that is alive, or None
-    watts: Watts | None  # measured by the machine; None: the controller uses the run's model
+    job: Name | None  # the running job, or None
+    watts: Watts | None  # W, measured by the machine; None: the controller uses the run file's figure
     note: Note  # why the agent waits, or how the last job ended
-    crew: NameOrEmpty = ""  # the crew of its latest job, whether that is alive or over; "": none, or a machine alone
-    crew_rank: Rank = 0  # its place in that crew
+    crew: NameOrEmpty = ""  # the crew of its latest job, running or ended; "": none, or a site of one machine
+    crew_rank: Rank = 0  # its rank in that crew
     crew_size: Machines = 1
-    power: Power | None = None  # counted by the machine's meter; None: there is none
+    power: Power | None = None  # counters of the machine's meter; None: it has no meter
 
 
 @dataclass(frozen=True, slots=True)
 class Crew:
-    """The machines of a site that run one job together, as one of them needs to know it."""
+    """The crew of a site's job, as one of its machines sees it."""
 
-    id: String  # of one job: it is never started twice
-    rank: Rank  # this machine's place; 0 leads
+    id: String  # a crew runs one job, never two
+    rank: Rank  # this machine's rank; 0 is the lead
     size: Machines
     endpoint: String  # host:port of the rendezvous at the lead
-    broken: bool  # of the crew whose job this machine still runs another one is gone: it cannot make another step
+    broken: bool  # a machine of the crew whose job still runs here is gone, so that job cannot make another step
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,19 +94,19 @@ class HeartbeatReply:
     """Controller -> agent. Without a granted and unexpired permit nothing trains."""
 
     granted: bool
-    valid_s: Seconds  # the permit ends by itself after so many seconds
+    valid_s: Seconds  # the permit expires after so many seconds
     reason: String
     finished: bool  # the token budget is reached
     heartbeat_s: Interval
     regime: String
-    crew: Crew | None = None  # None: the site has one machine, or it is not decided yet, or goes on without this one
-    credential: String | None = None  # to be used from now on; None: go on with the old one
-    hold_s: Seconds = 0.0  # so long the job may stay, its weights on idle GPUs, without training beyond `valid_s`
+    crew: Crew | None = None  # None: the site has one machine, or no crew yet, or its crew is without this machine
+    credential: String | None = None  # replaces the old one; None: keep it
+    hold_s: Seconds = 0.0  # the job may keep its weights on idle GPUs for so long, without training beyond `valid_s`
 
 
 @dataclass(frozen=True, slots=True)
 class LeaveRequest:
-    """Agent -> controller, POST /v1/leave: the agent stops for good."""
+    """Agent -> controller, POST /v1/leave: the agent leaves for good."""
 
     agent: Name
     site: Name

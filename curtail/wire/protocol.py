@@ -1,4 +1,4 @@
-"""The paths of the contract, its version, the sizes that both ends keep to, and the answers that many paths share."""
+"""Paths and version of the HTTP API, sizes that both ends use, and shared responses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from curtail.wire.bounds import String
 
 PROTOCOL = 7
-"""Raised whenever a message changes; both ends refuse another number at join."""
+"""Increased whenever a message changes; a join with another number is refused."""
 
 PREFIX = "/v1"
 JOIN = "/v1/join"
@@ -32,22 +32,22 @@ NODE_REMOVE = "/v1/nodes/remove"
 HEALTH = "/healthz"
 
 PART_BYTES = 16 * 1024 * 1024
-"""Size of all parts of an upload but the last; bounds what one request holds in memory."""
+"""Size of every part of an upload except the last; limits the memory of one request."""
 
 MAX_BODY = 1024 * 1024
-"""Bytes of the largest JSON answer that is read; what a controller reads is bounded by `limits.MAX_REQUEST`."""
+"""Largest JSON response that a client reads, bytes; the controller's limit is `limits.MAX_REQUEST`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """A request was carried out."""
+    """Whether the request changed anything."""
 
     ok: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Any refused request: what was wrong and what to do."""
+    """The body of every refused request: what was wrong and what to do."""
 
     error: String  # name of the CurtailError
     message: String

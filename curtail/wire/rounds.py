@@ -1,4 +1,4 @@
-"""Between a site's job and the controller: what is fixed for the run, the steps of a round, and files.
+"""Messages between a site's job and the controller: the run's constants, rounds, and files.
 
 Files are sent in parts and named by their SHA-256.
 """
@@ -30,7 +30,7 @@ Factor = Annotated[float, Real(0.0, 1e6)]
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """Controller -> job, GET /v1/run: everything that is fixed for the whole run."""
+    """Controller -> job, GET /v1/run: the constants of the run."""
 
     run: String
     name: String
@@ -42,12 +42,12 @@ class RunInfo:
     sequence_len: Annotated[int, Whole(1, 2**31)]
     token_budget: Count
     batch_samples: Annotated[int, Whole(1)]  # per optimizer step of a site
-    device_batch_samples: Count  # per rank and pass; 0: each site finds out what fits
-    recipe: String  # every number of it, as JSON
+    device_batch_samples: Count  # per rank and pass; 0: each site determines what fits
+    recipe: String  # of the optimizer and schedule, as JSON
     codec: String
-    overlap: bool  # a site trains on while its contribution travels and is merged
-    rewarm_steps: Count  # steps over which a site without inner state raises its learning rate
-    outage_s: Seconds  # how long a finished contribution waits for a controller that cannot be reached
+    overlap: bool  # a site trains on while its contribution is uploaded and merged
+    rewarm_steps: Count  # learning-rate warm-up steps of a site without optimizer state
+    outage_s: Seconds  # how long a job retries to upload a finished contribution
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +57,9 @@ class CheckoutRequest:
     site: Name
     fence: Count
     job: Name
-    held_version: Version | None  # version of the weights in memory, None: none
+    held_version: Version | None  # version of the weights in memory; None: none
     held_digest: Sha256OrEmpty | None
-    closing: bool  # the job drains and only hands in what it trained on its kept samples; needs no permit
+    closing: bool  # the job drains and only commits what it trained on its kept samples; needs no permit
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +69,19 @@ class Assignment:
     round: Version
     base_version: Version
     base_digest: String
-    fetch: String  # none: already held; update: apply `blob` to the held version; weights: load `blob`
-    blob: String  # SHA-256 of the file to fetch, empty for none
+    fetch: String  # "none": already held; "update": apply `blob` to the held version; "weights": load `blob`
+    blob: String  # SHA-256 of the file to fetch; "": none
     lease_start: Count  # samples [lease_start, lease_stop) of the packed stream
     lease_stop: Count
-    train_s: Seconds  # commit after so many seconds at the latest
+    train_s: Seconds  # commit after so many seconds at most
     tokens_before: Count  # global tokens at the base version
-    tokens_per_step: Count  # global tokens that pass while this site does one step
-    codec: String  # weights: exact float32 weights (sole contributor); else the codec of a delta
+    tokens_per_step: Count  # tokens of all sites per step of this site
+    codec: String  # "weights": exact float32 weights (sole contributor); else the codec of the pseudo-gradient
     members: Count
-    steps: Count  # contribute after so many inner steps at most; steps * batch samples <= the lease
-    keep: bool  # the job may train on beyond what it commits, on the rest of its lease
-    rate_factor: Factor  # on the learning rates of the schedule, because others train at once; alone 1
-    memory_factor: Factor  # on the steps that Muon's momentum remembers, likewise
+    steps: Count  # inner steps H, at most; steps * batch samples <= the lease
+    keep: bool  # the job may train on after its commit, on the rest of its lease
+    rate_factor: Factor  # multiplies the learning rates when several sites train; 1 for a sole site
+    memory_factor: Factor  # multiplies the memory of Muon's momentum, likewise
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class ProgressReply:
-    """Controller -> job. `end_round`: commit at the next step, another site waits."""
+    """Controller -> job. `end_round`: commit at the next step, because another site waits."""
 
     end_round: bool
     reason: String
@@ -118,7 +118,7 @@ class ProgressReply:
 
 @dataclass(frozen=True, slots=True)
 class CommitRequest:
-    """Job -> controller, POST /v1/rounds/commit; a repeat gets the first receipt."""
+    """Job -> controller, POST /v1/rounds/commit; a repeated request gets the first receipt."""
 
     site: Name
     fence: Count
@@ -152,7 +152,7 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class BlobOffer:
-    """Job -> controller, POST /v1/blobs: reserves before bytes are sent."""
+    """Job -> controller, POST /v1/blobs: announces an upload before its bytes."""
 
     sha256: Sha256
     size: Annotated[int, Whole(1)]

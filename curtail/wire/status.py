@@ -1,4 +1,4 @@
-"""The snapshot that every view is made of, and the orders that a person gives on seeing it."""
+"""The status snapshot, and override requests by operators."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from curtail.wire.bounds import Integer, Key, Loss, NameOrEmpty, Note, Number, S
 
 @dataclass(frozen=True, slots=True)
 class OverrideRequest:
-    """Operator -> controller, POST /v1/override: an order for all sites of a region, limited in time."""
+    """Operator -> controller, POST /v1/override: an override for all sites of a region, limited in time."""
 
     region: NameOrEmpty
     action: Word  # train, pause, clear
-    seconds: Seconds  # of the controller's clock; nothing to `clear`
-    by: Annotated[str, Text(128)]  # who orders it
+    seconds: Seconds  # of the controller's clock; ignored by `clear`
+    by: Annotated[str, Text(128)]  # name of the operator
     reason: Note
 
 
 @dataclass(frozen=True, slots=True)
 class OverrideStatus:
-    """An order in force in the snapshot."""
+    """An override in force."""
 
     train: bool  # False: pause
     left_s: Number  # controller clock
@@ -31,13 +31,13 @@ class OverrideStatus:
 
 @dataclass(frozen=True, slots=True)
 class PlanStatus:
-    """What the run is to achieve, in the snapshot; times are the controller's clock."""
+    """The run's goal and price; times are the controller's clock."""
 
     reason: String  # why the price is what it is, or why there is none
-    price: Number | None  # gCO2/kWh in force; None: the thresholds are
-    work_s: Number | None  # training that is left, seconds of one site; None: not known yet
+    price: Number | None  # gCO2/kWh in force; None: the thresholds decide
+    work_s: Number | None  # remaining training time of one site, seconds; None: not known yet
     tokens_per_s: Number | None  # of one site that trains
-    known_by: String  # how that is known: measured, reported, assumed, or ""
+    known_by: String  # source of that figure: measured, reported, assumed, or ""
     deadline: Number | None
     deadline_left_s: Number | None
     budget_kg: Number | None
@@ -46,7 +46,7 @@ class PlanStatus:
 
 @dataclass(frozen=True, slots=True)
 class CostsStatus:
-    """What a start, a stop and an exchange of a site cost, in the snapshot; seconds of the controller's clock, W."""
+    """Costs of a site's start, stop and exchange, in seconds of the controller's clock, and its power, W."""
 
     start_s: Number
     stop_s: Number
@@ -54,7 +54,7 @@ class CostsStatus:
     train_w: Number
     idle_w: Number
     paused_w: Number
-    starts: Integer  # of the latest, how many were measured; below three the run file's figure counts too
+    starts: Integer  # number of measured starts, of the latest; below three the run file's figure counts, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +70,9 @@ class RegionStatus:
     reason: String
     history: tuple[Number | None, ...]  # latest readings, oldest first
     grid_w: Number | None  # power drawn from the grid by the region's microgrid (Vessim)
-    solar_w: Number | None = None  # that its panels give; None: it has none
-    battery_w: Number | None = None  # above 0 its battery is charged, below it is discharged; None: it has none
-    battery_soc: Number | None = None  # share of the capacity that it holds, 0 to 1
+    solar_w: Number | None = None  # output of its panels; None: it has none
+    battery_w: Number | None = None  # above 0: charging, below: discharging; None: it has no battery
+    battery_soc: Number | None = None  # state of charge, 0 to 1
     override: OverrideStatus | None = None
 
 
@@ -111,7 +111,7 @@ class RoundStatus:
 
 @dataclass(frozen=True, slots=True)
 class LateStatus:
-    """A site's part in a round that went on without it."""
+    """A site's lease in a round that continued without it."""
 
     site: String
     round: Integer
@@ -121,7 +121,7 @@ class LateStatus:
 
 @dataclass(frozen=True, slots=True)
 class KeptStatus:
-    """Samples that stay with a site's job beyond what it committed: it trains ahead on them."""
+    """Samples that a site's job keeps after its commit and trains on."""
 
     site: String
     samples: Integer
@@ -146,16 +146,16 @@ class EnergyStatus:
     kg_attributed: Number
     kg_standing: Number
     curtailed_pct: Number  # share of the attributed energy drawn inside curtailment windows
-    kg_always_on: Number | None  # same training without waiting; None: nothing trained yet
+    kg_always_on: Number | None  # same training without pauses; None: nothing trained yet
     unknown_kwh: Number  # drawn while the MCI was unknown; its kg are not in the totals
-    own_kwh: Number = 0.0  # from the regions' panels and batteries; in no other figure here
-    ledger_records: Integer = 0  # of the hash chain: rows, readings, settlements
-    ledger_head: String = ""  # its last hash; noted elsewhere it shows that nothing before it was changed
+    own_kwh: Number = 0.0  # from the regions' panels and batteries; not part of any other figure here
+    ledger_records: Integer = 0  # records of the hash chain: rows, readings, settlements
+    ledger_head: String = ""  # its last hash; a copy kept elsewhere proves that no earlier record was changed
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Controller -> anyone, GET /v1/status: one snapshot for every view."""
+    """Controller -> anyone, GET /v1/status: the snapshot of the run."""
 
     protocol: Integer
     run: String

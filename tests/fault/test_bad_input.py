@@ -204,7 +204,7 @@ def test_a_port_in_use_is_named_and_no_home_is_made(start, taken_port, tmp_path)
 
 def test_listening_beyond_loopback_in_clear_is_refused(start, tmp_path):
     line = complaint(start(flags=("--host", "0.0.0.0", "--no-tls")), USAGE)
-    assert "--no-tls at 0.0.0.0 would send credentials in clear" in line and "--insecure" in line
+    assert "--no-tls at 0.0.0.0 would send credentials unencrypted" in line and "--insecure" in line
     assert not (tmp_path / "new").exists()
 
 

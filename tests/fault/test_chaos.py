@@ -19,6 +19,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.long
 def test_after_faults_of_many_kinds_all_sites_train_again_and_every_ledger_is_exact(tmp_path, packed_data):
     result = run(tmp_path / "struck", packed_data, ["a", "b"], FAULTS, SECONDS, Form(lead_s=5.0))
     assert result.problems == []

@@ -187,6 +187,7 @@ def test_after_all_of_it_the_ledger_balances(pair):
     assert len(waiting) <= 2
 
 
+@pytest.mark.long
 def test_a_gap_and_the_end_of_a_trace_stop_training_and_status_says_why(fleet, site, slowness):
     fleet.pace_s = fleet.PACE_S
     fleet.write_run(regions=("A",), policy={"max_reading_age": "300 s"})

@@ -69,6 +69,7 @@ def trains(fleet, site):
     return wait
 
 
+@pytest.mark.long
 def test_two_machines_train_as_one_job_and_whichever_is_killed_the_other_goes_on_to_the_budget(
     fleet, machine, site, trains
 ):

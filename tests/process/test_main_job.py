@@ -47,6 +47,7 @@ def assert_books_balance(fleet, status):
         assert (meta.version, meta.tokens) == (row.version, row.tokens)
 
 
+@pytest.mark.long
 def test_a_run_follows_its_signal_through_all_regimes_and_back(fleet, site, slowness):
     fleet.pace_s = fleet.PACE_S
     fleet.write_run(policy={"leave_lead": "180 s"})
@@ -115,6 +116,7 @@ def test_a_local_run_ends_at_its_budget_bit_equal_to_a_plain_loop(fleet):
     assert latest.digest == plain_loop(fleet)
 
 
+@pytest.mark.long
 def test_a_sole_site_stays_bit_equal_across_drain_pause_restart_and_kill_9(fleet, site):
     """And what it trained while its commits travelled is part of it."""
     fleet.pace_s = fleet.PACE_S
@@ -193,6 +195,7 @@ def plain_loop(fleet):
         torch.set_num_threads(threads)
 
 
+@pytest.mark.long
 def test_two_sites_one_of_two_ranks_share_a_budget_to_the_last_token(fleet, command):
     # Short rounds: most of the time goes into merges, so no site can use up the budget before the other has started.
     # They overlap, and the samples beyond a lease are the other site's: some rounds are overlapped and some are not.

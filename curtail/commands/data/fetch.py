@@ -1,10 +1,10 @@
 """`curtail data fetch`: a published data set as a folder of shards, checked and resumable.
 
-Decides which shards are missing, what is checked before one of them gets its
-name, and when the folder counts as complete (`shards.json` is written last).
-`fetch.json` keeps the hash of every shard from its first fetch on; one that
-arrives differently later is refused. `curtail.commands.data.mirrors` brings the
-bytes; names and numbers of shards are `nanochat.hub_datasets`'s. Sizes in bytes.
+Decides which shards are missing, checks each before it gets its final name, and
+marks the folder as complete (`shards.json` is written last). `fetch.json` records
+the hash of every shard at its first fetch; a later download with another hash is
+refused. `curtail.commands.data.mirrors` transfers the bytes; `nanochat.hub_datasets`
+lists the shards. Sizes in bytes.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class FetchOptions:
-    """What `curtail data fetch` was asked for."""
+    """Options of `curtail data fetch`."""
 
     dataset: str
     shards: int  # for training; the one for validation is added
     out: Path
     mirror: str | None  # base address instead of the published one
     offline: Path | None  # folder to take the shards from instead
-    parallel: int  # files at once
+    parallel: int  # parallel downloads
 
 
 def run(options: FetchOptions) -> int:
@@ -83,18 +83,18 @@ def fetch(
     stop: threading.Event,
     parallel: int = 4,
 ) -> Shards:
-    """Make `out` hold the first `count` training shards and the one for validation, and their list.
+    """Fetch the first `count` training shards and the validation shard into `out`, and list them.
 
-    Shards that are there with the recorded hash are not fetched again. `stop` is
-    set when one of them fails, so that the others end.
+    Shards with the recorded hash are not fetched again. When one fails, `stop` is
+    set and the others end.
 
     Raises:
-        UsageError: there are not so many shards, or `parallel` is below 1.
-        NotFound, AuthError, Unreachable: the source does not give a shard.
-        DataError: a shard is no text, or not what it was at its first fetch; `out`
+        UsageError: the data set has fewer shards, or `parallel` is below 1.
+        NotFound, AuthError, Unreachable: the source does not deliver a shard.
+        DataError: a shard is no text, or differs from its first fetch; `out`
             holds another data set.
-        Refused: another fetch is at work in `out`.
-        DiskError: `out` is full (known before the first byte, if sizes are) or not writable.
+        Refused: another fetch runs in `out`.
+        DiskError: `out` is full (checked before the download if sizes are known) or not writable.
     """
     if parallel < 1:
         raise UsageError(f"cannot fetch {parallel} shards at once", "give at least 1")
@@ -113,14 +113,14 @@ def _complete(
     stop: threading.Event,
     parallel: int,
 ) -> Shards:
-    """`fetch` for these names, the one for validation first, in a folder that is ours alone."""
+    """`fetch` for these names, the validation shard first, in a locked folder."""
     from nanochat.dataset import Shards, write_shards
 
     record = _Record(out, published, disk)
     if missing := [name for name in names if not (out / name).is_file()]:
         _check_room(out, source.expected(missing, out) - sum(_size(_part(out, name)) for name in missing))
     record.write()
-    # One alone first: what is wrong with the source is then said once.
+    # Fetch one shard first, so that a fault of the source is reported once.
     record.add(_one(names[0], out, source, record.known.get(names[0]), disk, show))
     with ThreadPoolExecutor(parallel, thread_name_prefix="fetch") as pool:
         waiting = [pool.submit(_one, name, out, source, record.known.get(name), disk, show) for name in names[1:]]
@@ -139,7 +139,7 @@ def _complete(
 
 @contextlib.contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """Make the folder and keep other fetches out of it: two would write one `.part`."""
+    """Create and lock the folder: two fetches would write the same `.part`."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
@@ -149,7 +149,7 @@ def _alone(out: Path) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
-        raise Refused(f"another fetch is at work in {out}", "wait for it, or choose another folder") from error
+        raise Refused(f"another fetch runs in {out}", "wait for it, or choose another folder") from error
     try:
         yield
     finally:
@@ -157,7 +157,7 @@ def _alone(out: Path) -> Iterator[None]:
 
 
 def _one(name: str, out: Path, source: ShardSource, known: Shard | None, disk: Disk, show: TransferProgress) -> Shard:
-    """The shard `name`, present and checked; `known` is what it was at its first fetch."""
+    """Make the shard `name` present and verified; `known` is its record from the first fetch."""
     from nanochat.sources import sha256_of
 
     path, part = out / name, _part(out, name)
@@ -177,21 +177,21 @@ def _one(name: str, out: Path, source: ShardSource, known: Shard | None, disk: D
         try:
             shard = _examine(part, name)
             if named not in (None, shard.sha256):
-                raise DataError(f"{source.place(name)} arrived with another hash than its host names", "try again")
+                raise DataError(f"{source.place(name)} arrived with a hash that differs from its host's", "try again")
             if known is not None and shard != known:
                 raise DataError(
-                    f"{source.place(name)} is not what it was at the first fetch",
+                    f"{source.place(name)} differs from its first fetch",
                     f"use another source, or fetch the changed data set into another folder than {out}",
                 )
             break
         except DataError as error:
-            # Nobody can continue it; a second copy shows whether the transfer or the source is to blame.
+            # It cannot be continued; a second download shows whether the transfer or the source is at fault.
             forget(part)
             tries += 1
             if tries == 2:
                 raise DataError(error.message.replace(str(part), source.place(name)), error.remedy) from None
             show.say(f"{name}: {error.message}; once more")
-    disk.remove("SHARD_DROP", path)  # if both are links to one file, renaming would do nothing
+    disk.remove("SHARD_DROP", path)  # if both are links to one file, a rename does nothing
     disk.publish("SHARD", part, path)
     forget(part)
     show.done(name, _size(path))
@@ -207,14 +207,14 @@ def _examine(path: Path, name: str) -> Shard:
 
 
 class _Record:
-    """`fetch.json`: the data set of a folder, and its shards as they first arrived."""
+    """`fetch.json`: the data set of a folder, and each shard's record from its first fetch."""
 
     def __init__(self, out: Path, published: PublishedSet, disk: Disk) -> None:
         self._path, self._name, self._disk = out / RECORD_NAME, published.name, disk
         self.known = self._read(out, published)
 
     def add(self, shard: Shard) -> None:
-        """Remember a shard, durably."""
+        """Record a shard durably."""
         if self.known.get(shard.name) != shard:
             self.known[shard.name] = shard
             self.write()
@@ -238,20 +238,20 @@ class _Record:
                 listed = read_shards(out)
             except NotFound:
                 return {}
-            # A data set that was imported, or one that was fetched and copied without its record.
+            # An imported data set, or a fetched one that was copied without its record.
             dataset = published.name if listed.validation.name == published.validation_name else "another data set"
             shards = [*listed.training, listed.validation]
         except OSError as error:
             raise disk_error("read", self._path, error) from error
         except (ValueError, KeyError, TypeError):
-            raise DataError(f"{self._path} is truncated or of another form", "delete it and fetch again") from None
+            raise DataError(f"{self._path} is truncated or not valid", "delete it and fetch again") from None
         if dataset != published.name:
             raise DataError(f"{out} holds {dataset}, not {published.name}", elsewhere)
         return {shard.name: shard for shard in shards}
 
 
 def _check_room(out: Path, wanted: int) -> None:
-    """Raises: DiskError: `out` has not that much free space."""
+    """Raises: DiskError: `out` has too little free space."""
     try:
         free = shutil.disk_usage(out).free
     except OSError as error:

@@ -1,10 +1,9 @@
-"""Where the shards of a published data set come from: the hub, a host of plain files, or a folder on this machine.
+"""Sources of the shards of a published data set: the hub, an HTTP mirror, or a local folder.
 
-Decides how a shard becomes a complete `.part` file in the data folder, how an
-answer that is no file is explained, and how much room the shards will take. The
-bytes are moved by huggingface_hub, which goes on after a cut; what a killed
-command left is continued only while the host names the same ETag. What a shard
-must hold is checked in `curtail.commands.data.fetch`. Sizes in bytes.
+Decides how a shard becomes a complete `.part` file in the data folder, explains
+HTTP errors, and estimates the disk space. huggingface_hub transfers the bytes and
+resumes after a cut connection. The partial file of a killed command is resumed only
+if the host reports the same ETag. `curtail.commands.data.fetch` checks the content. Sizes in bytes.
 """
 
 from __future__ import annotations
@@ -27,32 +26,32 @@ if TYPE_CHECKING:
     from huggingface_hub import HfFileMetadata
 
 PATIENCE = 6
-"""Failed transfers in a row, without one byte between them, before a download gives up."""
+"""Consecutive failed transfers without progress before a download gives up."""
 
 PIECE = 1024 * 1024
-"""Bytes that the library gathers before it writes them: what a cut may lose. Its own value is ten times that."""
+"""Bytes per write of the library, lost at most by a cut. Its default is ten times as much."""
 
-_ROOM = 1.05  # the shards are not all of one size
+_ROOM = 1.05  # an estimate: shards differ in size
 _ELSEWHERE = "choose another source with --mirror or --offline"
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class ShardSource(Protocol):
-    """Where shards come from."""
+    """A source of shards."""
 
     def expected(self, names: Sequence[str], out: Path) -> int:
-        """About how many bytes of disk these files will take in `out`. Raises: CurtailError."""
+        """Estimated bytes of disk that these files take in `out`. Raises: CurtailError."""
         ...
 
     def bring(self, name: str, part: Path, show: TransferProgress) -> str | None:
-        """Make `part` the whole file `name`.
+        """Transfer the file `name` to `part`.
 
-        Returns: the SHA-256 that its host names, or None. Raises: CurtailError.
+        Returns: the SHA-256 that its host reports, or None. Raises: CurtailError.
         """
         ...
 
     def place(self, name: str) -> str:
-        """Where the file comes from, for messages."""
+        """The file's location, for messages."""
         ...
 
 
@@ -61,7 +60,7 @@ class Hub:
 
     Args:
         repository: of a data set on the hub; HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and the hub's cache apply.
-        mirror: base address of the files on another host instead; it never gets the hub's token.
+        mirror: base address of the files on another host; it never gets the hub's token.
         stop: ends the wait between two transfers.
     Raises: UsageError: the address is no http or https address.
     """
@@ -69,7 +68,7 @@ class Hub:
     def __init__(self, repository: str, mirror: str | None, stop: threading.Event) -> None:
         _prepare_library()
         self._repository, self._mirror, self._stop = repository, mirror, stop
-        self._token = None if mirror is None else False  # None: the user's, if one is stored for the hub's tools
+        self._token = None if mirror is None else False  # None: the user's stored token, if there is one
         check_address(mirror if mirror is not None else self._url("x"))
 
     def expected(self, names: Sequence[str], out: Path) -> int:
@@ -92,7 +91,7 @@ class Hub:
                 self._transfer(name, metadata, part, show)
             except (httpx.HTTPError, OSError) as error:
                 problem = self._explained(error, name, part)
-                # Further than ever, not only than last time: a host that starts over and cuts ends here too.
+                # Progress beyond the largest length so far: a host that always restarts at zero fails here, too.
                 failures = 1 if _length(part) > furthest else failures + 1
                 furthest = max(furthest, _length(part))
                 if not isinstance(problem, Unreachable) or failures > PATIENCE:
@@ -114,14 +113,14 @@ class Hub:
         return hf_hub_url(self._repository, name, repo_type="dataset")
 
     def _cached(self, name: str) -> Path | None:
-        """The shard in the hub's cache on this machine, if another program fetched it."""
+        """The shard in the hub's local cache, if another program fetched it."""
         from huggingface_hub import try_to_load_from_cache
 
         found = None if self._mirror else try_to_load_from_cache(self._repository, name, repo_type="dataset")
         return Path(found).resolve() if isinstance(found, str) else None
 
     def _metadata(self, name: str) -> HfFileMetadata:
-        """Size and ETag; a host that is busy or away is asked again by the library, for some 20 s."""
+        """Size and ETag. The library retries for about 20 s if the host is busy or unreachable."""
         import httpx
         from huggingface_hub import get_hf_file_metadata
 
@@ -150,11 +149,11 @@ class Hub:
 
         return build_hf_headers(
             token=self._token, library_name="curtail", library_version=__version__,
-            headers={"Accept-Encoding": "identity"},  # sizes and ranges are those of the file
+            headers={"Accept-Encoding": "identity"},  # so that sizes and ranges are those of the file
         )  # fmt: skip
 
     def _explained(self, error: Exception, name: str, part: Path | None = None) -> CurtailError:
-        """The library's error as one of ours; Unreachable if another try may go better."""
+        """Convert the library's error to a CurtailError; Unreachable if a retry may succeed."""
         from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
         place = self.place(name)
@@ -177,7 +176,7 @@ class Hub:
 
 
 class Folder:
-    """Shards out of a folder on this machine: linked if possible, else copied."""
+    """Shards of a local folder: linked if possible, else copied."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -189,7 +188,7 @@ class Folder:
                 lacking = sum(not other.is_file() for other in there[number:])
                 raise NotFound(
                     f"{path} is not there, and {lacking - 1} more shards are missing",
-                    "bring them to that folder, or ask for fewer shards with -n",
+                    "copy them to that folder, or use fewer shards with -n",
                 )
         return sum(path.stat().st_size for path in there if not _linkable(path, out))
 
@@ -201,7 +200,7 @@ class Folder:
 
 
 def link_or_copy(source: Path, part: Path) -> None:
-    """Make `part` the file `source`. Raises: DiskError."""
+    """Link or copy `source` to `part`. Raises: DiskError."""
     try:
         part.unlink(missing_ok=True)
         if _linkable(source, part.parent):
@@ -241,13 +240,13 @@ def forget(part: Path) -> None:
 
 
 def _prepare_library() -> None:
-    """Before huggingface_hub is imported: no telemetry. After it: small pieces, and no words of its own."""
+    """Disable telemetry before huggingface_hub is imported; then set small chunks and silence its log."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import constants
     from huggingface_hub.utils import logging
 
     constants.DOWNLOAD_CHUNK_SIZE = PIECE
-    logging.set_verbosity_error()  # its warnings name addresses with their passwords
+    logging.set_verbosity_error()  # its warnings show URLs with passwords
 
 
 def _length(path: Path) -> int:
@@ -266,5 +265,5 @@ def _stored_tag(part: Path) -> str:
 
 
 def _linkable(path: Path, out: Path) -> bool:
-    # A file that we may not write to may be another user's: it gets a copy of its own.
+    # A file without write permission may belong to another user, so it is copied.
     return os.access(path, os.W_OK) and path.stat().st_dev == out.stat().st_dev

@@ -1,7 +1,7 @@
 """`curtail data` and `curtail tokenizer`: text to shards, shards to a tokenizer, both to packed tokens.
 
-Decides what these commands print; how text becomes tokens is decided in
-`nanochat`, and `data fetch` in `curtail.commands.data.fetch`. Results go to stdout, progress to
+Decides what these commands print. `nanochat` converts text to tokens; `data fetch`
+is in `curtail.commands.data.fetch`. Results go to stdout, progress to
 stderr and only on a terminal. Sizes in bytes of UTF-8 text, lengths in tokens.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nanochat.tokenizer import Tokenizer
 
 MOST_NAMED = 5
-"""Files that were left out and are named; the rest is only counted."""
+"""Number of skipped files that are named; the others are only counted."""
 
 
 def import_texts(paths: Sequence[Path], out: Path, overwrite: bool) -> int:

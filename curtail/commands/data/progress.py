@@ -1,7 +1,6 @@
-"""How far the downloads of a command are: bars on a terminal, and a line for each finished file.
+"""Progress of downloads: bars on a terminal, and a line for each finished file.
 
-Decides only what is shown, always on stderr, and ends a download when the
-command stops. The bars are huggingface_hub's, so its switches apply
+Writes to stderr only. Ends a download when the command stops. The bars are huggingface_hub's, so its switches apply
 (HF_HUB_DISABLE_PROGRESS_BARS). Sizes in bytes.
 """
 
@@ -14,15 +13,15 @@ from typing import IO, Any
 from curtail.errors import CurtailError, Unreachable
 
 MOST_RESTARTS = 6
-"""Times that one download may begin again at its first byte, as it does where a host knows no ranges."""
+"""How often one download may restart at its first byte, as it does if a host does not support ranges."""
 
 
 class FetchStopped(CurtailError):
-    """The command ended the download; what is there is kept for the next one."""
+    """The command was stopped; the partial file is kept for the next one."""
 
 
 class TransferProgress:
-    """Shows `total` files; its methods may be called from several threads.
+    """Shows the progress of `total` files. Thread-safe.
 
     Args: stop: set when the downloads are to end. stream: where the lines go, stderr if not given.
     """
@@ -33,13 +32,13 @@ class TransferProgress:
         self._lock = threading.Lock()
 
     def done(self, name: str, size: int) -> None:
-        """The file is there, checked, and has `size` bytes."""
+        """Report a finished, verified file of `size` bytes."""
         with self._lock:
             self._finished += 1
             self.say(f"{name}: {size / 1e6:,.1f} MB ({self._finished} of {self._total})")
 
     def say(self, text: str) -> None:
-        """One line that stays; bars move out of its way."""
+        """Print a permanent line above the bars."""
         from huggingface_hub.utils import tqdm
 
         tqdm.write(text, file=self._stream)
@@ -48,8 +47,8 @@ class TransferProgress:
     def bar_class(self, name: str) -> type[Any]:
         """The class of the bar for the download of `name` by huggingface_hub, which calls its `update` with each piece.
 
-        `update` raises Stopped once `stop` is set, and Unreachable after MOST_RESTARTS, as the library would go on
-        forever.
+        `update` raises FetchStopped once `stop` is set, and Unreachable after MOST_RESTARTS; the library itself would
+        retry forever.
         """
         from huggingface_hub.utils import tqdm
 
@@ -64,7 +63,7 @@ class TransferProgress:
             def update(self, n: float | None = 1) -> bool:
                 if stop.is_set():
                     raise FetchStopped("the download was stopped")
-                self.restarts += n is not None and n < 0  # the bytes of a try that are thrown away
+                self.restarts += n is not None and n < 0  # the discarded bytes of a restart
                 if self.restarts > MOST_RESTARTS:
                     raise Unreachable(f"the transfer of {name} always breaks off", "try another source")
                 return bool(super().update(n))

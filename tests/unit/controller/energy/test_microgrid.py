@@ -141,8 +141,8 @@ def test_the_parts_of_a_microgrid_survive_the_store():
     [
         ({"solar": {**SUN, "peak": "-5 kW"}}, r"peak = -5000 is too small: at least 1"),
         ({"solar": {**SUN, "peak": "5000 MW"}}, "peak = '5000 MW' is too large: at most 1000 MW"),
-        ({"solar": {"peak": "5 kW"}}, r"no course of the power.*give path"),
-        ({"solar": {**SUN, "path": "x.csv"}}, r"no course of the power, or two"),
+        ({"solar": {"peak": "5 kW"}}, r"needs exactly one source.*give path"),
+        ({"solar": {**SUN, "path": "x.csv"}}, r"needs exactly one source"),
         ({"solar": {"peak": "5 kW", "latitude": 30.0}}, r"both latitude and longitude"),
         ({"solar": {**SUN, "latitude": 95.0}}, r"latitude = 95 is too large"),
         ({"battery": {"capacity": "10 kWh"}}, r"charged by the region's own panels only: add \[regions\.A\.solar\]"),

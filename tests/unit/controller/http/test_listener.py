@@ -30,7 +30,7 @@ def test_beyond_loopback_it_is_tls_and_the_status_needs_a_token(host):
     for made in (face(host), face(host, tls=True)):
         assert made.tls and not made.open_status and not made.insecure
     assert face(host, open_status=True).open_status
-    with pytest.raises(UsageError, match="in clear"):
+    with pytest.raises(UsageError, match="unencrypted"):
         face(host, tls=False)
     for tls in (None, False):
         insisted = face(host, tls=tls, insecure=True)

@@ -133,8 +133,8 @@ def test_a_third_agent_of_two_is_refused_until_one_is_silent_or_left(site, world
         ({"region": "B"}, Refused, "is in region 'A'"),
         ({"address": "127.0.0.1"}, Refused, "do not reach each other"),
         ({"machines": 0}, WireError, "1 to 64 machines"),
-        ({"address": ""}, WireError, "at which address"),
-        ({"port": 0}, WireError, "at which address and port"),
+        ({"address": ""}, WireError, "each must report the address"),
+        ({"port": 0}, WireError, "address and port that the others use"),
     ],
 )
 def test_a_machine_that_says_something_else_of_the_site_is_refused_and_changes_nothing(
