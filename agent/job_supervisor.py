@@ -19,7 +19,7 @@ from curtail import wire
 from curtail.errors import CurtailError
 
 TERMINATE_S = 10.0
-"""Time from SIGTERM to SIGKILL."""
+"""Time from the termination signal to SIGKILL."""
 
 
 class JobSupervisor:

@@ -20,6 +20,7 @@ from agent.loop import Agent
 from agent.options import Edges, JoinOptions, Stop
 from curtail.errors import UsageError
 from curtail.security.token import parse_token
+from curtail.system.clock import Clock
 from curtail.system.process import on_signals
 from curtail.system.systemd import take_notifier
 
@@ -40,7 +41,7 @@ def run(options: JoinOptions, edges: Edges | None = None, stop: Stop | None = No
                 f"{name!r} is not a valid name of a {what}", "use at most 63 letters, digits, '.', '_' and '-'"
             )
     token = parse_token(options.token) if options.token else None  # reports a typo before any request is sent
-    with open_home(options.home, edges.disk) as home, _signals(stop):
+    with open_home(options.home, edges.disk) as home, _signals(stop, edges.clock):
         url = options.url or edges.find(options.discover_s).url
         control = edges.open_control(
             url, ControllerTrust(home, edges.disk, token, options.server_name, options.insecure)
@@ -53,16 +54,20 @@ def run(options: JoinOptions, edges: Edges | None = None, stop: Stop | None = No
 
 
 @contextlib.contextmanager
-def _signals(stop: Stop) -> Iterator[None]:
-    """While the block runs, SIGINT and SIGTERM shut the agent down in order."""
+def _signals(stop: Stop, clock: Clock) -> Iterator[None]:
+    """While the block runs, SIGINT, SIGTERM and SIGHUP shut the agent down in order.
+
+    A SIGHUP that is ignored at the start, as under nohup, stays ignored.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set signal handlers; the caller uses `stop` instead
         return
 
     def ask(number: int, frame: types.FrameType | None) -> None:
-        stop.ask(number)
+        stop.on_signal(number, clock.monotonic())
 
-    with on_signals((signal.SIGINT, signal.SIGTERM), ask):
+    hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+    with on_signals((signal.SIGINT, signal.SIGTERM, *hangup), ask):
         yield
 
 

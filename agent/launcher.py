@@ -1,7 +1,7 @@
 """Starts, watches and ends this machine's torchrun job; only this module of `agent` starts processes.
 
 Decides the command, its environment and how it is ended: a drain through the
-control file, SIGTERM to the process group, SIGKILL after a grace period.
+control file, SIGUSR2 to the process group, SIGKILL after a grace period.
 `agent.loop` decides when. A job never outlives its agent: the kernel kills it
 when the thread that started it ends, so start jobs from the main thread. Units:
 seconds.
@@ -30,6 +30,13 @@ from curtail.system.process import dying_with
 WITHHELD_VARIABLES = ("CURTAIL_TOKEN",)
 """Variables of the agent that a job must not inherit. A job needs no join token."""
 
+
+TERMINATION_SIGNAL = signal.SIGUSR2
+"""Ends a job. torchrun and its ranks ignore the usual signals: those that reach a whole process tree are for the agent,
+which drains the job."""
+
+LEAVE_SIGNALS = ("/bin/sh", "-c", 'trap "" HUP INT QUIT TERM; exec "$@"', "sh")
+"""Prefix of a command that ignores these signals. Ignored signals stay ignored after exec and in child processes."""
 
 RENDEZVOUS_S = 120
 """How long the machines of a site wait for one another at the start of a job."""
@@ -151,8 +158,10 @@ def job_argv(ranks: int, python: str = sys.executable, place: Place | None = Non
             *("--local-addr", place.address),
         ]
     return [
+        *LEAVE_SIGNALS,
         python,
         *("-m", "torch.distributed.run"),
+        *("--signals-to-handle", TERMINATION_SIGNAL.name),
         *meeting,
         *("--nproc-per-node", str(ranks)),
         *("--max-restarts", "0"),
@@ -229,8 +238,8 @@ class Job:
         job_files.write_orders(self.spec.folder, orders)
 
     def terminate(self) -> None:
-        """Send SIGTERM to the process group."""
-        self.process.signal_group(signal.SIGTERM)
+        """Send `TERMINATION_SIGNAL` to the process group."""
+        self.process.signal_group(TERMINATION_SIGNAL)
 
     def kill(self) -> None:
         """Send SIGKILL to the process group."""

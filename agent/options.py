@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -70,12 +71,29 @@ class Edges:
     chance: Callable[[], float] = random.random  # jitter, from 0 to 1
 
 
+REPEAT_S = 1.0
+"""Seconds within which repeated signals of the system count as one: when a session ends, shell and kernel both send
+SIGHUP; Slurm and a batch script may both send SIGTERM."""
+
+
 @dataclass(slots=True)
 class Stop:
     """Whether a person or the system asked the agent to end, and by which signal."""
 
     number: int | None = None
     kill: Callable[[], None] = lambda: None
+    since: float = 0.0  # monotonic seconds of the first signal
+
+    def on_signal(self, number: int, now: float) -> None:
+        """`ask`, unless the signal repeats the first one (`REPEAT_S`). Ctrl-C always counts.
+
+        Raises: SystemExit: at the second request.
+        """
+        if self.number is None:
+            self.since = now
+        elif number != signal.SIGINT and now - self.since < REPEAT_S:
+            return
+        self.ask(number)
 
     def ask(self, number: int) -> None:
         """The first call asks for an orderly shutdown. The second call kills the job and exits.

@@ -158,10 +158,27 @@ def test_a_killed_job_is_started_again_after_a_pause(pair, ensure, site):
 
 
 def test_ctrl_c_hands_in_what_was_trained_and_leaves(pair, ensure, site):
+    hands_in_and_leaves(pair, ensure, site, lambda agent, job: agent.send(signal.SIGINT), 130)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["scancel", "hang-up"])
+def test_a_signal_to_the_whole_process_tree_hands_in_what_was_trained_and_leaves(pair, ensure, site, number):
+    """As Slurm's scancel, a preemption, or the end of a login session do it."""
+
+    def to_all(agent, job):
+        for pid in job:
+            os.kill(pid, number)
+        agent.send(number)
+        agent.send(number)  # a batch script may pass on what it got
+
+    hands_in_and_leaves(pair, ensure, site, to_all, 0)
+
+
+def hands_in_and_leaves(pair, ensure, site, stop, code):
     before = ensure("a")
     agent, job = pair.agents["a"], pair.job("a")
-    agent.send(signal.SIGINT)
-    assert agent.wait(60) == 130
+    stop(agent, job)
+    assert agent.wait(60) == code
     assert not alive(job)
     after = pair.until("a has left", lambda s: site(s, "a") is None)
     assert any(e.text == "a left: the agent was stopped" for e in after.events)

@@ -15,6 +15,7 @@ from agent.http.client import Control
 from agent.job_files import JobStatus
 from agent.job_supervisor import TERMINATE_S
 from agent.join import Edges, JoinOptions, Stop, run
+from agent.launcher import TERMINATION_SIGNAL
 from agent.lifecycle import (
     BROKEN_S,
     DRAIN_S,
@@ -142,7 +143,7 @@ class FakeJob:
     def __init__(self, world, folder, env):
         self.world, self.folder, self.env = world, folder, env
         self.code, self.signals, self.drain_s, self.told = None, [], 1.0, None
-        self.dies_of = signal.SIGTERM
+        self.dies_of = TERMINATION_SIGNAL
 
     def says(self, phase, reason="", code=None):
         job_files.write_status(self.folder, JobStatus(phase, 1, 1, 2.0, 3.0, reason, code))
@@ -321,7 +322,7 @@ def test_a_job_that_does_not_drain_is_ended_first_politely(world, tmp_path):
     world.at(10, lambda: world.set(granted=False))
     world.at(10 + DRAIN_S + TERMINATE_S + 10, interrupt(world))
     assert world.run(tmp_path) == 0
-    assert world.jobs[0].signals[:2] == [signal.SIGTERM, signal.SIGKILL]
+    assert world.jobs[0].signals[:2] == [TERMINATION_SIGNAL, signal.SIGKILL]
     assert not any("failed" in line for line in world.lines)
 
 
@@ -499,6 +500,32 @@ def test_a_second_signal_ends_at_once(world, tmp_path):
     assert caught.value.code == 130 and world.jobs[0].code == -signal.SIGKILL
 
 
+def test_signals_of_one_event_count_once_and_ctrl_c_always():
+    stop = Stop()
+    stop.on_signal(signal.SIGHUP, 10.0)
+    stop.on_signal(signal.SIGTERM, 10.9)
+    assert stop.number == signal.SIGHUP
+    with pytest.raises(SystemExit):
+        stop.on_signal(signal.SIGTERM, 11.1)
+    stop = Stop()
+    stop.on_signal(signal.SIGINT, 10.0)
+    with pytest.raises(SystemExit) as caught:
+        stop.on_signal(signal.SIGINT, 10.1)
+    assert caught.value.code == 130
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_hang_up_stops_the_agent_unless_it_was_ignored_at_the_start(world, tmp_path, ignored):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        world.at(5, lambda: signal.raise_signal(signal.SIGHUP))
+        world.at(30, interrupt(world))
+        assert world.run(tmp_path) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert world.stop.number == (signal.SIGTERM if ignored else signal.SIGHUP)
+
+
 def test_two_agents_do_not_share_a_folder(world, tmp_path):
     def second():
         with pytest.raises(Refused, match="another agent is running in"):
@@ -613,7 +640,7 @@ def test_a_larger_crew_is_joined_after_a_drain_in_order(world, tmp_path):
     world.at(10, lambda: world.set(crew=crew("y")))
     world.at(40, interrupt(world))
     assert world.run(tmp_path, machines=2) == 0
-    assert [job.code for job in world.jobs] == [0, 0] and signal.SIGTERM not in world.jobs[0].signals
+    assert [job.code for job in world.jobs] == [0, 0] and TERMINATION_SIGNAL not in world.jobs[0].signals
     assert any("draining (the site's machines have changed" in line for line in world.lines)
     assert world.beats[-1][1].crew == "y"
 
@@ -630,7 +657,7 @@ def test_a_job_that_lost_a_machine_is_ended_in_seconds_and_the_next_starts_witho
     world.at(30, interrupt(world))
     world.run(tmp_path, machines=2)
     first = world.jobs[0]
-    assert first.signals[0] == signal.SIGTERM and len(world.jobs) == 2
+    assert first.signals[0] == TERMINATION_SIGNAL and len(world.jobs) == 2
     began = next(t for t, beat in world.beats if beat.crew == "y")
     assert began <= 112.5 + BROKEN_S, "at the next heartbeat, and no pause after"
     assert any("a machine of the site is gone" in line for line in world.lines)

@@ -14,7 +14,17 @@ import pytest
 
 from agent import job_files, launcher, network
 from agent.job_files import JobOrders, JobStatus, must_drain
-from agent.launcher import JobSpec, Place, compile_cache, job_argv, job_environment, start_job, system_spawn
+from agent.launcher import (
+    LEAVE_SIGNALS,
+    TERMINATION_SIGNAL,
+    JobSpec,
+    Place,
+    compile_cache,
+    job_argv,
+    job_environment,
+    start_job,
+    system_spawn,
+)
 from curtail.errors import CurtailError, DiskError
 
 
@@ -55,7 +65,7 @@ def wait_for(condition, seconds=20.0):
 
 def test_the_command_is_torchrun_on_this_machine():
     argv = job_argv(2, "python3")
-    assert argv[:3] == ["python3", "-m", "torch.distributed.run"]
+    assert argv[len(LEAVE_SIGNALS) :][:3] == ["python3", "-m", "torch.distributed.run"]
     assert argv[-2:] == ["-m", "agent.job"]
     assert "--standalone" in argv and argv[argv.index("--nproc-per-node") + 1] == "2"
 
@@ -69,7 +79,7 @@ def test_what_torchrun_writes_lies_in_the_job_folder_and_goes_away_with_it(tmp_p
 
     def spawn(argv, env, cwd, log):
         monkeypatch.chdir(cwd)
-        config, _, _ = config_from_args(parse_args(argv[3:]))
+        config, _, _ = config_from_args(parse_args(argv[len(LEAVE_SIGNALS) + 3 :]))
         assert Path(config.logs_specs.root_log_dir).resolve().parent == cwd
         config.logs_specs.reify({0: {}})  # makes the folders of an attempt
         return FakeProcess()
@@ -162,7 +172,7 @@ def test_a_job_is_ended_as_a_group(tmp_path):
     job = start_job(spec(tmp_path), JobOrders(1.0, False, ""), lambda *_: process, {})
     job.terminate()
     job.kill()
-    assert process.signals == [signal.SIGTERM, signal.SIGKILL]
+    assert process.signals == [TERMINATION_SIGNAL, signal.SIGKILL]
 
 
 def test_last_words_are_the_jobs_own_reason_or_else_its_last_line(tmp_path):

@@ -16,11 +16,11 @@ import torch
 from agent import job_files
 from agent.http.client import Control
 from agent.job import optimizer_state
-from agent.job.__main__ import train_window
 from agent.job.agent_link import JobEnvironment, read_environment
 from agent.job.controller_link import ControllerLink
 from agent.job.ranks import RankGroup
 from agent.job.trainer import RankTrainer, schedule_of
+from agent.job.window import train_window
 from agent.job_files import JobOrders
 from curtail import wire
 from curtail.errors import AuthError, CheckpointError, ConfigError, DiskError, UsageError
