@@ -35,6 +35,8 @@ from controller.home.run_info import run_info
 from controller.http.listener import ADDRESS_SHARE, BANNER, ListenAddress, announcing, choose, listen
 from controller.http.server import Endpoint, Pulse, serve, unhealthy
 from controller.ledger.settlement_thread import live_settler
+from controller.provision.start import make_worker, provisioning
+from controller.service.elastic import Provisioning
 from controller.service.service import Service, ServiceDeps
 from controller.signals.select import SelectedSignal, Surroundings
 from controller.signals.start import SignalOptions, choose_signal, has_perfect_forecast
@@ -137,7 +139,13 @@ def _run(inputs: RunInputs, listener: socket.socket, stack: contextlib.ExitStack
     uploads.purge(clock.wall())
     preload()
     replay = run_clock(run.clock, None if inputs.signal.trace is None else options.signal.speed, clock)
-    service = _make_service(inputs, opened, uploads, replay)
+    port = listener.getsockname()[1]
+    worker = make_worker(config, run)
+    url = inputs.face.public(port, inputs.names)
+    made = provisioning(config, run, worker, clock, replay.speed, url, identity.pin)
+    service = _make_service(inputs, opened, uploads, replay, made)
+    stack.callback(worker.stop)
+    worker.start()
     store.call(service.resume)
     if killed:
         service.tell("controller", CHECKED)
@@ -145,7 +153,6 @@ def _run(inputs: RunInputs, listener: socket.socket, stack: contextlib.ExitStack
     energy = EnergySimulation(list(config.regions), service.power, service.tick, replay, plants=grids)
     _start_threads(inputs, store, service, energy, stack)
     stack.callback(notifier.stopping)
-    port = listener.getsockname()[1]
     if options.announce:
         stack.enter_context(announcing(inputs.face, port, inputs.names, run.id, config.run.name))
     address = {"url": inputs.face.url(port), "pid": os.getpid(), "run": run.id}
@@ -187,7 +194,9 @@ def _open(inputs: RunInputs, killed: bool, stack: contextlib.ExitStack) -> OpenR
     return OpenRun(store, merger, versions, run, identity)
 
 
-def _make_service(inputs: RunInputs, opened: OpenRun, uploads: Uploads, replay: ReplayClock) -> Service:
+def _make_service(
+    inputs: RunInputs, opened: OpenRun, uploads: Uploads, replay: ReplayClock, made: Provisioning
+) -> Service:
     options, config = inputs.options, inputs.config
     parts = ServiceDeps(
         store=opened.store,
@@ -201,6 +210,7 @@ def _make_service(inputs: RunInputs, opened: OpenRun, uploads: Uploads, replay: 
         room=DiskRoom(options.home, file_sizes(presets.from_json(opened.run.model), config.rounds)),
         commands=SystemRunner(options.home / "hooks", inputs.clock),
         perfect_forecast=has_perfect_forecast(options.signal, config, inputs.signal),
+        provisioning=made,
     )
     return Service(parts)
 

@@ -158,5 +158,11 @@ ROUTES = (
     Route("POST", wire.OVERRIDE, "Make all sites of a region train or pause for a limited time.",
           in_store(lambda context, tx, sent: context.service.override(tx, sent.body)),
           OPERATOR, wire.OverrideRequest, wire.Ack, refusals=(404, 409, 507)),
+    Route("GET", wire.PROVISION, "List the sites with a provisioner, and their machines.",
+          in_store(lambda context, tx, sent: context.service.elastic.status(tx)),
+          VIEWER, gives=wire.ProvisionStatus),
+    Route("POST", wire.SITE_ORDER, "Keep a site's machines up or down, or leave them to the policy.",
+          in_store(lambda context, tx, sent: context.service.elastic.order(tx, sent.body)),
+          OPERATOR, wire.SiteOrder, wire.Ack, refusals=(404, 507)),
     Route("GET", wire.HEALTH, "Check the controller's health.", _health, gives=str, rate_limited=False),
 )  # fmt: skip

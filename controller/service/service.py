@@ -3,8 +3,7 @@
 One object holds the soft state: the last report of each site, the latest
 verdicts. It changes only on the store's thread, in the transaction that writes
 the durable part, so no locks are needed and no request is applied partly. Decisions
-are in curtail.policy, controller.scheduling.permits, controller.scheduling.regime,
-controller.rounds.lifecycle, controller.store.sample_pool, curtail.carbon.accounting,
+are pure functions of curtail.policy, controller.scheduling, controller.rounds,
 controller.service.admission and controller.fleet.crew.
 Two clocks: the controller's clock (`replay`) for readings, regimes and energy;
 real time for permits and deadlines.
@@ -37,6 +36,7 @@ from controller.scheduling.permits import PermitFacts
 from controller.scheduling.regime import RegimeTracker
 from controller.scheduling.scheduler import Scheduler
 from controller.service.access import Access
+from controller.service.elastic import ElasticSites, Provisioning
 from controller.service.sites import Sites
 from controller.signals.replay import Source
 from controller.store import Store, Transaction
@@ -67,6 +67,7 @@ class ServiceDeps:
     room: Room = field(default_factory=Unwatched)
     commands: Runner | None = None  # None: no machine is switched off or on
     perfect_forecast: bool = False  # the source's forecast is the signal's own future
+    provisioning: Provisioning | None = None  # None: no site has a provisioner
 
 
 class Service:
@@ -100,6 +101,10 @@ class Service:
         self.regime = RegimeTracker(
             self.fleet, self.scheduler, parts.clock, parts.config.fleet.lost_after, self.switches.away, self._event
         )
+        self.elastic = ElasticSites(
+            parts.config, self.fleet, self.scheduler, parts.source, parts.replay, parts.clock, self._event,
+            parts.provisioning,
+        )  # fmt: skip
         self.supplies: dict[str, Supply] = {}  # by region
         self._last_tick: float | None = None  # monotonic
         self._resumed = parts.clock.monotonic()
@@ -113,6 +118,7 @@ class Service:
             if not site.left_run:
                 self.sites.enter(tx, site)
         self.switches.restore(tx, self._moment(run))
+        self.elastic.restore(tx)
         fleet = self.config.fleet
         self.rounds.resume(tx, self.even.wall(), fleet.lost_after)
         self.scheduler.restore(tx)
@@ -293,6 +299,7 @@ class Service:
                 live.phase = "paused"  # its permit has expired, so its job has drained and it draws standing power
             self._switch(tx, live, run)
             self._book(tx, live, now)
+        self.elastic.step(tx, now, run.state == permits.FINISHED)
         self._tell_room(tx)
         self.regime.step(tx, run, now, self.room.reason)
         self.rounds.sweep(tx, self.even.wall(), self._gone)

@@ -57,6 +57,7 @@ def make(tx: Transaction, service: Service) -> wire.Status:
         signal_ended=service.source.ended(now),
         plan=_plan(service, now),
         late=_late(tx),
+        machines=service.elastic.machines(),
         kept=tuple(wire.KeptStatus(row.site, row.stop - row.start) for row in tx.all_kept()),
     )
 

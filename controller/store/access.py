@@ -18,6 +18,9 @@ class AccessTables(Tables):
         row = self._one("SELECT * FROM join_tokens WHERE id = ?", token_id)
         return None if row is None else TokenRow(**row)
 
+    def drop_token(self, token_id: str) -> None:
+        self._db.execute("DELETE FROM tokens WHERE id = ?", (token_id,))
+
     def tokens(self) -> list[TokenRow]:
         """All tokens that were issued, oldest first."""
         return [TokenRow(**row) for row in self._all("SELECT * FROM join_tokens ORDER BY created_wall, id")]

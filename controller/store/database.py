@@ -19,6 +19,7 @@ from controller.store.dataledger import DataLedger
 from controller.store.energy import EnergyTables
 from controller.store.fleet import FleetTables
 from controller.store.orders import OrderTables
+from controller.store.provision import ProvisionTables
 from controller.store.run import RunTables
 from controller.store.schema import MIGRATIONS, migrate
 from controller.store.sqlite_file import RESTORE, WAL_BYTES, check_file, fitness, sqlite_version
@@ -29,7 +30,7 @@ log = logging.getLogger("curtail.store")
 Result = TypeVar("Result")
 
 
-class Transaction(RunTables, FleetTables, AccessTables, DataLedger, EnergyTables, OrderTables):
+class Transaction(RunTables, FleetTables, AccessTables, DataLedger, EnergyTables, OrderTables, ProvisionTables):
     """All operations on the store; valid only inside the function that it was passed to."""
 
     def __init__(self, db: Database) -> None:

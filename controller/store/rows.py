@@ -157,6 +157,39 @@ class SwitchedRow:
 
 
 @dataclass(frozen=True, slots=True)
+class ProvisionedRow:
+    """A machine of a site with a provisioner; one without a row is ABSENT."""
+
+    site: str
+    machine: int
+    state: str  # controller.provision.lifecycle.MachineState
+    since_wall: float
+    key: str = ""  # of the latest request
+    native: str = ""  # the provisioner's id
+    token: str = ""  # id of its join token
+    span: int | None = None  # id of its row in provision_spans
+    requested_wall: float = 0.0
+    started_wall: float | None = None
+    failures: int = 0  # in a row
+    retry_wall: float = 0.0
+    note: str = ""  # how the latest request failed, or why the machine is released
+
+
+@dataclass(frozen=True, slots=True)
+class SpanRow:
+    """The existence of one provisioned machine, for caps and lead times."""
+
+    site: str
+    machine: int
+    key: str
+    price: float  # per hour
+    requested: float  # controller clock
+    begun_wall: float | None = None  # its start; None: it has not started
+    ended_wall: float | None = None
+    lead_s: float | None = None  # controller clock; from the request to the first step
+
+
+@dataclass(frozen=True, slots=True)
 class KeptRow:
     """Samples [start, stop) that stay leased to a site's job after its commit."""
 

@@ -183,6 +183,21 @@ MIGRATIONS = (
     CREATE INDEX members_with_norm ON members (round) WHERE norm IS NOT NULL;
     CREATE INDEX versions_kept ON versions (version) WHERE kept = 1;
     """,
+    """
+    CREATE TABLE provisioned (
+        site TEXT NOT NULL, machine INTEGER NOT NULL, state TEXT NOT NULL, since_wall REAL NOT NULL, key TEXT NOT NULL,
+        native TEXT NOT NULL, token TEXT NOT NULL, span INTEGER, requested_wall REAL NOT NULL, started_wall REAL,
+        failures INTEGER NOT NULL, retry_wall REAL NOT NULL, note TEXT NOT NULL, PRIMARY KEY (site, machine)
+    ) STRICT;
+    CREATE TABLE provision_spans (
+        id INTEGER PRIMARY KEY, site TEXT NOT NULL, machine INTEGER NOT NULL, key TEXT NOT NULL, price REAL NOT NULL,
+        requested REAL NOT NULL, begun_wall REAL, ended_wall REAL, lead_s REAL
+    ) STRICT;
+    CREATE INDEX provision_spans_ended ON provision_spans (ended_wall);
+    CREATE TABLE site_orders (
+        site TEXT PRIMARY KEY, action TEXT NOT NULL, by_whom TEXT NOT NULL, at_wall REAL NOT NULL
+    ) STRICT;
+    """,
 )
 """One script per schema version. Released scripts are never changed; new ones are appended."""
 

@@ -20,9 +20,9 @@ from curtail.config.schema import (
     RunConfig,
     RunSection,
     SignalSection,
-    SiteSection,
     TrainingSection,
 )
+from curtail.config.site_schema import ProvisionSection, SiteSection
 from curtail.errors import ConfigError, NotFound
 from curtail.wire.bounds import NAMED
 
@@ -87,6 +87,7 @@ def parse_config(table: Mapping[str, Any], where: str = "run file") -> RunConfig
         "signal": SignalSection,
         "fleet": FleetSection,
         "accounting": AccountingSection,
+        "provision": ProvisionSection,
     }
     refuse_unknown(table, [*hints, "regions", "sites"], where, "section")
     sections: dict[str, Any] = {}
@@ -126,6 +127,7 @@ def check_sections(config: RunConfig, where: str) -> None:
         _check_microgrid(region, f"{where}: [regions.{name}")
     for name, site in config.sites.items():
         _check_switching(site, f"{where}: [sites.{name}]")
+        _check_provisioner(config, site, f"{where}: [sites.{name}]")
 
 
 def _check_together(config: RunConfig, where: str) -> None:
@@ -175,6 +177,27 @@ def _check_microgrid(region: RegionSection, where: str) -> None:
         raise ConfigError(
             f"{where}.battery] initial_soc = {battery.initial_soc:g} is below min_soc = {battery.min_soc:g}",
             "raise it, or leave it out to begin at min_soc",
+        )
+
+
+def _check_provisioner(config: RunConfig, site: SiteSection, where: str) -> None:
+    kind = site.provisioner
+    for name in ("slurm", "kubernetes", "command"):
+        if kind == name and not getattr(site, name):
+            remedy = 'add command = ["PROGRAM"]' if name == "command" else f"add {where.rpartition(' ')[2]}.{name}]"
+            raise ConfigError(f"{where} has the provisioner {kind} and no {name}", remedy)
+        if kind != name and getattr(site, name):
+            raise ConfigError(
+                f"{where} has {name} and the provisioner {kind}", f'add provisioner = "{name}", or remove {name}'
+            )
+    if kind == "static":
+        return
+    if site.region not in config.regions:
+        known = ", ".join(sorted(config.regions))
+        raise ConfigError(f"{where}: region = {site.region!r} is no region of the run", f"use one of {known}")
+    if site.on_pause or site.on_resume:
+        raise ConfigError(
+            f"{where} has a provisioner and on_pause or on_resume", "keep one: both would start and stop the machines"
         )
 
 

@@ -27,6 +27,7 @@ from curtail.config.quantities import (
     parse_quantity,
     quantity,
 )
+from curtail.config.site_schema import KubernetesSection, ProvisionSection, SiteSection, SlurmSection
 from curtail.errors import ConfigError
 from curtail.grid.reading import UNITS
 from curtail.policy.costs import SHORTEST_WINDOW_S, SiteCosts
@@ -261,17 +262,6 @@ class RegionSection:
 
 
 @dataclass(frozen=True, slots=True)
-class SiteSection:
-    """[sites.NAME]: how the controller switches a site's machines off and on."""
-
-    on_pause: String = ""  # command for the shell, on the controller's machine
-    on_resume: String = ""
-    off_after: Duration = 900.0  # controller clock; shorter pauses are not worth it
-    limit: Annotated[float, quantity("duration", low=1.0)] = 300.0  # wall time that each command may take
-    wake_limit: Annotated[float, quantity("duration", low=1.0)] = 900.0  # wall time until the agent must be heard from
-
-
-@dataclass(frozen=True, slots=True)
 class RunConfig:
     """The whole run file."""
 
@@ -285,6 +275,7 @@ class RunConfig:
     signal: SignalSection = field(default=SignalSection())
     fleet: FleetSection = field(default=FleetSection())
     accounting: AccountingSection = field(default=AccountingSection())
+    provision: ProvisionSection = field(default=ProvisionSection())
     sites: Mapping[str, SiteSection] = field(default_factory=dict)
 
     def threshold(self, region: str) -> float:
@@ -347,14 +338,22 @@ def _stored(kind: Any, value: Mapping[str, Any]) -> Any:
     """A section from its stored form. Keys of older releases are ignored; lists become tuples."""
     value = {RENAMED.get(kind, {}).get(name, name): held for name, held in value.items()}
     known = {f.name: value[f.name] for f in dataclasses.fields(kind) if f.name in value}
-    if kind is TrainingSection and "overrides" in known:
-        known["overrides"] = tuple(known["overrides"])
     if kind is RoundsSection:
         if "outer" in known:
             known["outer"] = tuple(OuterStep(**row) for row in known["outer"])
         # a run from before these keys existed keeps its behaviour
         known = {"lr_scaling": 0.0, "momentum_scaling": 0.0} | known
-    for name, inner in (("solar", SolarSection), ("battery", BatterySection)):
-        if kind is RegionSection and known.get(name) is not None:
+    for name, inner in INNER.get(kind, {}).items():
+        if known.get(name) is not None:
             known[name] = _stored(inner, known[name])
+    for name, hint in typing.get_type_hints(kind).items():
+        if typing.get_origin(hint) is tuple and name in known:
+            known[name] = tuple(known[name])
     return kind(**known)
+
+
+INNER: dict[type, dict[str, type]] = {
+    RegionSection: {"solar": SolarSection, "battery": BatterySection},
+    SiteSection: {"slurm": SlurmSection, "kubernetes": KubernetesSection},
+}
+"""Section -> key -> the section inside of it."""

@@ -47,13 +47,16 @@ from curtail.wire.protocol import (
     PREFIX,
     PROGRESS,
     PROTOCOL,
+    PROVISION,
     RUN,
+    SITE_ORDER,
     STATUS,
     TOKEN_REVOKE,
     TOKENS,
     Ack,
     Problem,
 )
+from curtail.wire.provision import MachineStatus, ProvisionStatus, SiteDemand, SiteOrder
 from curtail.wire.rounds import (
     Assignment,
     BlobOffer,
@@ -84,12 +87,12 @@ from curtail.wire.status import (
 __all__ = [
     "BLOB", "BLOBS", "BLOB_COMMIT", "CACERTS", "CHECKOUT", "COMMIT", "CREDENTIAL", "HEALTH", "HEARTBEAT", "JOIN",
     "LEAVE", "MAX_BODY", "NODES", "NODE_REMOVE", "OVERRIDE", "PART", "PART_BYTES", "PREFIX", "PROGRESS", "PROTOCOL",
-    "RUN", "STATUS", "TOKENS", "TOKEN_REVOKE",
+    "PROVISION", "RUN", "SITE_ORDER", "STATUS", "TOKENS", "TOKEN_REVOKE",
     "Ack", "Assignment", "BlobOffer", "BlobStatus", "CaCerts", "CheckoutReply", "CheckoutRequest", "CommitRequest",
     "CostsStatus", "Crew", "EnergyStatus", "EventStatus", "Heartbeat", "HeartbeatReply", "JoinReply", "JoinRequest",
-    "KeptStatus", "LateStatus", "LeaveRequest", "NodeInfo", "NodeList", "NodeRemove", "NodeRemoved",
-    "OverrideRequest", "OverrideStatus", "PlanStatus", "Power", "Problem", "Progress", "ProgressReply", "Receipt",
-    "RegionStatus", "RenewRequest", "RoundStatus", "RunInfo", "SiteStatus", "Status", "TokenInfo", "TokenList",
-    "TokenReply", "TokenRequest", "TokenRevoke",
+    "KeptStatus", "LateStatus", "LeaveRequest", "MachineStatus", "NodeInfo", "NodeList", "NodeRemove", "NodeRemoved",
+    "OverrideRequest", "OverrideStatus", "PlanStatus", "Power", "Problem", "Progress", "ProgressReply",
+    "ProvisionStatus", "Receipt", "RegionStatus", "RenewRequest", "RoundStatus", "RunInfo", "SiteDemand", "SiteOrder",
+    "SiteStatus", "Status", "TokenInfo", "TokenList", "TokenReply", "TokenRequest", "TokenRevoke",
     "annotations_of", "bound_of", "counts", "decode", "encode", "hints_of",
 ]  # fmt: skip

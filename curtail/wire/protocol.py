@@ -29,6 +29,8 @@ TOKENS = "/v1/tokens"
 TOKEN_REVOKE = "/v1/tokens/revoke"
 NODES = "/v1/nodes"
 NODE_REMOVE = "/v1/nodes/remove"
+PROVISION = "/v1/provision"
+SITE_ORDER = "/v1/provision/order"
 HEALTH = "/healthz"
 
 PART_BYTES = 16 * 1024 * 1024

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from curtail.wire.bounds import Integer, Key, Loss, NameOrEmpty, Note, Number, Seconds, String, Text, Word
+from curtail.wire.provision import MachineStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,3 +185,4 @@ class Status:
     plan: PlanStatus | None = None
     late: tuple[LateStatus, ...] = ()
     kept: tuple[KeptStatus, ...] = ()
+    machines: tuple[MachineStatus, ...] = ()  # of sites with a provisioner

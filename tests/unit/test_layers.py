@@ -97,6 +97,7 @@ LAYERS = (  # each may import those above it, and itself
           wall_clock=("controller.aggregation.initial_weights",)),
     layer("controller.auth", "crypto", not_from=("agent",)),
     layer("controller.fleet", "processes", not_from=("agent",), processes=("controller.fleet.power_commands",)),
+    layer("controller.provision", "processes", not_from=("agent",), processes=("controller.provision.driver",)),
     layer("controller.home", "wall clock", not_from=("agent",), wall_clock=("controller.home.backup",)),
     layer("controller.rounds", "wall clock", not_from=("agent",), wall_clock=("controller.rounds.publish",)),
     layer("controller.ledger", not_from=("agent",)),
