@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from curtail.grid.forecast import Forecast
 
 ENOUGH = 3
-"""Measured lead times from which on the assumed one is not used."""
+"""Measured times from which on the assumed one is not used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +59,29 @@ def demand(facts: DemandFacts) -> Demand:
                 False, facts.now, f"the window ends in {end - facts.now:.0f} s; a start takes {facts.lead:.0f} s"
             )
         return Demand(True, end, facts.reason)
-    start = (
-        None if facts.forecast is None else facts.forecast.first_below(facts.limit, facts.now, facts.now + facts.lead)
-    )
-    if start is not None:
-        end = _window_end(facts, start)
-        if end - start >= facts.shortest:
-            return Demand(True, end, f"a window opens in {start - facts.now:.0f} s")
-        return Demand(
-            False, facts.now, f"the window in {start - facts.now:.0f} s is shorter than {facts.shortest:.0f} s"
-        )
+    expected = None if facts.forecast is None else _expected(facts, facts.forecast)
+    if expected is not None:
+        return expected
     if facts.present and facts.forecast is None and facts.idle_s < facts.lead:
         return Demand(True, facts.now + facts.lead - facts.idle_s, f"{facts.reason}; kept for {facts.lead:.0f} s")
     return Demand(False, facts.now, facts.reason)
+
+
+def _expected(facts: DemandFacts, forecast: Forecast) -> Demand | None:
+    """The demand because of a window that the forecast says has just opened, or opens within `lead`."""
+    value, since = forecast.value_at(facts.now), forecast.since(facts.now)
+    if value is not None and since is not None and value < facts.limit:
+        # The reading may be a little late. But a forecast that stays wrong keeps no machine.
+        age = facts.now - since
+        kept = facts.present and age < facts.lead
+        return Demand(True, _window_end(facts, facts.now), f"the window opened {age:.0f} s ago") if kept else None
+    start = forecast.first_below(facts.limit, facts.now, facts.now + facts.lead)
+    if start is None:
+        return None
+    until_start, end = start - facts.now, _window_end(facts, start)
+    if end - start < facts.shortest:
+        return Demand(False, facts.now, f"the window in {until_start:.0f} s is shorter than {facts.shortest:.0f} s")
+    return Demand(True, end, f"a window opens in {until_start:.0f} s")
 
 
 def _window_end(facts: DemandFacts, start: float) -> float:
@@ -81,8 +91,8 @@ def _window_end(facts: DemandFacts, start: float) -> float:
     return math.inf if end is None else end
 
 
-def lead_time(measured: Sequence[float], assumed: float) -> float:
-    """90th percentile of the measured times from request to first step; with few measurements at least `assumed`."""
+def boot_time(measured: Sequence[float], assumed: float) -> float:
+    """90th percentile of the measured times from request to join; with few measurements at least `assumed`."""
     if not measured:
         return assumed
     ordered = sorted(measured)

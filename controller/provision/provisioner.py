@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from controller.provision.caps import DAY_S, Caps, Charge, forbids_request, forbids_staying
-from controller.provision.demand import Demand, DemandFacts, demand, lead_time
+from controller.provision.demand import Demand, DemandFacts, boot_time, demand
 from controller.provision.driver import Request
 from controller.provision.lifecycle import (
     EXISTS,
@@ -34,8 +34,8 @@ from curtail.grid.forecast import Forecast
 from curtail.policy.rules import Verdict
 from curtail.wire import TokenReply
 
-LEADS = 20
-"""Latest lead times of a site from which the next one is estimated."""
+BOOTS = 20
+"""Latest times from request to join of a site from which the next one is estimated."""
 
 BOOT_S = 60.0
 """Wall seconds from a request to a join that are assumed before any is measured."""
@@ -54,6 +54,7 @@ class SiteView:
     heard: int  # number of its machines that report
     trains: bool  # its job trains
     start_s: float  # seconds of the controller's clock that a start of its job takes
+    shortest_s: float  # shortest window in which the policy starts a job
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,6 @@ class Provisioner:
         orders = tx.site_orders()
         for name, section in self.sites.items():
             view = views[name]
-            self._measure_lead(tx, name, now, view)
             self.demands[name] = self._demand(tx, name, section, now, view, orders.get(name, ("", ""))[0])
             if not self._calls.known(name):
                 continue
@@ -138,10 +138,6 @@ class Provisioner:
 
     # -- deciding --------------------------------------------------------------
 
-    def horizon(self, site: str) -> float:
-        """Seconds of forecast that the demand needs."""
-        return self.leads.get(site, 0.0) + self.sites[site].shortest
-
     def _order(self, site: str, section: SiteSection) -> Sequence[int]:
         """Machines in the order of decisions: released from the highest on, requested from the lowest on."""
         numbers = range(section.machines)
@@ -151,8 +147,8 @@ class Provisioner:
     def _demand(
         self, tx: Transaction, site: str, section: SiteSection, now: Moment, view: SiteView, order: str
     ) -> Demand:
-        measured = tx.leads(site, LEADS)
-        lead = section.lead if section.lead is not None else lead_time(measured, view.start_s + BOOT_S * self._speed)
+        boot_s = boot_time(tx.boots(site, BOOTS), BOOT_S) * self._speed
+        lead = section.lead if section.lead is not None else boot_s + view.start_s
         self.leads[site] = lead
         granted = view.verdict is not None and view.verdict.granted
         since = self._idle_since.setdefault(site, now.clock)
@@ -167,7 +163,7 @@ class Provisioner:
                 forecast=view.forecast,
                 limit=view.limit,
                 lead=lead,
-                shortest=section.shortest,
+                shortest=max(section.shortest, view.shortest_s),
                 present=present,
                 idle_s=now.clock - since,
                 order=order,
@@ -235,6 +231,7 @@ class Provisioner:
             self._set_span(tx, row, begun_wall=now.wall)
         elif event is MachineEvent.JOINED:
             after = replace(after, failures=0, retry_wall=0.0)
+            self._set_span(tx, row, boot_s=now.wall - row.requested_wall)
         elif event is MachineEvent.OVERDUE:
             after = replace(
                 after, note=f"its agent did not join within {section.boot_limit:.0f} s", failures=row.failures + 1
@@ -294,7 +291,7 @@ class Provisioner:
         key = row.key or secrets.token_hex(8)
         span = row.span
         if span is None:
-            span = tx.add_span(SpanRow(row.site, row.machine, key, section.price, now.clock))
+            span = tx.add_span(SpanRow(row.site, row.machine, key, section.price, now.wall))
         requested = row.requested_wall or now.wall
         self._put(tx, replace(row, key=key, token=token.id, span=span, requested_wall=requested))
         request = Request(
@@ -327,11 +324,3 @@ class Provisioner:
                 continue
             asked, _ = self._asked_to_end.get((site, observed.native or str(observed.machine)), (now.wall, False))
             self._end(site, observed, section, now, asked)
-
-    def _measure_lead(self, tx: Transaction, site: str, now: Moment, view: SiteView) -> None:
-        """Record the time from the request of the first machine to the first step."""
-        row = self.row(site, 0)
-        if view.trains and row.span is not None and MachineState(row.state) is MachineState.JOINED:
-            for number, span in tx.open_span(row.span):
-                if span.lead_s is None:
-                    tx.set_span(number, lead_s=now.clock - span.requested)

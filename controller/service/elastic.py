@@ -21,6 +21,7 @@ from controller.store.events import Event
 from curtail import wire
 from curtail.config import RunConfig
 from curtail.errors import NotFound, WireError
+from curtail.policy.costs import shortest_window
 from curtail.system.clock import Clock
 
 ACTIONS = ("up", "down", "auto")
@@ -65,6 +66,7 @@ class ElasticSites:
             heard=0 if live is None else sum(m.heard(mono, lost_after) for m in live.machines.values()),
             trains=live is not None and live.phase == "train" and live.heard(mono, lost_after),
             start_s=costs.start_s,
+            shortest_s=shortest_window(costs, self._config.policy.min_window),
         )
 
     def machines(self) -> tuple[wire.MachineStatus, ...]:

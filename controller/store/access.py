@@ -19,7 +19,7 @@ class AccessTables(Tables):
         return None if row is None else TokenRow(**row)
 
     def drop_token(self, token_id: str) -> None:
-        self._db.execute("DELETE FROM tokens WHERE id = ?", (token_id,))
+        self._db.execute("DELETE FROM join_tokens WHERE id = ?", (token_id,))
 
     def tokens(self) -> list[TokenRow]:
         """All tokens that were issued, oldest first."""

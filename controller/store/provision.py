@@ -34,15 +34,10 @@ class ProvisionTables(Tables):
         rows = self._all("SELECT * FROM provision_spans WHERE ended_wall IS NULL OR ended_wall > ? ORDER BY id", wall)
         return [SpanRow(**{name: row[name] for name in SpanRow.__slots__}) for row in rows]
 
-    def open_span(self, number: int) -> list[tuple[int, SpanRow]]:
-        """The span with this id, if it has not ended."""
-        rows = self._all("SELECT * FROM provision_spans WHERE id = ? AND ended_wall IS NULL", number)
-        return [(row["id"], SpanRow(**{name: row[name] for name in SpanRow.__slots__})) for row in rows]
-
-    def leads(self, site: str, count: int) -> list[float]:
-        """The latest measured lead times of a site, newest first."""
-        sql = "SELECT lead_s FROM provision_spans WHERE site = ? AND lead_s IS NOT NULL ORDER BY id DESC LIMIT ?"
-        return [row["lead_s"] for row in self._all(sql, site, count)]
+    def boots(self, site: str, count: int) -> list[float]:
+        """The latest times from request to join at a site, newest first."""
+        sql = "SELECT boot_s FROM provision_spans WHERE site = ? AND boot_s IS NOT NULL ORDER BY id DESC LIMIT ?"
+        return [row["boot_s"] for row in self._all(sql, site, count)]
 
     def site_orders(self) -> dict[str, tuple[str, str]]:
         """Site -> the order in force (up or down) and who gave it."""

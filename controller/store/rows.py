@@ -177,16 +177,15 @@ class ProvisionedRow:
 
 @dataclass(frozen=True, slots=True)
 class SpanRow:
-    """The existence of one provisioned machine, for caps and lead times."""
+    """The existence of one provisioned machine, for caps and boot times."""
 
     site: str
     machine: int
     key: str
     price: float  # per hour
-    requested: float  # controller clock
     begun_wall: float | None = None  # its start; None: it has not started
     ended_wall: float | None = None
-    lead_s: float | None = None  # controller clock; from the request to the first step
+    boot_s: float | None = None  # wall time from the request to the join
 
 
 @dataclass(frozen=True, slots=True)

@@ -191,7 +191,7 @@ MIGRATIONS = (
     ) STRICT;
     CREATE TABLE provision_spans (
         id INTEGER PRIMARY KEY, site TEXT NOT NULL, machine INTEGER NOT NULL, key TEXT NOT NULL, price REAL NOT NULL,
-        requested REAL NOT NULL, begun_wall REAL, ended_wall REAL, lead_s REAL
+        begun_wall REAL, ended_wall REAL, boot_s REAL
     ) STRICT;
     CREATE INDEX provision_spans_ended ON provision_spans (ended_wall);
     CREATE TABLE site_orders (

@@ -59,8 +59,8 @@ class SiteSection:
     region: String = ""  # of a site with a provisioner, which may not have joined yet
     machines: Positive = 1
     command: tuple[String, ...] = ()  # program of the provisioner "command", with its arguments
-    lead: Duration | None = None  # controller clock; request to first step; default: p90 of the measured ones
-    shortest: Duration = 600.0  # controller clock; no machine is requested for a shorter window
+    lead: Duration | None = None  # controller clock; request to first step; default: by measured boots and starts
+    shortest: Duration = 0.0  # controller clock; shortest window worth a machine; at least what [policy] requires
     longest: Limit = 43_200.0  # wall time; a machine is released after so long
     grace: Limit = 120.0  # wall time that a released machine has to drain
     boot_limit: Limit = 1800.0  # wall time from its start until a machine must have joined

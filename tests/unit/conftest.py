@@ -101,6 +101,7 @@ class World:
         self.source = SetReadings()
         self.merger = InlineMerger()
         self.config = _config(budget_steps, rounds)
+        self.provisioning = None  # makes the provisioner of a started service
         self.versions = Versions(home / "versions")
         self.uploads = Uploads(home / "blobs", SystemDisk(), 1 << 30, part_bytes=part_bytes)
         self.store = Store(home / "state.db")
@@ -117,7 +118,15 @@ class World:
         replay = ReplayClock(run.clock, 1.0, self.clock)
         self.service = Service(
             ServiceDeps(
-                self.store, self.config, self.source, replay, self.clock, self.versions, self.uploads, self.merger
+                self.store,
+                self.config,
+                self.source,
+                replay,
+                self.clock,
+                self.versions,
+                self.uploads,
+                self.merger,
+                provisioning=self.provisioning,
             )
         )
         self.store.call(self.service.resume)
