@@ -6,6 +6,7 @@ exists is never made a second time. Calls may take seconds, so `controller.provi
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Protocol
 
 from controller.provision.lifecycle import Observed
 from curtail.errors import CurtailError
+from curtail.system.process import dying_with
 
 CALL_S = 60.0
 """Wall seconds that one call of a client program may take."""
@@ -39,6 +41,7 @@ class Request:
     token: str  # single-use join token; it must not appear in argv, nor in anything that other users can read
     seconds: float  # wall time after which the machine must end by itself
     grace_s: float  # of it, for draining
+    options: tuple[str, ...] = ()  # further options of `curtail agent join`
 
 
 class Driver(Protocol):
@@ -75,7 +78,10 @@ class Runs(Protocol):
 def run_program(argv: Sequence[str], text: str = "") -> Completed:
     """Run a program with `text` as its standard input. Raises: ProvisionError: it cannot be run, or takes too long."""
     try:
-        done = subprocess.run(list(argv), input=text, capture_output=True, text=True, timeout=CALL_S, check=False)
+        done = subprocess.run(
+            list(argv), input=text, capture_output=True, text=True, timeout=CALL_S, check=False,
+            preexec_fn=dying_with(os.getpid()),
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise ProvisionError(f"{argv[0]} did not answer within {CALL_S:.0f} s") from None
     except OSError as error:

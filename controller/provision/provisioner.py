@@ -296,7 +296,7 @@ class Provisioner:
         self._put(tx, replace(row, key=key, token=token.id, span=span, requested_wall=requested))
         request = Request(
             self._run, row.site, section.region, row.machine, section.machines, key, section.join_url or self._url,
-            token.token, seconds, section.grace,
+            token.token, seconds, section.grace, section.agent_options,
         )  # fmt: skip
         tx.after_commit.append(lambda: self._calls.request(row.site, request))
 

@@ -22,6 +22,9 @@ STARTED = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STAGE_OUT", "SIGNALI
 FORMAT = "%i|%j|%T|%r|%k"
 """Of squeue: job id, name, state, reason, comment."""
 
+EARLY_S = 120.0
+"""Slurm checks limits about once a minute, so it may send the signal of `--signal` a minute early; wall seconds."""
+
 LISTED = len(FORMAT.split("|"))
 
 
@@ -48,7 +51,7 @@ def sbatch_argv(settings: SlurmSection, request: Request) -> list[str]:
         "--dependency=singleton",
         "--no-requeue",
         "--nodes=1",
-        f"--time={max(1, math.ceil(request.seconds / 60.0))}",
+        f"--time={math.ceil((request.seconds + EARLY_S) / 60.0)}",
         f"--signal=B:TERM@{math.ceil(request.grace_s)}",
         *(f"--{name}={value}" for name, value in options.items() if value),
         *settings.extra,
@@ -65,6 +68,7 @@ def batch_script(settings: SlurmSection, request: Request) -> str:
     ]
     if request.machines > 1:
         words += ["--machines", str(request.machines)]
+    words += request.options
     return "\n".join(
         [
             "#!/bin/sh",

@@ -35,6 +35,7 @@ from curtail.commands.checkpoint import command as checkpoint_command
 from curtail.commands.data import command as data_command
 from curtail.commands.trace import command as trace_command
 from curtail.commands.operator import command as operator_command
+from curtail.commands.site import command as site_command
 # isort: on
 
 COMMANDS = (
@@ -51,6 +52,7 @@ COMMANDS = (
     data_command,
     trace_command,
     operator_command,
+    site_command,
 )
 """The modules that hold commands."""
 

@@ -59,6 +59,7 @@ signal_app = _group("Check the live grid signal of a run.")
 ledger_app = _group("Check, export and total the ledgers of a run.")
 token_app = _group("Manage the tokens for agents, viewers and operators.")
 node_app = _group("Manage the machines that have joined.")
+site_app = _group("Manage the machines that a provisioner adds to and removes from a site.")
 app.add_typer(controller_app, name="controller")
 app.add_typer(agent_app, name="agent")
 controller_app.add_typer(controller_service_app, name="service")
@@ -72,6 +73,7 @@ app.add_typer(signal_app, name="signal")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(token_app, name="token")
 app.add_typer(node_app, name="node")
+app.add_typer(site_app, name="site")
 
 
 def check_words(path: tuple[str, ...], words: list[str]) -> tuple[str, ...]:

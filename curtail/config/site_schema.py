@@ -65,6 +65,7 @@ class SiteSection:
     grace: Limit = 120.0  # wall time that a released machine has to drain
     boot_limit: Limit = 1800.0  # wall time from its start until a machine must have joined
     price: Money = 0.0  # of one machine per hour
+    agent_options: tuple[String, ...] = ()  # further options of `curtail agent join` on these machines
     join_url: String = ""  # the controller's address for these machines; default: as it announces itself
     slurm: SlurmSection | None = None
     kubernetes: KubernetesSection | None = None

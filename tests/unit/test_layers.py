@@ -105,7 +105,7 @@ LAYERS = (  # each may import those above it, and itself
     layer("controller.service", not_from=("agent",)),
     layer("controller.http", "http server", not_from=("agent",)),
     layer("controller.serve", "http server", not_from=("agent",)),
-    layer("curtail.commands", "torch", "numpy", "http", "terminal", "processes", "wall clock", "hub"),
+    layer("curtail.commands", "torch", "numpy", "http", "terminal", "processes", "wall clock", "hub", "yaml"),
     layer("curtail.__main__"),
 )  # fmt: skip
 
@@ -116,6 +116,7 @@ SHARED_COMMANDS = {"curtail.commands.program", "curtail.commands.options"}
 COMMANDS_OF_COMMANDS = {
     ("report", "ledger"), ("simulate", "trace"), ("operator", "status"), ("demo", "status"), ("demo", "trace"),
     ("agent", "systemd"), ("controller", "systemd"), ("operator", "ledger"), ("train", "status"),
+    ("site", "operator"), ("site", "status"),
 }  # fmt: skip
 """Which command's folder may use which other one's."""
 

@@ -77,6 +77,14 @@ class HttpAdminClient:
         """Order a region to train or to pause. Raises: Refused."""
         self._ask("POST", wire.OVERRIDE, wire.Ack, request)
 
+    def provision(self) -> wire.ProvisionStatus:
+        """Fetch the sites with a provisioner."""
+        return self._ask("GET", wire.PROVISION, wire.ProvisionStatus)
+
+    def order_site(self, request: wire.SiteOrder) -> None:
+        """Keep a site's machines up or down. Raises: Refused."""
+        self._ask("POST", wire.SITE_ORDER, wire.Ack, request)
+
     def status(self) -> wire.Status:
         """Fetch the status of the run."""
         return self._ask("GET", wire.STATUS, wire.Status)

@@ -38,7 +38,7 @@ def test_a_submission_names_the_machine_limits_its_life_and_keeps_the_token_to_s
     argv = sbatch_argv(settings, REQUEST)
     assert argv[:4] == ["ssh", "login1", "sbatch", "--parsable"]
     assert {
-        "--job-name=curtail:run-1a2b3c:one:1", "--comment=k3y", "--dependency=singleton", "--no-requeue", "--time=61",
+        "--job-name=curtail:run-1a2b3c:one:1", "--comment=k3y", "--dependency=singleton", "--no-requeue", "--time=63",
         "--signal=B:TERM@120", "--partition=gpu", "--gres=gpu:1", "--mem=4G",
     } <= set(argv)  # fmt: skip
     assert not any(word.startswith(("--account", "--qos", "--constraint")) for word in argv)

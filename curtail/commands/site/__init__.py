@@ -1,0 +1,1 @@
+"""`curtail site`: sites whose machines come and go with their windows."""
