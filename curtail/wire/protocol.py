@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from curtail.wire.bounds import String
 
-PROTOCOL = 7
+PROTOCOL = 8
 """Increased whenever a message changes; a join with another number is refused."""
 
 PREFIX = "/v1"

@@ -206,6 +206,8 @@ def sections() -> dict[str, Any]:
         "regions.NAME.solar": config.SolarSection,
         "regions.NAME.battery": config.BatterySection,
         "sites.NAME": config.SiteSection,
+        "sites.NAME.slurm": config.SlurmSection,
+        "sites.NAME.kubernetes": config.KubernetesSection,
     }
     single = [field.name for field in fields(config.RunConfig) if field.name not in ("regions", "sites")]
     return {**{name: hints[name] for name in single}, **named}
@@ -243,6 +245,9 @@ def test_documented_defaults_parse_to_the_real_ones(name: str) -> None:
         least["regions"]["NAME"] |= {"solar": {"peak": "1 kW", "path": "x.csv"}, "battery": {"capacity": "1 kWh"}}
     if name == "sites.NAME":
         least["sites"] = {"NAME": {}}
+    if name.startswith("sites.NAME."):
+        kind = name.rpartition(".")[2]
+        least["sites"] = {"NAME": {"provisioner": kind, "region": "NAME", kind: {}}}
     bare = config.parse_config(least)
     place: dict[str, Any] = least
     for part in name.split("."):

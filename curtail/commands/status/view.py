@@ -54,6 +54,10 @@ UNICODE = Glyphs("●", "◐", "○", "▁▂▃▄▅▆▇█", "·", "█░"
 ASCII = Glyphs("*", "+", "o", "_.-=+*#@", "?", "#-", "->", "<", ">=", "..")
 
 
+MOST_MACHINES = 6
+"""Most machines of provisioners with a line of their own."""
+
+
 def render(
     status: Status, width: int, unicode: bool = True, height: int | None = None, notice: str | None = None
 ) -> Group:
@@ -334,7 +338,7 @@ def _round(status: Status, glyphs: Glyphs) -> Text:
 
 
 def _aside(status: Status, glyphs: Glyphs) -> list[Text]:
-    """Lines outside the open round: late sites, and samples reserved by jobs."""
+    """Lines outside the open round: late sites, samples reserved by jobs, machines of provisioners."""
     lines = []
     if status.late:
         words = {"LATE": "may still contribute", "COMMITTED": "waits for the next merge"}
@@ -343,6 +347,12 @@ def _aside(status: Status, glyphs: Glyphs) -> list[Text]:
     if status.kept:
         parts = [f"{kept.site} {count(kept.samples)}" for kept in status.kept]
         lines.append(_line(f"samples kept to train ahead: {', '.join(parts)}", QUIET, glyphs))
+    existing = [machine for machine in status.machines if machine.state != "ABSENT"]
+    for machine in existing[:MOST_MACHINES]:
+        text = f"machine {machine.site}/{machine.machine} {machine.state} {duration(machine.since_s)}: {machine.reason}"
+        lines.append(_line(text, QUIET if machine.state == "JOINED" else NO, glyphs))
+    if len(existing) > MOST_MACHINES:
+        lines.append(_line(f"{len(existing) - MOST_MACHINES} more machines: curtail site list", QUIET, glyphs))
     return lines
 
 

@@ -47,6 +47,8 @@ ROLES = {
     ("GET", wire.NODES): "operator",
     ("POST", wire.NODE_REMOVE): "operator",
     ("POST", wire.OVERRIDE): "operator",
+    ("GET", wire.PROVISION): "viewer",
+    ("POST", wire.SITE_ORDER): "operator",
 }
 """Who may ask what; a test holds it against the application's routes."""
 

@@ -48,7 +48,8 @@ def test_the_commands_are_these() -> None:
         "ledger verify", "ledger export", "ledger settle", "ledger totals",
         "train", "bench", "bench train", "simulate", "report", "token", "token create", "token list", "token revoke",
         "token rotate", "node", "node list", "node rm",
-        "override",
+        "override", "site", "site list", "site plan", "site up", "site down", "site auto", "site sweep",
+        "site manifest",
     }  # fmt: skip
 
 
@@ -56,7 +57,7 @@ def test_the_help_lists_the_commands_in_this_order() -> None:
     assert [path[0] for path in ALL if len(path) == 1] == [
         "status", "train", "eval", "sample", "demo", "simulate", "report", "doctor", "override",
         "controller", "agent", "checkpoint", "tokenizer", "data", "bench", "trace", "signal", "ledger",
-        "token", "node",
+        "token", "node", "site",
     ]  # fmt: skip
 
 

@@ -290,6 +290,17 @@ def with_stragglers() -> wire.Status:
     )
 
 
+def test_machines_of_a_provisioner_are_shown_with_their_reasons() -> None:
+    made = [
+        wire.MachineStatus("hpc", n, "HELD", "[provision] most_machines = 1 machines exist", 75.0, None, "")
+        for n in range(9)
+    ]
+    made[0] = wire.MachineStatus("hpc", 0, "ABSENT", "", None, None, "")
+    lines = lines_of(dataclasses.replace(snapshot(), machines=tuple(made)), 140)
+    assert "machine hpc/1 HELD 1 min 15 s: [provision] most_machines = 1 machines exist" in lines
+    assert not any("hpc/0" in line for line in lines) and "2 more machines: curtail site list" in lines
+
+
 def test_late_members_and_kept_samples_are_shown() -> None:
     lines = lines_of(with_stragglers(), 140)
     assert "late: west (round 5, may still contribute), south (round 6, waits for the next merge)" in lines
