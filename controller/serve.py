@@ -35,7 +35,7 @@ from controller.home.run_info import run_info
 from controller.http.listener import ADDRESS_SHARE, BANNER, ListenAddress, announcing, choose, listen
 from controller.http.server import Endpoint, Pulse, serve, unhealthy
 from controller.ledger.settlement_thread import live_settler
-from controller.provision.start import make_worker, provisioning
+from controller.provision.start import make_call_thread, provisioning
 from controller.service.elastic import Provisioning
 from controller.service.service import Service, ServiceDeps
 from controller.signals.select import SelectedSignal, Surroundings
@@ -140,12 +140,12 @@ def _run(inputs: RunInputs, listener: socket.socket, stack: contextlib.ExitStack
     preload()
     replay = run_clock(run.clock, None if inputs.signal.trace is None else options.signal.speed, clock)
     port = listener.getsockname()[1]
-    worker = make_worker(config, run)
+    caller = make_call_thread(config, run)
     url = inputs.face.public(port, inputs.names)
-    made = provisioning(config, run, worker, clock, replay.speed, url, identity.pin)
+    made = provisioning(config, run, caller, clock, replay.speed, url, identity.pin)
     service = _make_service(inputs, opened, uploads, replay, made)
-    stack.callback(worker.stop)
-    worker.start()
+    stack.callback(caller.stop)
+    caller.start()
     store.call(service.resume)
     if killed:
         service.tell("controller", CHECKED)

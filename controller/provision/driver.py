@@ -1,7 +1,7 @@
 """What every provisioner can do, and the command runner that drivers use.
 
 A driver has no state: it asks its provisioner. `ensure` is idempotent: a machine that
-exists is never made a second time. Calls may take seconds, so `controller.provision.worker` makes them in its thread.
+exists is never made a second time. Calls may take seconds, so `controller.provision.calls` makes them in its thread.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the provisioners of all sites reported last: soft state, rebuilt after a restart.
 
-The worker makes the calls of a site in order. So an observation says something about a machine only if
+The caller makes the calls of a site in order. So an observation says something about a machine only if
 it was submitted after the machine's state last changed.
 """
 
@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+from controller.provision.calls import Caller, Poll, Release, Result
 from controller.provision.driver import Request
 from controller.provision.lifecycle import Observed
-from controller.provision.worker import Poll, Release, Result, Worker
 
 Machine = tuple[str, int]
 """(site, number of the machine)."""
@@ -20,8 +20,8 @@ Machine = tuple[str, int]
 class Observations:
     """The latest observations, and the calls that are under way."""
 
-    def __init__(self, worker: Worker, poll: Poll) -> None:
-        self._worker, self._poll = worker, poll
+    def __init__(self, caller: Caller, poll: Poll) -> None:
+        self._caller, self._poll = caller, poll
         self._seen: dict[str, list[Observed]] = {}
         self._submitted: Counter[str] = Counter()  # observations, per site
         self._finished: Counter[str] = Counter()
@@ -35,8 +35,8 @@ class Observations:
         return site in self._seen
 
     def take(self) -> None:
-        """Take over the worker's results."""
-        for result in self._worker.results():
+        """Take over the caller's results."""
+        for result in self._caller.results():
             self._take(result)
 
     def _take(self, result: Result) -> None:
@@ -63,17 +63,17 @@ class Observations:
             if self._poll.due(site):
                 self._poll.asked(site)
                 self._submitted[site] += 1
-                self._worker.submit(site, None)
+                self._caller.submit(site, None)
 
     def request(self, site: str, request: Request) -> None:
         """Submit a request."""
         self._requested.add((site, request.machine))
         self.failed.pop((site, request.machine), None)
-        self._worker.submit(site, request)
+        self._caller.submit(site, request)
 
     def release(self, site: str, observed: Observed, grace_s: float, now: bool) -> None:
         """Submit a release."""
-        self._worker.submit(site, Release(observed, grace_s, now))
+        self._caller.submit(site, Release(observed, grace_s, now))
 
     def requesting(self, site: str, machine: int) -> bool:
         """Is a request for the machine under way?"""

@@ -1,4 +1,4 @@
-"""Assembles the provisioner of a run: drivers, worker thread, and the join tokens of its machines."""
+"""Assembles the provisioner of a run: drivers, call thread, and the join tokens of its machines."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable
 
 from controller.auth import tokens
+from controller.provision.calls import CallThread, Poll
 from controller.provision.driver import Runs, run_program
 from controller.provision.drivers import driver_of
 from controller.provision.observations import Observations
 from controller.provision.provisioner import Provisioner
-from controller.provision.worker import Poll, WorkerThread
 from controller.store import Transaction
 from controller.store.events import Event
 from controller.store.rows import RunRow
@@ -24,15 +24,15 @@ def run_label(name: str, run_id: str) -> str:
     return f"{re.sub('[^A-Za-z0-9_.-]', '-', name)[:40]}-{run_id[:6]}"
 
 
-def make_worker(config: RunConfig, run: RunRow, program: Runs = run_program) -> WorkerThread:
+def make_call_thread(config: RunConfig, run: RunRow, program: Runs = run_program) -> CallThread:
     """The thread that calls the drivers of the run's sites; not started."""
     label = run_label(config.run.name, run.id)
     drivers = {site: driver_of(config, site, label, program) for site in config.sites}
-    return WorkerThread({site: driver for site, driver in drivers.items() if driver is not None})
+    return CallThread({site: driver for site, driver in drivers.items() if driver is not None})
 
 
 def provisioning(
-    config: RunConfig, run: RunRow, worker: WorkerThread, clock: Clock, speed: float, url: str, pin: str | None
+    config: RunConfig, run: RunRow, caller: CallThread, clock: Clock, speed: float, url: str, pin: str | None
 ) -> Callable[[Event], Provisioner]:
     """What makes the provisioner once there is a way to write events.
 
@@ -44,7 +44,7 @@ def provisioning(
         return tokens.create(tx, request, pin, clock.wall())
 
     def make(event: Event) -> Provisioner:
-        observations = Observations(worker, Poll(clock, config.provision.poll))
+        observations = Observations(caller, Poll(clock, config.provision.poll))
         return Provisioner(config, run_label(config.run.name, run.id), observations, speed, url, new_token, event)
 
     return make

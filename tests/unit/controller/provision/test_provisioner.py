@@ -8,11 +8,11 @@ from math import inf
 import pytest
 
 from controller.auth import tokens
+from controller.provision.calls import Poll, make_call
 from controller.provision.driver import ProvisionError
 from controller.provision.lifecycle import EXISTS, MachineState, Observed
 from controller.provision.observations import Observations
 from controller.provision.provisioner import Provisioner
-from controller.provision.worker import Poll, make_call
 from curtail import wire
 from curtail.config import ProvisionSection, SiteSection
 from curtail.errors import AuthError, NotFound, WireError
@@ -125,13 +125,13 @@ class Elastic:
         self.start()
 
     def start(self):
-        self.worker = Inline({"one": self.provider})
+        self.caller = Inline({"one": self.provider})
 
         def new_token(tx, site, region, seconds):
             return tokens.create(tx, TokenRequest("agent", site, region, 1, seconds, ""), None, self.world.clock.wall())
 
         def make(event):
-            calls = Observations(self.worker, Poll(self.world.clock, self.world.config.provision.poll))
+            calls = Observations(self.caller, Poll(self.world.clock, self.world.config.provision.poll))
             return Provisioner(self.world.config, "run", calls, 1.0, "http://c", new_token, event)
 
         self.world.provisioning = make
@@ -348,8 +348,8 @@ def test_a_controller_that_is_killed_at_a_call_makes_no_second_machine(elastic, 
     site = elastic()
     site.windows((40.0, 200.0))
     site.run(5.0)
-    site.worker.crash = when
-    while not site.worker.dead:
+    site.caller.crash = when
+    while not site.caller.dead:
         site.tick()
     site.start()
     site.run(40.0)
@@ -371,12 +371,12 @@ def test_random_schedules_with_kills_make_no_machine_twice_and_leave_none_over(m
         site.provider.queue_s, site.provider.drain_s = chance.uniform(0.0, 10.0), chance.uniform(0.0, 5.0)
         for _ in range(round(at) + 5):
             if chance.random() < 0.05:
-                site.worker.crash = chance.choice(["before", "after"])
+                site.caller.crash = chance.choice(["before", "after"])
             site.provider.down = chance.random() < 0.03
             world.tick(1.0)
-            if site.worker.dead:
+            if site.caller.dead:
                 site.start()
-        site.provider.down, site.worker.crash = False, ""
+        site.provider.down, site.caller.crash = False, ""
         for _ in range(30):
             world.tick(1.0)
         assert site.provider.alive() == [], "gone 30 s after the last window"

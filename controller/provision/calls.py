@@ -39,7 +39,7 @@ class Result:
     error: str = ""
 
 
-class Worker(Protocol):
+class Caller(Protocol):
     """Makes calls; tests make them at once."""
 
     def submit(self, site: str, call: Request | Release | None) -> None:
@@ -64,7 +64,7 @@ def make_call(driver: Driver, site: str, call: Request | Release | None) -> Resu
         return Result(site, call, error=str(error))
 
 
-class WorkerThread:
+class CallThread:
     """Makes the calls of all sites one after the other."""
 
     def __init__(self, drivers: Mapping[str, Driver]) -> None:
